@@ -1,0 +1,53 @@
+# Every command works in a fresh clone: the first one makes .venv and installs what pyproject.toml pins.
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check bench clean
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3` overrides.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# A replica computes with one thread (two cores must serve three stages); no usage reports, no token file in the home folder.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export RAY_AUTH_MODE ?= disabled
+
+help:
+	@echo "make demo    convert the recordings of samples/ through the graph into demo-out/"
+	@echo "make serve   serve configs/local.yaml on 127.0.0.1:8000 until Ctrl-C"
+	@echo "make test    run all tests"
+	@echo "make check   format, lint and type checks"
+	@echo "make bench   run the benchmarks that fit this machine into benchmarks/results/"
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found; set PYTHON=/path/to/python3"; exit 1; }
+	@# Debian and Ubuntu ship Python without ensurepip: fetch it where that is allowed.
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && apt-get install -qy python3-venv; } \
+		|| { echo "$(PYTHON) cannot make virtual environments; install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	# torch first: by far the largest download, so a later failure does not repeat it
+	$(BIN)/python -m pip install --quiet "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m benchmarks.demo
+
+serve: $(STAMP)
+	$(BIN)/serve run configs/local.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/seedvc bench
+
+clean:
+	rm -rf .venv demo-out build *.egg-info
