@@ -1,0 +1,237 @@
+"""Presets: which networks, which geometry, how many steps, where the weights are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PRESET_FOLDER = Path(__file__).parent / "presets"
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names what came and what is allowed."""
+
+
+class Strict(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MelSettings(Strict):
+    """Analysis of the mel that prompt, diffusion and vocoder share; `fmax_hz` None means half the sample rate."""
+
+    sample_rate: Positive = 22050
+    n_fft: Positive = 1024
+    win: Positive = 1024
+    hop: Positive = 256
+    n_mels: Positive = 80
+    fmin_hz: float = 0.0
+    fmax_hz: float | None = None
+
+
+class WhisperSizes(Strict):
+    """Content encoder (whisper-small by default)."""
+
+    n_mels: Positive = 80
+    d_model: Positive = 768
+    n_heads: Positive = 12
+    n_layers: Positive = 12
+    ffn_dim: Positive = 3072
+    max_positions: Positive = 1500
+
+
+class CampplusSizes(Strict):
+    """Style encoder."""
+
+    head_channels: Positive = 32
+    init_channels: Positive = 128
+    growth: Positive = 32
+    bn_size: Positive = 4
+    style_dim: Positive = 192
+
+
+class RegulatorSizes(Strict):
+    """Length regulator."""
+
+    in_channels: Positive = 768
+    channels: Positive = 512
+
+
+class WavenetSizes(Strict):
+    """WaveNet head of the DiT."""
+
+    hidden_dim: Positive = 512
+    num_layers: Positive = 8
+    kernel_size: Positive = 5
+    dilation_rate: Positive = 1
+
+
+class DitSizes(Strict):
+    """Diffusion transformer."""
+
+    hidden_dim: Positive = 512
+    num_heads: Positive = 8
+    depth: Positive = 13
+    in_channels: Positive = 80
+    content_dim: Positive = 512
+    style_dim: Positive = 192
+    wavenet: WavenetSizes = WavenetSizes()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DitSizes:
+        if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 2:
+            raise ValueError(f"hidden_dim {self.hidden_dim} does not split into {self.num_heads} heads of even size")
+        return self
+
+
+class BigvganSizes(Strict):
+    """Vocoder."""
+
+    n_mels: Positive = 80
+    initial_channels: Positive = 1536
+    upsample_rates: tuple[Positive, ...] = (4, 4, 2, 2, 2, 2)
+    upsample_kernels: tuple[Positive, ...] = (8, 8, 4, 4, 4, 4)
+    resblock_kernels: tuple[Positive, ...] = (3, 7, 11)
+    resblock_dilations: tuple[tuple[Positive, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+
+
+class ModelSizes(Strict):
+    """Sizes of all five networks."""
+
+    mel: MelSettings = MelSettings()
+    whisper: WhisperSizes = WhisperSizes()
+    campplus: CampplusSizes = CampplusSizes()
+    regulator: RegulatorSizes = RegulatorSizes()
+    dit: DitSizes = DitSizes()
+    bigvgan: BigvganSizes = BigvganSizes()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelSizes:
+        pairs = (
+            ("regulator.in_channels", self.regulator.in_channels, "whisper.d_model", self.whisper.d_model),
+            ("dit.content_dim", self.dit.content_dim, "regulator.channels", self.regulator.channels),
+            ("dit.style_dim", self.dit.style_dim, "campplus.style_dim", self.campplus.style_dim),
+            ("dit.in_channels", self.dit.in_channels, "mel.n_mels", self.mel.n_mels),
+            ("bigvgan.n_mels", self.bigvgan.n_mels, "mel.n_mels", self.mel.n_mels),
+        )
+        for name, size, other, expected in pairs:
+            if size != expected:
+                raise ValueError(f"{name} is {size}, but {other} is {expected}; the two must agree")
+        return self
+
+
+class LiveSettings(Strict):
+    """The real-time path: block geometry in milliseconds (whole 20 ms ticks) and sampling."""
+
+    block_ms: Positive = 180
+    crossfade_ms: Positive = 40
+    context_ms: Positive = 2500
+    """Past sound that the content encoder sees before each block."""
+    diffusion_context_ms: Positive = 500
+    """The part of it that the diffusion also renders."""
+    right_ms: Positive = 20
+    prompt_ms: Positive = 3000
+    steps: Positive = 10
+    cfg_rate: Annotated[float, Field(ge=0)] = 0.7
+    vocoder_frames: Positive | None = None
+    """How many of the last mel frames the vocoder renders; None: all, as upstream."""
+    deadline_ms: Positive | None = 360
+    """How long a live block may take before it is dropped; None: never."""
+
+
+class FileSettings(Strict):
+    """The recording path: long chunks with cross-fade."""
+
+    prompt_ms: Positive = 25000
+    context_frames: Positive = 2580
+    overlap_frames: Positive = 16
+    segment_ms: Positive = 30000
+    segment_overlap_ms: Positive = 5000
+    stream_segment_ms: Positive = 7000
+    stream_segment_overlap_ms: Positive = 2000
+    steps: Positive = 10
+    cfg_rate: Annotated[float, Field(ge=0)] = 0.7
+
+    @model_validator(mode="after")
+    def _segments_advance(self) -> FileSettings:
+        if self.segment_overlap_ms >= self.segment_ms or self.stream_segment_overlap_ms >= self.stream_segment_ms:
+            raise ValueError("a segment must be longer than its overlap")
+        if self.segment_ms > 30000:
+            raise ValueError(f"segment_ms is {self.segment_ms}; Whisper's window holds at most 30000")
+        return self
+
+
+class HubFile(Strict):
+    """One file of a model hub repository, pinned by revision and, where known, by SHA-256."""
+
+    repo: str
+    revision: str
+    path: str
+    target: str
+    """Where it belongs below the weights folder."""
+    sha256: str | None = None
+
+
+class Preset(Strict):
+    """A complete, runnable choice of networks and settings."""
+
+    name: str
+    description: str
+    licence: str
+    weights: Path | None = None
+    """Folder with the weights; relative to the preset file. None: the cache folder that `seedvc pull` fills."""
+    hub: tuple[HubFile, ...] = ()
+    model: ModelSizes = ModelSizes()
+    whisper_window: Literal["padded", "cut"] = "padded"
+    """padded: every window is filled up to 30 s, as upstream; cut: only the window itself, about 11 times cheaper."""
+    precision: Literal["float32", "float16"] = "float32"
+    live: LiveSettings = LiveSettings()
+    file: FileSettings = FileSettings()
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
+
+
+def load_preset(name: str | Path) -> Preset:
+    """The preset of that name, or of that YAML file.
+
+    Raises:
+        ConfigError: no such preset, or a setting that the schema refuses.
+    """
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PRESET_FOLDER / f"{name}.yaml"
+    if path.parent == PRESET_FOLDER and path.stem not in preset_names():
+        raise ConfigError(f"no preset named {str(name)!r}; there are: {', '.join(preset_names())}")
+    tree = read_yaml(path)
+    try:
+        preset = Preset.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path.name}: {first_problem(error)}") from error
+    if preset.weights is not None and not preset.weights.is_absolute():
+        preset = preset.model_copy(update={"weights": path.parent / preset.weights})
+    return preset
+
+
+def read_yaml(path: Path) -> Any:
+    """The tree of a YAML file; ConfigError where it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name} is not YAML: {error}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of a validation as `place: message`, and how many more there are."""
+    problems = error.errors()
+    place = ".".join(str(part) for part in problems[0]["loc"]) or "top level"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place}: {problems[0]['msg']}{more}"

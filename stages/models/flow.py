@@ -1,0 +1,49 @@
+"""Conditional flow matching (Lipman et al. 2022): Euler integration with classifier-free guidance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stages.models.dit import Dit
+
+
+def sample(
+    estimator: Dit, mu: Tensor, prompt: Tensor, style: Tensor, noise: Tensor, steps: int, cfg_rates: Tensor | None
+) -> Tensor:
+    """Integrate noise to mel in `steps` uniform Euler steps.
+
+    mu [B, P + T, content_dim], prompt [B, mels, P] (clean mel), style [B, style_dim], noise [B, mels, P + T],
+    cfg_rates [B] or None for no guidance (half the cost). Returns [B, mels, P + T]; the prompt's part is zero.
+    """
+    n_prompt = prompt.shape[-1]
+    prompt_x = torch.zeros_like(noise)
+    prompt_x[..., :n_prompt] = prompt
+    x = noise.clone()
+    x[..., :n_prompt] = 0
+    times = torch.linspace(0, 1, steps + 1, device=noise.device)
+    t = times[0]
+    for k in range(steps):
+        dt = times[k + 1] - times[k]
+        x = x + dt * _velocity(estimator, x, prompt_x, t, style, mu, cfg_rates)
+        x[..., :n_prompt] = 0
+        t = t + dt
+    return x
+
+
+def _velocity(
+    estimator: Dit, x: Tensor, prompt_x: Tensor, t: Tensor, style: Tensor, mu: Tensor, cfg_rates: Tensor | None
+) -> Tensor:
+    """The guided velocity; the null branch has no prompt, style or content, and shares the batch."""
+    if cfg_rates is None:
+        return estimator(x, prompt_x, t.expand(len(x)), style, mu)  # type: ignore[no-any-return]
+    both = estimator(
+        torch.cat([x, x]),
+        torch.cat([prompt_x, torch.zeros_like(prompt_x)]),
+        t.expand(2 * len(x)),
+        torch.cat([style, torch.zeros_like(style)]),
+        torch.cat([mu, torch.zeros_like(mu)]),
+    )
+    conditioned, null = both.chunk(2)
+    rate = cfg_rates[:, None, None]
+    return (1 + rate) * conditioned - rate * null  # type: ignore[no-any-return]
