@@ -30,6 +30,10 @@ $(STAMP): pyproject.toml
 	# torch first: by far the largest download, so a later failure does not repeat it
 	$(BIN)/python -m pip install --quiet "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	# torchaudio's compiled files are linked against CUDA: beside a CPU build of torch they stop its import, and
+	# nothing here needs them, so they go, only there
+	$(BIN)/python -c 'import torch, sysconfig, pathlib; torch.version.cuda is None and [f.unlink() for f in \
+		pathlib.Path(sysconfig.get_path("platlib"), "torchaudio", "lib").glob("*.so")]'
 	@touch $@
 
 demo: $(STAMP)
