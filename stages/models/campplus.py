@@ -16,7 +16,7 @@ SEGMENT_FRAMES = 100
 
 def centred_fbank(wave: Tensor) -> Tensor:
     """Kaldi log filterbank of a wave [samples] at 16 kHz in [-1, 1]: [frames, 80], mean over time removed."""
-    bands = kaldi.fbank(wave.unsqueeze(0), num_mel_bins=N_BANDS, dither=0.0, sample_frequency=SAMPLE_RATE)
+    bands: Tensor = kaldi.fbank(wave.unsqueeze(0), num_mel_bins=N_BANDS, dither=0.0, sample_frequency=SAMPLE_RATE)
     return bands - bands.mean(dim=0, keepdim=True)
 
 

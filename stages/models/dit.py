@@ -29,9 +29,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         steps = torch.arange(TIME_FREQUENCIES, dtype=torch.float32)
-        self.register_buffer(
-            "frequencies", torch.exp(-math.log(10000.0) * steps / TIME_FREQUENCIES), persistent=False
-        )
+        self.register_buffer("frequencies", torch.exp(-math.log(10000.0) * steps / TIME_FREQUENCIES), persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(2 * TIME_FREQUENCIES, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
         )
@@ -118,10 +116,11 @@ class Transformer(nn.Module):
 
     def __init__(self, sizes: DitSizes) -> None:
         super().__init__()
-        self.half = sizes.depth // 2
+        self.n_half = sizes.depth // 2
         self.head_dim = sizes.hidden_dim // sizes.num_heads
         self.layers = nn.ModuleList(
-            TransformerBlock(sizes.hidden_dim, sizes.num_heads, receives_skip=i > self.half) for i in range(sizes.depth)
+            TransformerBlock(sizes.hidden_dim, sizes.num_heads, receives_skip=i > self.n_half)
+            for i in range(sizes.depth)
         )
         self.norm = AdaptiveNorm(sizes.hidden_dim)
 
@@ -129,8 +128,8 @@ class Transformer(nn.Module):
         rotary = rotary_table(x.shape[1], self.head_dim, x.device)
         skips: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, t_emb, rotary, mask, skips.pop() if i > self.half else None)
-            if i < self.half:
+            x = layer(x, t_emb, rotary, mask, skips.pop() if i > self.n_half else None)
+            if i < self.n_half:
                 skips.append(x)
         return self.norm(x, t_emb)  # type: ignore[no-any-return]
 

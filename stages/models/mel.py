@@ -14,7 +14,7 @@ LOG_FLOOR = 1e-5
 
 def slaney_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmin_hz: float, fmax_hz: float) -> Tensor:
     """Slaney-scale, Slaney-normalised triangles [n_mels, n_fft // 2 + 1], as librosa makes them by default."""
-    banks = melscale_fbanks(
+    banks: Tensor = melscale_fbanks(
         n_fft // 2 + 1, fmin_hz, fmax_hz, n_mels, sample_rate, norm="slaney", mel_scale="slaney"
     )  # (n_fft // 2 + 1, n_mels)
     return banks.T.contiguous()

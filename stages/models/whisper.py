@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):

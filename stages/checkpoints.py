@@ -1,0 +1,414 @@
+"""Weight files to state dicts, and state dicts into networks: found, folded, renamed and checked once.
+
+Two layouts are read. Upstream's (reference: Seed-VC, CAM++, BigVGAN and Whisper as published) and our own
+safetensors of the shipped presets: `dit`, `campplus`, `bigvgan`, `whisper`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from configs.schema import (
+    BigvganSizes,
+    CampplusSizes,
+    DitSizes,
+    MelSettings,
+    ModelSizes,
+    Preset,
+    RegulatorSizes,
+    WavenetSizes,
+    WhisperSizes,
+    first_problem,
+)
+
+State = dict[str, Tensor]
+Net = TypeVar("Net", bound=nn.Module)
+
+UPSTREAM_CONFIG = "config_dit_mel_seed_uvit_whisper_small_wavenet.yml"
+UPSTREAM_DIT = "DiT_seed_v2_uvit_whisper_small_wavenet_bigvgan_pruned.pth"
+UPSTREAM_CAMPPLUS = "campplus_cn_common.bin"
+UPSTREAM_BIGVGAN = "bigvgan_v2_22khz_80band_256x"
+UPSTREAM_WHISPER = "whisper-small"
+
+# Published tensors that inference never reads.
+UNUSED = {
+    "cfm": (
+        "input_pos",
+        "x_embedder.*",
+        "cond_embedder.*",
+        "content_mask_embedder.*",
+        "t_embedder.freqs",
+        "t_embedder2.freqs",
+        "transformer.layers.*.skip_in_linear.*",
+    ),
+    "length_regulator": ("mask_token", "embedding.*"),
+    "campplus": (),
+    "bigvgan": ("*.upsample.filter", "*.downsample.lowpass.filter"),
+    "whisper": (),
+}
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, unreadable or of another shape; the message names file and tensor."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All tensors of a preset, by network, the sizes they were made for, and a digest that names them."""
+
+    sizes: ModelSizes
+    states: Mapping[str, State]
+    fingerprint: str
+
+
+def open_checkpoint(preset: Preset, folder: Path) -> Checkpoint:
+    """Read the weights of `preset` from `folder`, in whichever of the two layouts it holds.
+
+    Raises:
+        WeightsError: a file is missing, unreadable, ambiguous or of an unsupported architecture.
+    """
+    if not folder.is_dir():
+        raise WeightsError(f"no weights folder {folder}; {where_to_get(preset)}")
+    own = [folder / f"{part}.safetensors" for part in ("dit", "campplus", "bigvgan", "whisper")]
+    if any(path.exists() for path in own):
+        return _open_own(preset, own)
+    return _open_upstream(preset, folder)
+
+
+def where_to_get(preset: Preset) -> str:
+    """One sentence on how to come by a preset's weights."""
+    if not preset.hub:
+        return f"the preset {preset.name!r} ships its weights beside its YAML file"
+    files = ", ".join(file.target for file in preset.hub)
+    return f"run `seedvc pull {preset.name}`, or put these files there by hand: {files}"
+
+
+def _open_own(preset: Preset, paths: list[Path]) -> Checkpoint:
+    both, campplus, bigvgan, whisper = (read_tensors(path) for path in paths)
+    states = {
+        "cfm": _below(both, "cfm.estimator."),
+        "length_regulator": _below(both, "length_regulator."),
+        "campplus": _rename_dense(campplus),
+        "bigvgan": fold_weight_norm(bigvgan),
+        "whisper": _encoder_only(whisper),
+    }
+    return Checkpoint(preset.model, states, _fingerprint(states))
+
+
+def _open_upstream(preset: Preset, folder: Path) -> Checkpoint:
+    config_path = _find_config(preset, folder)
+    config = _read_config(config_path)
+    model = config["model_params"]
+    dit_path = _find_dit(preset, folder, config_path)
+    campplus_name = model.get("style_encoder", {}).get("campplus_path", UPSTREAM_CAMPPLUS)
+    campplus_path = _find(preset, folder, (Path(campplus_name).name, UPSTREAM_CAMPPLUS), "*.bin")
+    vocoder_name = Path(str(model.get("vocoder", {}).get("name", UPSTREAM_BIGVGAN))).name
+    bigvgan_path = _find(preset, folder, (vocoder_name, UPSTREAM_BIGVGAN), "*", inside="bigvgan_generator.pt")
+    whisper_name = Path(str(model.get("speech_tokenizer", {}).get("name", UPSTREAM_WHISPER))).name
+    whisper_path = _find(preset, folder, (whisper_name, UPSTREAM_WHISPER), "*", inside="model.safetensors")
+
+    net = _section(read_tensors(dit_path), "net", dit_path)
+    campplus = _rename_dense(_unprefixed(read_tensors(campplus_path)))
+    states = {
+        "cfm": {
+            name.removeprefix("estimator."): tensor
+            for name, tensor in fold_weight_norm(_unprefixed(_section(net, "cfm", dit_path))).items()
+        },
+        "length_regulator": _unprefixed(_section(net, "length_regulator", dit_path)),
+        "campplus": campplus,
+        "bigvgan": fold_weight_norm(_unprefixed(_section(read_tensors(bigvgan_path), "generator", bigvgan_path))),
+        "whisper": _encoder_only(_unprefixed(read_tensors(whisper_path))),
+    }
+    try:
+        sizes = ModelSizes(
+            mel=_mel_settings(config),
+            whisper=_whisper_sizes(_read_json(whisper_path.parent / "config.json")),
+            campplus=_campplus_sizes(campplus, campplus_path),
+            regulator=RegulatorSizes(
+                in_channels=model["length_regulator"]["in_channels"], channels=model["length_regulator"]["channels"]
+            ),
+            dit=_dit_sizes(model),
+            bigvgan=_bigvgan_sizes(_read_json(bigvgan_path.parent / "config.json")),
+        )
+    except KeyError as error:
+        raise WeightsError(f"{config_path.name} or a config.json beside it lacks the key {error}") from error
+    except ValidationError as error:
+        raise WeightsError(f"{config_path.name}: {first_problem(error)}") from error
+    return Checkpoint(sizes, states, _fingerprint(states))
+
+
+def load_network(network: Net, part: str, checkpoint: Checkpoint, device: str) -> Net:
+    """Put the tensors of `part` into `network`, on `device`, ready for inference.
+
+    A tensor that the network needs must be there and fit (WeightsError names it); known unused ones are ignored, and
+    any other surplus gives one warning that lists it.
+    """
+    state = checkpoint.states[part]
+    wanted = network.state_dict()
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = sorted(wanted.keys() - state.keys() - counters)
+    if missing:
+        raise WeightsError(f"{part}: {len(missing)} tensors are missing: {_some(missing)}")
+    for name, tensor in wanted.items():
+        if name in state and state[name].shape != tensor.shape:
+            raise WeightsError(
+                f"{part}: tensor {name} has shape {list(state[name].shape)}, expected {list(tensor.shape)}"
+            )
+    surplus = sorted(name for name in state.keys() - wanted.keys() if not _is_unused(part, name))
+    if surplus:
+        warnings.warn(f"{part}: {len(surplus)} tensors are not used: {_some(surplus)}", stacklevel=2)
+    network.load_state_dict({name: state[name].float() for name in wanted.keys() & state.keys()}, strict=False)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """The tree of tensors of a .safetensors or a torch file (read with weights_only)."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"weights file {path} is missing") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(f"weights file {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, Mapping):
+        raise WeightsError(f"weights file {path} holds a {type(tree).__name__}, expected a dictionary of tensors")
+    return dict(tree)
+
+
+def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
+    """Replace each weight_g, weight_v pair by weight = v * g / |v|, the norm over all but the first dimension."""
+    folded = dict(state)
+    for name in [name for name in state if name.endswith("weight_g")]:
+        stem = name.removesuffix("_g")
+        v = folded.pop(f"{stem}_v", None)
+        if v is None:
+            raise WeightsError(f"tensor {name} has no partner {stem}_v")
+        g = folded.pop(name)
+        norm = v.float().flatten(1).norm(dim=1).reshape(-1, *[1] * (v.dim() - 1))
+        folded[stem] = v.float() * (g.float() / norm)
+    return folded
+
+
+def _find_config(preset: Preset, folder: Path) -> Path:
+    """Upstream's yml, else the only one, else the only one of a supported architecture."""
+    named = folder / UPSTREAM_CONFIG
+    if named.exists():
+        return named
+    candidates = sorted([*folder.glob("*.yml"), *folder.glob("*.yaml")])
+    if len(candidates) > 1:
+        candidates = [path for path in candidates if _unsupported(_read_config(path)["model_params"]) is None]
+    return _only(preset, folder, candidates, UPSTREAM_CONFIG)
+
+
+def _find_dit(preset: Preset, folder: Path, config_path: Path) -> Path:
+    """Upstream's .pth, else the only one, else the one that shares the yml's suffix (DiT_x.pth, config_x.yml)."""
+    named = folder / UPSTREAM_DIT
+    if named.exists():
+        return named
+    candidates = sorted(folder.glob("*.pth"))
+    if len(candidates) > 1:
+        suffix = config_path.stem.removeprefix("config_")
+        candidates = [path for path in candidates if path.stem.partition("_")[2] == suffix]
+    return _only(preset, folder, candidates, UPSTREAM_DIT)
+
+
+def _find(preset: Preset, folder: Path, names: Iterable[str], pattern: str, inside: str = "") -> Path:
+    """The first of `names` that exists, else the only match of `pattern`; with `inside`, that file in the folder."""
+    expected = ""
+    for name in names:
+        expected = f"{name}/{inside}" if inside else name
+        if (folder / expected).is_file():
+            return folder / expected
+    matches = sorted(path for path in folder.glob(f"{pattern}/{inside}" if inside else pattern) if path.is_file())
+    return _only(preset, folder, matches, expected)
+
+
+def _only(preset: Preset, folder: Path, candidates: list[Path], expected: str) -> Path:
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise WeightsError(f"{expected} is not in {folder}; {where_to_get(preset)}")
+    names = ", ".join(path.relative_to(folder).as_posix() for path in candidates)
+    raise WeightsError(f"{folder} holds several candidates for {expected}: {names}; keep one")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise WeightsError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict) or "model_params" not in tree or "preprocess_params" not in tree:
+        raise WeightsError(f"{path} lacks preprocess_params and model_params")
+    return tree
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing") from error
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON: {error}") from error
+
+
+def _unsupported(model: Mapping[str, Any]) -> str | None:
+    """What of an upstream configuration these networks cannot run, or None."""
+    dit = model.get("DiT", {})
+    allowed = {
+        "final_layer_type": "wavenet",
+        "time_as_token": False,
+        "style_as_token": False,
+        "f0_condition": False,
+        "long_skip_connection": True,
+        "uvit_skip_connection": True,
+        "style_condition": True,
+        "is_causal": False,
+        "add_resblock_in_transformer": False,
+    }
+    for key, value in allowed.items():
+        if dit.get(key, value) != value:
+            return f"DiT.{key} is {dit[key]!r}, only {value!r} is supported"
+    if model.get("length_regulator", {}).get("f0_condition", False):
+        return "length_regulator.f0_condition is true, only false is supported"
+    for part, kind in (("vocoder", "bigvgan"), ("speech_tokenizer", "whisper")):
+        found = model.get(part, {}).get("type", kind)
+        if found != kind:
+            return f"{part}.type is {found!r}, only {kind!r} is supported"
+    return None
+
+
+def _dit_sizes(model: Mapping[str, Any]) -> DitSizes:
+    complaint = _unsupported(model)
+    if complaint:
+        raise WeightsError(complaint)
+    dit, wavenet = model["DiT"], model["wavenet"]
+    return DitSizes(
+        hidden_dim=dit["hidden_dim"],
+        num_heads=dit["num_heads"],
+        depth=dit["depth"],
+        in_channels=dit["in_channels"],
+        content_dim=dit["content_dim"],
+        style_dim=model["style_encoder"]["dim"],
+        wavenet=WavenetSizes(**{key: wavenet[key] for key in WavenetSizes.model_fields}),
+    )
+
+
+def _mel_settings(config: Mapping[str, Any]) -> MelSettings:
+    spect = config["preprocess_params"]["spect_params"]
+    # Upstream reads the string "None" or an absent key as half the rate, and any other value as 8000 Hz.
+    fmax_hz = None if spect.get("fmax", "None") in ("None", None) else 8000.0
+    return MelSettings(
+        sample_rate=config["preprocess_params"]["sr"],
+        n_fft=spect["n_fft"],
+        win=spect["win_length"],
+        hop=spect["hop_length"],
+        n_mels=spect["n_mels"],
+        fmin_hz=spect.get("fmin", 0),
+        fmax_hz=fmax_hz,
+    )
+
+
+def _whisper_sizes(config: Mapping[str, Any]) -> WhisperSizes:
+    return WhisperSizes(
+        n_mels=config["num_mel_bins"],
+        d_model=config["d_model"],
+        n_heads=config["encoder_attention_heads"],
+        n_layers=config["encoder_layers"],
+        ffn_dim=config["encoder_ffn_dim"],
+        max_positions=config["max_source_positions"],
+    )
+
+
+def _bigvgan_sizes(config: Mapping[str, Any]) -> BigvganSizes:
+    required = {"activation": "snakebeta", "snake_logscale": True, "use_tanh_at_final": False}
+    required |= {"use_bias_at_final": False, "resblock": "1"}
+    for key, value in required.items():
+        if config.get(key, value) != value:
+            raise WeightsError(f"vocoder config: {key} is {config[key]!r}, only {value!r} is supported")
+    return BigvganSizes(
+        n_mels=config["num_mels"],
+        initial_channels=config["upsample_initial_channel"],
+        upsample_rates=config["upsample_rates"],
+        upsample_kernels=config["upsample_kernel_sizes"],
+        resblock_kernels=config["resblock_kernel_sizes"],
+        resblock_dilations=config["resblock_dilation_sizes"],
+    )
+
+
+def _campplus_sizes(state: State, path: Path) -> CampplusSizes:
+    """CAM++ ships no config: its sizes are read off the shapes."""
+    try:
+        growth, bottleneck, _ = state["xvector.block1.tdnnd1.cam_layer.linear_local.weight"].shape
+        return CampplusSizes(
+            head_channels=state["head.conv1.weight"].shape[0],
+            init_channels=state["xvector.tdnn.linear.weight"].shape[0],
+            growth=growth,
+            bn_size=bottleneck // growth,
+            style_dim=state["xvector.dense.linear.weight"].shape[0],
+        )
+    except KeyError as error:
+        raise WeightsError(f"campplus: tensor {error.args[0]} is missing from {path.name}") from error
+
+
+def _section(tree: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    if not isinstance(tree.get(key), Mapping):
+        raise WeightsError(f"{path} has no section {key!r}; it has: {_some(sorted(map(str, tree)))}")
+    return dict(tree[key])
+
+
+def _unprefixed(state: Mapping[str, Tensor]) -> State:
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> State:
+    """The tensors below `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _encoder_only(state: Mapping[str, Tensor]) -> State:
+    """A Whisper file without its decoder, names without the encoder's prefix."""
+    return {
+        name.removeprefix("model.encoder."): tensor
+        for name, tensor in state.items()
+        if not name.startswith(("model.decoder.", "proj_out."))
+    }
+
+
+def _rename_dense(state: Mapping[str, Tensor]) -> State:
+    """CAM++ files name the last layer `xvector.dense.*` or, after upstream's renaming, `dense.*`."""
+    return {f"xvector.{name}" if name.startswith("dense.") else name: tensor for name, tensor in state.items()}
+
+
+def _is_unused(part: str, name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in UNUSED[part])
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _fingerprint(states: Mapping[str, State]) -> str:
+    """16 hex digits over all names and bytes: two equal ones make equal voices."""
+    digest = hashlib.sha256()
+    for part in sorted(states):
+        for name in sorted(states[part]):
+            digest.update(f"{part}.{name}".encode())
+            digest.update(states[part][name].reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

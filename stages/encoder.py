@@ -1,0 +1,68 @@
+"""Encoder stage: windows at 16 kHz to content features."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+from configs.schema import Preset
+from stages.checkpoints import Checkpoint, load_network
+from stages.models.whisper import WhisperEncoder, WhisperLogMel
+from stages.types import BadAudio, Content, EncodeRequest
+
+FRAME_SAMPLES = 320
+PADDED_SAMPLES = 30 * 16000
+
+
+def same(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Positions of equal keys together, in order of first appearance: the rectangles of a batch."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        groups[key].append(i)
+    return list(groups.values())
+
+
+def autocast(preset: Preset, device: str) -> AbstractContextManager[object]:
+    """Half-precision arithmetic where the preset asks for it."""
+    if preset.precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.float16)
+
+
+class Encoder:
+    """Whisper's encoder over whole windows; windows of equal length share a batch."""
+
+    def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self._preset, self._device = preset, device
+        self._log_mel = WhisperLogMel(checkpoint.sizes.whisper.n_mels).to(device)
+        self._network = load_network(WhisperEncoder(checkpoint.sizes.whisper), "whisper", checkpoint, device)
+        self._longest = checkpoint.sizes.whisper.max_positions * FRAME_SAMPLES
+
+    def __call__(self, requests: Sequence[EncodeRequest]) -> list[Content]:
+        """Features [samples // 320 + 1 - drop_frames, d_model] for each window."""
+        results: list[Content] = [np.empty(0, np.float32)] * len(requests)
+        for group in same(len(request.samples) for request in requests):
+            features = self._encode(np.stack([requests[i].samples for i in group]))
+            for i, rows in zip(group, features, strict=True):
+                results[i] = np.ascontiguousarray(rows[requests[i].drop_frames :])
+        return results
+
+    @torch.inference_mode()
+    def _encode(self, windows: np.ndarray) -> np.ndarray:
+        n_samples = windows.shape[1]
+        if n_samples > self._longest:
+            raise BadAudio(
+                "window_too_long", f"a window has {n_samples} samples; the encoder holds at most {self._longest}"
+            )
+        n_frames = n_samples // FRAME_SAMPLES + 1
+        padded = PADDED_SAMPLES if self._preset.whisper_window == "padded" else n_frames * FRAME_SAMPLES
+        x = torch.from_numpy(windows.astype(np.float32, copy=False)).to(self._device)
+        x = torch.nn.functional.pad(x, (0, max(0, padded - n_samples)))[:, :padded]
+        with autocast(self._preset, self._device):
+            features = self._network(self._log_mel(x))  # (B, padded / 320, d_model)
+        kept: np.ndarray = features[:, :n_frames].float().cpu().numpy()
+        return kept

@@ -1,0 +1,37 @@
+"""Silence in, silence out: gains that close where the source has been silent, computed from the source alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.geometry import TICK_16K, TICK_MODEL
+from stages.types import Samples
+
+SILENCE_PEAK = 10 ** (-70 / 20)
+HOLD_TICKS = 10
+"""Silence must have lasted this long (200 ms) before the gate closes: the end of a word rings on."""
+AHEAD_TICKS = 1
+
+
+def tick_gains(source_16k: Samples) -> NDArray[np.float32]:
+    """Gain 0 or 1 for each tick of a source at 16 kHz; before its start it counts as silent."""
+    n_ticks = -(-len(source_16k) // TICK_16K)
+    padded = np.zeros(n_ticks * TICK_16K, np.float32)
+    padded[: len(source_16k)] = source_16k
+    loud = np.abs(padded).reshape(n_ticks, TICK_16K).max(axis=1) > SILENCE_PEAK
+    around = np.convolve(loud, np.ones(HOLD_TICKS + AHEAD_TICKS + 1))  # reaches from t - HOLD to t + AHEAD
+    return (around[AHEAD_TICKS : AHEAD_TICKS + n_ticks] > 0.5).astype(np.float32)
+
+
+def apply_gains(
+    wave: Samples, gains: NDArray[np.float32], start_tick: float = 0.0, ticks_per_tick: float = 1.0
+) -> Samples:
+    """Multiply wave [samples] at 22.05 kHz by the tick gains, straight lines between the ticks' centres.
+
+    The wave's first sample lies at `start_tick` of the source; `ticks_per_tick` source ticks pass in one of its own.
+    """
+    if gains.all():
+        return wave
+    at = start_tick + (np.arange(len(wave)) + 0.5) * (ticks_per_tick / TICK_MODEL)
+    return np.asarray(wave * np.interp(at, np.arange(len(gains)) + 0.5, gains), np.float32)

@@ -1,0 +1,172 @@
+"""The three stages and the voice maker in one process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from configs.schema import ConfigError, Preset, load_preset
+from stages.checkpoints import Checkpoint, open_checkpoint
+from stages.diffusion import Diffusion
+from stages.encoder import Encoder
+from stages.geometry import Geometry
+from stages.offline import FileSampling, FileStream, LiveFileStream
+from stages.pipeline import Stream
+from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest, Voice, as_mono
+from stages.vocoder import Vocoder
+from stages.voice import VoiceMaker
+
+Item = TypeVar("Item")
+CACHE_FOLDER = Path.home() / ".cache" / "seedvc-serve"
+
+
+def weights_folder(preset: Preset) -> Path:
+    """Where a preset's weights are: beside its YAML, or in the cache that `seedvc pull` fills."""
+    return preset.weights or CACHE_FOLDER / preset.name
+
+
+def open_weights(preset: Preset, weights: str | Path | None = None) -> Checkpoint:
+    """Read a preset's weights from `weights` or from their usual folder; WeightsError says what is missing."""
+    return open_checkpoint(preset, Path(weights) if weights else weights_folder(preset))
+
+
+def load(preset: str | Preset, weights: str | Path | None = None, device: str = "cpu") -> LocalStages:
+    """All stages of a preset in this process.
+
+    Args:
+        preset: name, or a loaded preset.
+        weights: folder in upstream's layout or ours; None: the preset's own.
+        device: "cpu" or a CUDA device.
+
+    Raises:
+        ConfigError: no such preset or device. WeightsError: weights missing or unfit.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but torch sees no CUDA device here; use 'cpu'")
+    chosen = preset if isinstance(preset, Preset) else load_preset(preset)
+    return LocalStages(chosen, open_weights(chosen, weights), device)
+
+
+class LocalStages:
+    """The calls of pipeline.Stages, computed at once, and conversions of whole sounds."""
+
+    def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.preset = preset
+        self.geometry = Geometry.from_settings(preset.live)
+        self._encoder = Encoder(preset, checkpoint, device)
+        self._diffusion = Diffusion(preset, checkpoint, device)
+        self._vocoder = Vocoder(preset, checkpoint, device)
+        self._voice_maker = VoiceMaker(preset, checkpoint, self._encoder, self._diffusion, device)
+        self.fingerprint = self._voice_maker.fingerprint
+
+    def encode(self, request: EncodeRequest) -> Content:
+        """Content features [frames, d_model] of one window."""
+        return self._encoder([request])[0]
+
+    def diffuse(self, content: Content, request: DiffuseRequest) -> Mel:
+        """Mel [mels, T] of one content; the request carries the voice itself."""
+        if not isinstance(request.voice, Voice):
+            raise TypeError(f"in process a request carries its Voice, got {type(request.voice).__name__}")
+        return self._diffusion([content], [request], [request.voice])[0]
+
+    def vocode(self, mel: Mel, request: VocodeRequest) -> Samples:
+        """Samples [256 * frames] of one mel."""
+        return self._vocoder([mel], [request])[0]
+
+    async def collect(self, wave: Samples) -> Samples:
+        """The samples, which are there already."""
+        return wave
+
+    def cancel(self, wave: Samples) -> None:
+        """Nothing is under way in process."""
+
+    def voice(self, samples: Samples, sample_rate: int) -> Voice:
+        """The voice of a reference (mono, 1 to 30 s, longer is cut); BadAudio where it holds none."""
+        return self.make_voice(samples, sample_rate)[0]
+
+    def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+        """The voice of a reference, and what was done to the reference in words."""
+        return self._voice_maker(samples, sample_rate)
+
+    def block(self, source_16k: Samples, voice: Voice, noise: np.ndarray | None = None, seed: int = 0) -> Samples:
+        """One block's window [window] at 16 kHz to the vocoder's whole output, before stitching.
+
+        `noise` [mels, P + T] or [mels, T] replaces the drawn start noise.
+        """
+        geometry, live = self.geometry, self.preset.live
+        if len(source_16k) != geometry.window_samples_16k:
+            raise ValueError(f"the window has {len(source_16k)} samples, expected {geometry.window_samples_16k}")
+        n_frames = geometry.target_frames
+        content = self.encode(EncodeRequest(as_mono(source_16k), geometry.drop_ticks, live=True))
+        request = DiffuseRequest(
+            voice, n_frames, 0, n_frames, seed, 0, live.steps, live.cfg_rate, live=True, noise=noise
+        )
+        return self.vocode(self.diffuse(content, request), VocodeRequest(live=True))
+
+    def convert(
+        self,
+        samples: Samples,
+        sample_rate: int,
+        voice: Voice,
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        length_adjust: float = 1.0,
+        live: bool = False,
+    ) -> Samples:
+        """A whole recording (mono) in another voice, at 22.05 kHz; `live` takes the path of a call."""
+        samples = as_mono(samples)
+        stream: FileStream | LiveFileStream
+        if live:
+            stream = self.open_live(voice, sample_rate=sample_rate, seed=seed, steps=steps)
+        else:
+            stream = self.open_file(voice, sample_rate=sample_rate, seed=seed, steps=steps, length_adjust=length_adjust)
+        waves = [*drain(lambda: stream.push(samples)), *drain(stream.finish)]
+        return np.concatenate(waves) if waves else np.zeros(0, np.float32)
+
+    def open_file(
+        self,
+        voice: Voice,
+        *,
+        sample_rate: int,
+        seed: int = 0,
+        steps: int | None = None,
+        length_adjust: float = 1.0,
+        streaming: bool = False,
+    ) -> FileStream:
+        """A conversion of a growing recording."""
+        settings = self.preset.file
+        sampling = FileSampling(seed, steps or settings.steps, settings.cfg_rate, length_adjust)
+        return FileStream(self, voice, voice.file.frames, settings, sampling, sample_rate, streaming)
+
+    def open_live(self, voice: Voice, *, sample_rate: int, seed: int = 0, steps: int | None = None) -> LiveFileStream:
+        """The same through the path of a call."""
+        live = self.preset.live
+        stream = Stream(
+            self,
+            voice,
+            self.geometry,
+            seed=seed,
+            steps=steps or live.steps,
+            cfg_rate=live.cfg_rate,
+            vocoder_frames=live.vocoder_frames,
+        )
+        return LiveFileStream(stream, self.geometry, sample_rate)
+
+
+def drain(iterate: Callable[[], AsyncIterator[Item]]) -> list[Item]:
+    """All items of an async iterator that never really waits, with or without a running event loop."""
+    iterator, items = iterate(), []
+    while True:
+        try:
+            iterator.__anext__().__await__().send(None)
+        except StopIteration as done:
+            items.append(done.value)
+        except StopAsyncIteration:
+            return items
+        else:
+            raise RuntimeError("an in-process stage waited for something")

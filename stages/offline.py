@@ -1,0 +1,234 @@
+"""Recordings: growing sound at any rate to converted sound, in bounded memory.
+
+FileStream follows upstream's offline path: long windows through the encoder, the condition cut into chunks that fit
+the diffusion's context, chunks cross-faded. LiveFileStream sends a recording through the path of a call instead.
+Both take sound piece by piece, and how it is cut leaves no trace in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.schema import ConfigError, FileSettings
+from stages.gate import apply_gains, tick_gains
+from stages.geometry import CONTENT_RATE, HOP, SEARCH_TICKS, TICK_16K, TICK_MODEL, Geometry, mel_frames
+from stages.pipeline import Pending, Stages, Stream
+from stages.resample import ContentRateStream, ModelRateStream
+from stages.stitch import ChunkJoiner
+from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Lengths of the encoder's windows over a recording, in samples at 16 kHz."""
+
+    window: int
+    overlap: int
+
+    @classmethod
+    def of(cls, settings: FileSettings, streaming: bool) -> Segmentation:
+        """Long windows for whole files; short ones where the answer should begin before the upload has ended."""
+        if streaming:
+            window_ms, overlap_ms = settings.stream_segment_ms, settings.stream_segment_overlap_ms
+        else:
+            window_ms, overlap_ms = settings.segment_ms, settings.segment_overlap_ms
+        return cls(window_ms * CONTENT_RATE // 1000, overlap_ms * CONTENT_RATE // 1000)
+
+
+@dataclass(frozen=True)
+class FileSampling:
+    """How a recording is rendered."""
+
+    seed: int
+    steps: int
+    cfg_rate: float
+    length_adjust: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Frames [start, stop) of a segment whose whole condition has `frames`."""
+
+    frames: int
+    start: int
+    stop: int
+    first_frame: int
+    last: bool
+
+
+class FileStream:
+    """One recording on its way. Not for two tasks at once: push, push, ..., finish."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        voice: Voice | str,
+        prompt_frames: int,
+        settings: FileSettings,
+        sampling: FileSampling,
+        sample_rate: int,
+        streaming: bool = False,
+    ) -> None:
+        self._window_frames = settings.context_frames - prompt_frames
+        if self._window_frames < 2 * settings.overlap_frames:
+            raise ConfigError(
+                f"file.context_frames is {settings.context_frames}; a prompt of {prompt_frames} frames leaves no room"
+            )
+        self._stages, self._voice, self._sampling = stages, voice, sampling
+        self._overlap_frames = settings.overlap_frames
+        self._segments = Segmentation.of(settings, streaming)
+        self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
+        self._joiner = ChunkJoiner(settings.overlap_frames * HOP)
+        self._held: Samples = np.zeros(0, np.float32)  # 16 kHz, from the current window's start on
+        self._window_start = 0
+        self._n_model_samples = 0
+        self._in_flight: Pending | None = None
+
+    async def push(self, samples: Samples) -> AsyncIterator[Samples]:
+        """Take samples at the constructor's rate; yield what is converted so far, at 22.05 kHz."""
+        self._take(samples, last=False)
+        while len(self._held) > self._segments.window:  # strictly: the window that ends the recording is finish()'s
+            async for wave in self._convert(self._held[: self._segments.window], last=False):
+                yield wave
+            advance = self._segments.window - self._segments.overlap
+            self._held = self._held[advance:]
+            self._window_start += advance
+
+    async def finish(self) -> AsyncIterator[Samples]:
+        """End of the recording: yield the rest."""
+        self._take(np.zeros(0, np.float32), last=True)
+        async for wave in self._convert(self._held, last=True):
+            yield wave
+
+    def close(self) -> None:
+        """Give up what is still in flight."""
+        if self._in_flight is not None:
+            self._stages.cancel(self._in_flight)
+            self._in_flight = None
+
+    def _take(self, samples: Samples, last: bool) -> None:
+        at_model_rate = self._to_model.push(samples, last)
+        self._n_model_samples += len(at_model_rate)
+        self._held = np.concatenate([self._held, self._to_content.push(at_model_rate, last)])
+
+    def _frame_at(self, sample_16k: int) -> int:
+        """Target mel frames before a sample at 16 kHz."""
+        return int(mel_frames(sample_16k * TICK_MODEL // TICK_16K) * self._sampling.length_adjust)
+
+    async def _convert(self, window: Samples, last: bool) -> AsyncIterator[Samples]:
+        """Encode one window, render its chunks one ahead of the one that is waited for, and join them."""
+        chunks = self._chunks(len(window), last)
+        if not chunks:
+            if self._n_model_samples and not self._window_start:  # shorter than one mel frame
+                yield np.zeros(self._n_model_samples, np.float32)
+            return
+        gains = tick_gains(window)
+        content = self._stages.encode(EncodeRequest(window)) if gains.any() else None
+        ahead: list[tuple[Pending | None, np.ndarray, _Chunk]] = []
+        for chunk in chunks:
+            chunk_gains = self._gains_of(chunk, gains)
+            wave = self._start(content, chunk) if content is not None and chunk_gains.any() else None
+            ahead.append((wave, chunk_gains, chunk))
+            if len(ahead) == 2:
+                yield await self._finish_chunk(*ahead.pop(0), gains, following=ahead[0][0])
+        for entry in ahead:
+            yield await self._finish_chunk(*entry, gains, following=None)
+
+    def _chunks(self, window_samples: int, last: bool) -> list[_Chunk]:
+        """Cut one window's frames as upstream cuts the whole: full contexts that overlap by 16 frames."""
+        base = self._frame_at(self._window_start)
+        if last:
+            stop = int(mel_frames(self._n_model_samples) * self._sampling.length_adjust) - base
+        else:
+            stop = self._frame_at(self._window_start + window_samples) - base
+        start = 0
+        if self._window_start:
+            start = self._frame_at(self._window_start + self._segments.overlap) - base - self._overlap_frames
+        chunks = []
+        while start < stop:
+            end = min(start + self._window_frames, stop)
+            chunks.append(_Chunk(stop, start, end, base + start, last and end == stop))
+            if end == stop:
+                break
+            start = end - self._overlap_frames
+        return chunks
+
+    def _ticks_of(self, frame: int) -> float:
+        """Source tick, within the window, of a target frame."""
+        return frame * HOP / TICK_MODEL / self._sampling.length_adjust
+
+    def _gains_of(self, chunk: _Chunk, gains: np.ndarray) -> np.ndarray:
+        return gains[int(self._ticks_of(chunk.start)) : int(self._ticks_of(chunk.stop)) + 1]
+
+    def _start(self, content: Pending, chunk: _Chunk) -> Pending:
+        request = DiffuseRequest(
+            voice=self._voice,
+            frames=chunk.frames,
+            start=chunk.start,
+            stop=chunk.stop,
+            seed=self._sampling.seed,
+            first_frame=chunk.first_frame,
+            steps=self._sampling.steps,
+            cfg_rate=self._sampling.cfg_rate,
+        )
+        return self._stages.vocode(self._stages.diffuse(content, request), VocodeRequest())
+
+    async def _finish_chunk(
+        self,
+        pending: Pending | None,
+        chunk_gains: np.ndarray,
+        chunk: _Chunk,
+        gains: np.ndarray,
+        following: Pending | None,
+    ) -> Samples:
+        self._in_flight = following
+        if pending is None:
+            wave: Samples = np.zeros((chunk.stop - chunk.start) * HOP, np.float32)
+        else:
+            wave = await self._stages.collect(pending)
+            wave = apply_gains(wave, gains, self._ticks_of(chunk.start), 1 / self._sampling.length_adjust)
+        return self._joiner.push(wave, chunk.last)
+
+
+class LiveFileStream:
+    """A recording through the path of a call, without deadlines; the path's delay is cut off, the length kept."""
+
+    def __init__(self, stream: Stream, geometry: Geometry, sample_rate: int) -> None:
+        self._stream = stream
+        self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
+        # A block comes out this far behind its newest sample, and SOLA's search moves it by up to a tick more.
+        delay_ticks = geometry.sola_ticks + SEARCH_TICKS + geometry.right_ticks
+        self._to_skip = delay_ticks * TICK_MODEL
+        self._flush_16k = (delay_ticks + geometry.block_ticks) * TICK_16K
+        self._n_in = self._n_out = 0
+
+    async def push(self, samples: Samples) -> AsyncIterator[Samples]:
+        """Take samples at the constructor's rate; yield what is converted so far, at 22.05 kHz."""
+        async for wave in self._run(samples, last=False):
+            yield wave
+
+    async def finish(self) -> AsyncIterator[Samples]:
+        """End of the recording: push silence through until all of it is out."""
+        async for wave in self._run(np.zeros(0, np.float32), last=True):
+            yield wave
+
+    def close(self) -> None:
+        """Give up what is still in flight."""
+        self._stream.close()
+
+    async def _run(self, samples: Samples, last: bool) -> AsyncIterator[Samples]:
+        at_model_rate = self._to_model.push(samples, last)
+        self._n_in += len(at_model_rate)
+        at_content_rate = self._to_content.push(at_model_rate, last)
+        if last:
+            at_content_rate = np.concatenate([at_content_rate, np.zeros(self._flush_16k, np.float32)])
+        async for block in self._stream.push(at_content_rate):
+            wave = block[min(self._to_skip, len(block)) :]
+            self._to_skip -= len(block) - len(wave)
+            wave = wave[: self._n_in - self._n_out] if last else wave
+            self._n_out += len(wave)
+            if len(wave):
+                yield wave

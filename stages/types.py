@@ -1,0 +1,136 @@
+"""What travels between the stages: numpy arrays and small frozen requests, never tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+Samples = NDArray[np.float32]
+"""Mono sound [samples], full scale at 1."""
+Content = NDArray[np.float32]
+"""Content features [frames, d_model] at 50 Hz."""
+Mel = NDArray[np.float32]
+"""Log-mel [mels, frames] at 86.13 Hz."""
+
+
+class BadAudio(ValueError):
+    """Sound that cannot be used; `reason` is a short code, the message says what came and what is allowed."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def as_mono(samples: NDArray[Any]) -> Samples:
+    """Check that samples are one finite channel, and make them float32 in [-1, 1]'s unit.
+
+    Raises:
+        BadAudio: more than one axis, no samples, or a value that is not a finite number.
+    """
+    mono = np.asarray(samples)
+    if mono.ndim != 1:
+        raise BadAudio("not_mono", f"sound has shape {mono.shape}; one channel [samples] is expected")
+    if not len(mono):
+        raise BadAudio("empty", "sound holds no samples")
+    if not np.issubdtype(mono.dtype, np.floating):
+        raise BadAudio("not_float", f"sound has type {mono.dtype}; floating point in [-1, 1] is expected")
+    mono = mono.astype(np.float32, copy=False)
+    n_bad = len(mono) - int(np.isfinite(mono).sum())
+    if n_bad:
+        raise BadAudio("not_finite", f"sound holds {n_bad} values that are not finite numbers (NaN or infinity)")
+    return mono
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A reference as the diffusion takes it: mel [mels, P], condition [P, channels], style [style_dim]."""
+
+    mel: NDArray[np.float32]
+    condition: NDArray[np.float32]
+    style: NDArray[np.float32]
+
+    @property
+    def frames(self) -> int:
+        return int(self.mel.shape[1])
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A target voice: a prompt of fixed length for calls, a longer one for files, and the weights that made them."""
+
+    live: Prompt
+    file: Prompt
+    fingerprint: str
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors."""
+        arrays = {f"{use}.{name}": array for use, name, array in self._arrays()}
+        save_file(arrays, path, metadata={"fingerprint": self.fingerprint})
+
+    @classmethod
+    def load(cls, path: Path) -> Voice:
+        """Read what `save` wrote; ValueError where the file is something else."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                prompts = {
+                    use: Prompt(**{field.name: file.get_tensor(f"{use}.{field.name}") for field in fields(Prompt)})
+                    for use in ("live", "file")
+                }
+                return cls(**prompts, fingerprint=file.metadata()["fingerprint"])
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a stored voice: {error}") from error
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(array.nbytes for _, _, array in self._arrays())
+
+    def _arrays(self) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
+        for use in ("live", "file"):
+            prompt = getattr(self, use)
+            for field in fields(Prompt):
+                yield use, field.name, np.ascontiguousarray(getattr(prompt, field.name))
+
+
+@dataclass(frozen=True)
+class EncodeRequest:
+    """One window at 16 kHz; the first `drop_frames` features are not wanted."""
+
+    samples: Samples
+    drop_frames: int = 0
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class DiffuseRequest:
+    """What to render out of one window's content.
+
+    The content is stretched to `frames` mel frames as a whole; [start, stop) of them are rendered. `voice` is the
+    voice itself or its id in the voice store. `first_frame` numbers the first rendered frame for the start noise;
+    `noise` [mels, T] or [mels, P + T] replaces the drawn one.
+    """
+
+    voice: Voice | str
+    frames: int
+    start: int
+    stop: int
+    seed: int
+    first_frame: int
+    steps: int
+    cfg_rate: float
+    live: bool = False
+    noise: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class VocodeRequest:
+    """How much of a mel to make audible: its `last_frames`, or all."""
+
+    last_frames: int | None = None
+    live: bool = False

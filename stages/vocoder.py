@@ -1,0 +1,36 @@
+"""Vocoder stage: mel to sound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from configs.schema import Preset
+from stages.checkpoints import Checkpoint, load_network
+from stages.encoder import same
+from stages.models.bigvgan import BigVgan
+from stages.types import Mel, Samples, VocodeRequest
+
+
+class Vocoder:
+    """BigVGAN in float32; mels of equal length share a batch."""
+
+    def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self._device = device
+        self._network = load_network(BigVgan(checkpoint.sizes.bigvgan), "bigvgan", checkpoint, device)
+
+    def __call__(self, mels: Sequence[Mel], requests: Sequence[VocodeRequest]) -> list[Samples]:
+        """Samples [256 * frames] in [-1, 1] for each mel's wanted frames."""
+        wanted = [mel[:, -r.last_frames :] if r.last_frames else mel for mel, r in zip(mels, requests, strict=True)]
+        results: list[Samples] = [np.empty(0, np.float32)] * len(wanted)
+        for group in same(mel.shape for mel in wanted):
+            for i, wave in zip(group, self._vocode(np.stack([wanted[i] for i in group])), strict=True):
+                results[i] = wave
+        return results
+
+    @torch.inference_mode()
+    def _vocode(self, mels: np.ndarray) -> list[Samples]:
+        waves = self._network(torch.from_numpy(mels).to(self._device)).cpu().numpy()
+        return [np.ascontiguousarray(wave) for wave in waves]
