@@ -1,0 +1,87 @@
+"""Write what was trained as the weights of a preset: four fp16 safetensors files in upstream's names.
+
+`python -m training.export --out ./training-out --to configs/presets/tiny`. The narrow layer between content encoder and
+regulator is folded into the regulator's first layer; weight norm is folded; vectors stay float32.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from configs.schema import ModelSizes, load_preset
+from stages.models.bigvgan import BigVgan
+from training.loop import averaged_weights, start_logging
+from training.train_dit import load_converter
+from training.train_encoder import load_phone_model
+from training.train_style import load_style_encoder
+from training.train_vocoder import prepare
+
+log = logging.getLogger("training")
+
+State = dict[str, Tensor]
+
+
+def vocoder_state(sizes: ModelSizes, out: Path) -> State:
+    """BigVGAN's tensors without weight norm."""
+    vocoder = BigVgan(sizes.bigvgan)
+    prepare(vocoder)
+    vocoder.load_state_dict(averaged_weights(out, "vocoder"))
+    for module in vocoder.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+    return vocoder.state_dict()
+
+
+def converter_state(sizes: ModelSizes, out: Path) -> State:
+    """Regulator and DiT, the regulator taking the encoder's full width."""
+    phones, converter = load_phone_model(sizes.whisper, out), load_converter(sizes, out)
+    regulator = converter.regulator.state_dict()
+    regulator["content_in_proj.weight"] = regulator["content_in_proj.weight"] @ phones.narrow.weight
+    state = {f"length_regulator.{name}": tensor for name, tensor in regulator.items()}
+    return state | {f"cfm.estimator.{name}": tensor for name, tensor in converter.dit.state_dict().items()}
+
+
+def compact(state: State) -> State:
+    """Matrices in half precision; vectors (biases, norms, statistics) as they are."""
+    return {
+        name: (tensor.half() if tensor.dim() > 1 and tensor.is_floating_point() else tensor).detach().contiguous()
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+@torch.no_grad()
+def export(sizes: ModelSizes, out: Path, to: Path) -> None:
+    """Write dit, campplus, bigvgan and whisper .safetensors into a folder."""
+    to.mkdir(parents=True, exist_ok=True)
+    whisper = load_phone_model(sizes.whisper, out).encoder.state_dict()
+    files = {
+        "dit": converter_state(sizes, out),
+        "campplus": load_style_encoder(sizes.campplus, out).state_dict(),
+        "bigvgan": vocoder_state(sizes, out),
+        "whisper": {f"model.encoder.{name}": tensor for name, tensor in whisper.items()},
+    }
+    for name, state in files.items():
+        path = to / f"{name}.safetensors"
+        save_file(compact(state), path)
+        log.info("%s: %d tensors, %.2f MB", path.name, len(state), path.stat().st_size / 1e6)
+
+
+def main() -> None:
+    """Export the checkpoints of a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("training-out"), help="folder of the checkpoints")
+    parser.add_argument("--to", type=Path, required=True, help="the preset's weights folder")
+    parser.add_argument("--preset", default="tiny")
+    args = parser.parse_args()
+    start_logging()
+    export(load_preset(args.preset).model, args.out, args.to)
+
+
+if __name__ == "__main__":
+    main()

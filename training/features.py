@@ -1,0 +1,182 @@
+"""What the diffusion learns from: content, mel and style of every clip, computed once by the trained encoders.
+
+The content comes in variants that tell the same words: the clip as it is, two warped and coloured copies (another voice
+with the same words, which is what conversion hears), and one made of window ends, as a call's blocks are (no sound to
+their right).
+`python -m training.features --data ./data --out ./training-out` writes `data/features/`; parts may run side by side.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs.schema import load_preset
+from stages.models.campplus import Campplus
+from stages.models.mel import MelSpectrogram
+from training.augment import colour, draw_warp, warp
+from training.data import CONTENT_RATE, Clip, Corpus, Floats
+from training.loop import arguments, start_logging
+from training.train_encoder import NARROW, TICK, PhoneModel, load_phone_model
+from training.train_style import fbanks, load_style_encoder
+
+VARIANTS = ("whole", "warped", "warped_again", "ends")
+WHOLE_TICKS, WHOLE_OVERLAP = 500, 50  # a file's segments
+WINDOW_TICKS, END_TICKS = 138, 39  # a call's window, and how much of it the diffusion renders
+STYLE_S = (1.0, 2.5, 5.0)
+SYNTH_CLIPS_PER_VOICE = 24
+ENCODE_BATCH = 16
+
+log = logging.getLogger("training")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of one clip: content [variants, frames, 24] at 50 Hz, mel [mel frames, 80], style [3, 192]."""
+
+    clip: Clip
+    content: np.ndarray
+    mel: np.ndarray
+    style: np.ndarray
+
+
+@torch.inference_mode()
+def encode_whole(model: PhoneModel, wave: Floats) -> Floats:
+    """Narrow features [n // 320 + 1, 24] of a wave [n], in windows of 10 s that overlap by 1 s."""
+    n_frames = len(wave) // TICK + 1
+    out = np.empty((n_frames, NARROW), dtype=np.float32)
+    start = 0
+    while True:
+        piece = wave[start * TICK : (start + WHOLE_TICKS) * TICK]
+        rows = model(torch.from_numpy(piece)[None])[0].numpy()
+        skip = WHOLE_OVERLAP // 2 if start else 0
+        out[start + skip : start + len(rows)] = rows[skip : n_frames - start]
+        if start + WHOLE_TICKS >= n_frames - 1:
+            return out
+        start += WHOLE_TICKS - WHOLE_OVERLAP
+
+
+@torch.inference_mode()
+def encode_ends(model: PhoneModel, wave: Floats) -> Floats:
+    """Narrow features [n // 320 + 1, 24] in which every 39 frames are the end of a window of 2.76 s."""
+    n_frames = len(wave) // TICK + 1
+    blocks = -(-n_frames // END_TICKS)
+    past = np.zeros((WINDOW_TICKS - END_TICKS) * TICK, dtype=np.float32)
+    padded = np.concatenate([past, wave, np.zeros(blocks * END_TICKS * TICK - len(wave), dtype=np.float32)])
+    windows = np.stack(
+        [padded[i * END_TICKS * TICK :][: WINDOW_TICKS * TICK] for i in range(blocks)]
+    )  # (blocks, window samples)
+    rows = [
+        model(torch.from_numpy(windows[i : i + ENCODE_BATCH]))[:, -END_TICKS - 1 : -1].numpy()
+        for i in range(0, blocks, ENCODE_BATCH)
+    ]
+    return np.concatenate(rows).reshape(-1, NARROW)[:n_frames]
+
+
+def unwarped(rows: Floats, factor: float, n_frames: int) -> Floats:
+    """Features of a warped copy [about n / factor, 24], put back on the clip's own time [n, 24]."""
+    index = np.minimum(np.round(np.arange(n_frames) / factor).astype(np.int64), len(rows) - 1)
+    return rows[index]
+
+
+@torch.inference_mode()
+def features_of(
+    clip: Clip, corpus: Corpus, models: tuple[PhoneModel, Campplus, MelSpectrogram], rng: np.random.Generator
+) -> Features:
+    """Everything that the diffusion's training reads of a clip."""
+    phones, style, mel = models
+    wave = corpus.wave_16k(clip)
+    n_frames = len(wave) // TICK + 1
+    content = [encode_whole(phones, wave)]
+    for encode in (encode_whole, encode_whole, encode_ends):
+        factor = draw_warp(rng)
+        content.append(unwarped(encode(phones, colour(warp(wave, factor), rng)), factor, n_frames))
+    starts = [int(rng.integers(max(1, len(wave) - int(s * CONTENT_RATE)))) for s in STYLE_S]
+    voices = [
+        style(fbanks([np.resize(wave[start : start + int(s * CONTENT_RATE)], int(s * CONTENT_RATE))]))[0].numpy()
+        for start, s in zip(starts, STYLE_S, strict=True)
+    ]
+    frames = mel(torch.from_numpy(corpus.wave_22k(clip))[None])[0].T.numpy()
+    return Features(clip, np.stack(content).astype(np.float16), frames.astype(np.float16), np.stack(voices))
+
+
+def chosen(clips: list[Clip]) -> list[Clip]:
+    """All human clips of a second or more, and a few of each synthetic voice."""
+    taken: dict[str, int] = {}
+    kept = []
+    for clip in clips:
+        taken[clip.speaker] = taken.get(clip.speaker, 0) + 1
+        if clip.duration_s >= 1.0 and (clip.kind == "human" or taken[clip.speaker] <= SYNTH_CLIPS_PER_VOICE):
+            kept.append(clip)
+    return kept
+
+
+def read_features(root: Path) -> Iterator[Features]:
+    """All that was computed, part by part."""
+    for index in sorted((root / "features").glob("*.jsonl")):
+        arrays = np.load(index.with_suffix(".npz"))
+        content, mel, style = arrays["content"], arrays["mel"], arrays["style"]
+        at_content = at_mel = 0
+        for i, line in enumerate(index.read_text(encoding="utf8").splitlines()):
+            row = json.loads(line)
+            n_content, n_mel = row.pop("n_content"), row.pop("n_mel")
+            yield Features(
+                Clip(**row),
+                content[:, at_content : at_content + n_content],
+                mel[at_mel : at_mel + n_mel],
+                style[i],
+            )
+            at_content, at_mel = at_content + n_content, at_mel + n_mel
+
+
+def write_features(root: Path, part: int, features: list[Features]) -> None:
+    """One file of arrays and one of clips; the clips come last, so that a part is there whole or not at all."""
+    folder = root / "features"
+    folder.mkdir(exist_ok=True)
+    np.savez(
+        folder / f"{part}.npz",
+        content=np.concatenate([f.content for f in features], axis=1),
+        mel=np.concatenate([f.mel for f in features]),
+        style=np.stack([f.style for f in features]),
+    )
+    lines = [
+        json.dumps({**vars(f.clip), "n_content": f.content.shape[1], "n_mel": len(f.mel)}) + "\n" for f in features
+    ]
+    (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf8")
+
+
+def parser() -> argparse.ArgumentParser:
+    options = arguments(__doc__, minutes=0)
+    options.add_argument("--part", type=int, default=0)
+    options.add_argument("--parts", type=int, default=1)
+    return options
+
+
+def main() -> None:
+    """Compute one part of the clips."""
+    args = parser().parse_args()
+    start_logging()
+    sizes = load_preset(args.preset).model
+    corpus = Corpus(args.data)
+    models = (
+        load_phone_model(sizes.whisper, args.out),
+        load_style_encoder(sizes.campplus, args.out),
+        MelSpectrogram(sizes.mel),
+    )
+    clips = chosen(corpus.train())[args.part :: args.parts]
+    rng = np.random.default_rng((args.seed, args.part))
+    features = []
+    for count, clip in enumerate(clips):
+        features.append(features_of(clip, corpus, models, rng))
+        if count % 200 == 0:
+            log.info("features of %d of %d clips", count, len(clips))
+    write_features(args.data, args.part, features)
+
+
+if __name__ == "__main__":
+    main()

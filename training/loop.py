@@ -1,0 +1,140 @@
+"""The loop that all trainings share: schedule, running average of the weights, checkpoints, resume."""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.data import DEFAULT_DATA
+
+CHECKPOINT_EVERY_S = 150.0
+REPORT_EVERY_STEPS = 50
+PAUSE_S = 30.0  # a step that took longer was paused from outside; the pause is not training time
+DECAY_SHARE = 0.3  # of the time, at the end: the learning rate falls linearly
+
+log = logging.getLogger("training")
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast one training goes."""
+
+    minutes: float
+    learning_rate: float
+    warmup_steps: int = 150
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+    average: float = 0.998
+    seed: int = 0
+
+    def rate(self, step: int, minutes: float) -> float:
+        """Learning rate: linear warm-up, constant, linear fall over the last part of the time."""
+        fall = min(1.0, max(0.02, (1.0 - minutes / self.minutes) / DECAY_SHARE))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps) * fall
+
+
+def train(
+    model: nn.Module, loss_of: Callable[[np.random.Generator], Losses], recipe: Recipe, out: Path, stem: str
+) -> None:
+    """Minimise the sum of the losses; writes `out/stem.pt` every few minutes and resumes from it.
+
+    The checkpoint's "average" is the exponential running average of the weights, which export and scores use.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{stem}.pt"
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+    average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    step, minutes = 0, 0.0
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, step, minutes = state["average"], state["step"], state["minutes"]
+        log.info("%s: resumed at step %d, %.1f min", stem, step, minutes)
+    torch.manual_seed(recipe.seed + step)
+    rng = np.random.default_rng((recipe.seed, step))
+    saved_minutes = minutes
+    sums: dict[str, float] = {}
+    model.train()
+    while minutes < recipe.minutes:
+        started_s = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(step, minutes)
+        losses = loss_of(rng)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        step += 1
+        _update(average, model, min(recipe.average, step / (step + 10)))
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+        if step % REPORT_EVERY_STEPS == 0:
+            means = " ".join(f"{name} {total / REPORT_EVERY_STEPS:.4f}" for name, total in sums.items())
+            log.info("%s: step %d, %.1f min: %s", stem, step, minutes, means)
+            sums = {}
+        minutes += min(time.monotonic() - started_s, PAUSE_S) / 60
+        if (minutes - saved_minutes) * 60 > CHECKPOINT_EVERY_S or minutes >= recipe.minutes:
+            _save(file, model, optimizer, average, step, minutes)
+            saved_minutes = minutes
+    log.info("%s: ended at step %d after %.1f min", stem, step, minutes)
+
+
+@torch.no_grad()
+def _update(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value, 1 - keep)
+        else:
+            average[key].copy_(value)
+
+
+def _save(
+    file: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    step: int,
+    minutes: float,
+) -> None:
+    part = file.with_suffix(".part")
+    state = {
+        "model": model.state_dict(), "average": average, "optimizer": optimizer.state_dict(),
+        "step": step, "minutes": minutes,
+    }  # fmt: skip
+    torch.save(state, part)
+    part.rename(file)
+
+
+def averaged_weights(out: Path, stem: str) -> dict[str, Tensor]:
+    """The running average that a training has written."""
+    weights: dict[str, Tensor] = torch.load(out / f"{stem}.pt", weights_only=True)["average"]
+    return weights
+
+
+def arguments(description: str | None, minutes: float) -> argparse.ArgumentParser:
+    """The options that every training takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, default=Path(DEFAULT_DATA), help="corpus folder, packed by training.data")
+    parser.add_argument("--out", type=Path, default=Path("training-out"), help="folder of the checkpoints")
+    parser.add_argument("--preset", default="tiny", help="preset whose sizes are trained")
+    parser.add_argument("--minutes", type=float, default=minutes, help="training time, pauses not counted")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def start_logging() -> None:
+    """Progress lines with the time, and one thread: the trainings share a small machine."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(1)

@@ -1,0 +1,216 @@
+"""Train the length regulator and the DiT together: from content, style and a prompt to mel, by flow matching.
+
+`python -m training.train_dit --data ./data --out ./training-out` reads what training.features has written and writes
+training-out/dit.pt. The content that the regulator hears comes mostly from warped copies, so that what they still tell
+of the speaker is wrong, and prompt and style are all that can be believed.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from configs.schema import ModelSizes, load_preset
+from stages.models.dit import AdaptiveNorm, Dit
+from stages.models.flow import sample
+from stages.models.length_regulator import LengthRegulator
+from training.data import Floats
+from training.features import END_TICKS, VARIANTS, Features, read_features
+from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
+from training.train_encoder import NARROW
+
+TICK_MODEL, HOP = 441, 256
+FRAMES_PER_BATCH = 2600
+DROPPED = 0.1  # share of items without any condition, for classifier-free guidance
+STEP_TIMES = (0.0, 0.25, 0.5, 0.75)  # where two and four Euler steps evaluate: half of the items train there
+VARIANT_CHANCES = {"whole": 0.2, "warped": 0.3, "warped_again": 0.3, "ends": 0.2}
+MEAN_LOG_MEL = -5.5  # a first guess of the output
+
+log = logging.getLogger("training")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of batch: ticks of prompt and of source content, each drawn from a range, and its chance."""
+
+    chance: float
+    prompt_ticks: tuple[int, int]
+    source_ticks: tuple[int, int]
+    ends: bool = False  # as in a call: content from window ends
+
+
+SHAPES = (
+    Shape(0.45, (50, 50), (END_TICKS - 1, END_TICKS - 1), ends=True),
+    Shape(0.35, (40, 150), (50, 150)),
+    Shape(0.20, (100, 250), (150, 250)),
+)
+
+
+def mel_frames(ticks: int) -> int:
+    """Whole mel frames in so many ticks of 20 ms."""
+    return ticks * TICK_MODEL // HOP
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Content [B, ticks + 1, 24] and mel [B, 80, frames] of prompt and source, style [B, 192]."""
+
+    prompt_content: Tensor
+    prompt_mel: Tensor
+    source_content: Tensor
+    source_mel: Tensor
+    style: Tensor
+
+
+class Pairs:
+    """A prompt and a source of one speaker, from two clips or from two places of one."""
+
+    def __init__(self, features: list[Features]) -> None:
+        self.speakers: dict[str, list[Features]] = {}
+        for item in features:
+            self.speakers.setdefault(item.clip.speaker, []).append(item)
+        groups = list(self.speakers.values())
+        self.groups = {kind: [g for g in groups if g[0].clip.kind == kind] for kind in ("human", "synth")}
+        self.chances = {kind: _shares(groups) for kind, groups in self.groups.items() if groups}
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """One drawn shape, filled with as many pairs as fit."""
+        shape = SHAPES[int(rng.choice(len(SHAPES), p=[shape.chance for shape in SHAPES]))]
+        prompt, source = (int(rng.integers(low, high + 1)) for low, high in (shape.prompt_ticks, shape.source_ticks))
+        size = max(2, FRAMES_PER_BATCH // (mel_frames(prompt) + mel_frames(source)))
+        rows = [self._pair(rng, prompt, source, shape.ends) for _ in range(size)]
+        return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)))
+
+    def _pair(self, rng: np.random.Generator, prompt: int, source: int, ends: bool) -> tuple[Floats, ...]:
+        kinds = list(self.chances)
+        kind = kinds[int(rng.integers(len(kinds)))]
+        group = self.groups[kind][int(rng.choice(len(self.groups[kind]), p=self.chances[kind]))]
+        spoken = self._stretch(rng, group, source)
+        shown = self._stretch(rng, group, prompt)
+        variants = ("ends", "warped", "whole") if ends else tuple(VARIANT_CHANCES)
+        chances = (0.6, 0.2, 0.2) if ends else tuple(VARIANT_CHANCES.values())
+        heard = variants[int(rng.choice(len(variants), p=chances))]
+        prompt_content, prompt_mel = _piece(shown, "whole" if rng.random() < 0.7 else heard, prompt)
+        source_content, source_mel = _piece(spoken, heard, source)
+        styles = shown[0][0].style
+        style = styles[int(rng.integers(len(styles)))]
+        gain = float(np.log(10.0) / 20 * rng.uniform(-6, 6))  # both parts get louder together
+        floor = float(np.log(1e-5))
+        return (
+            prompt_content,
+            np.maximum(prompt_mel + gain, floor),
+            source_content,
+            np.maximum(source_mel + gain, floor),
+            style,
+        )
+
+    def _stretch(self, rng: np.random.Generator, group: list[Features], ticks: int) -> list[tuple[Features, int, int]]:
+        """(clip, first tick, ticks) of one or more clips that together are `ticks` long."""
+        stretch: list[tuple[Features, int, int]] = []
+        missing = ticks
+        while missing > 0:
+            item = group[int(rng.integers(len(group)))]
+            known = min(item.content.shape[1] - 1, len(item.mel) * HOP // TICK_MODEL)
+            first = int(rng.integers(max(0, known - missing) + 1)) if not stretch else 0
+            taken = min(missing, known - first)
+            stretch.append((item, first, taken))
+            missing -= taken
+        return stretch
+
+
+def _shares(groups: list[list[Features]]) -> np.ndarray:
+    """Chance of each speaker: the root of how much there is of him."""
+    weight = np.sqrt([sum(item.clip.duration_s for item in group) for group in groups])
+    return np.asarray(weight / weight.sum())
+
+
+def _piece(stretch: list[tuple[Features, int, int]], variant: str, ticks: int) -> tuple[Floats, Floats]:
+    """Content [ticks + 1, 24] and mel [80, frames] of a stretch."""
+    which = VARIANTS.index(variant)
+    contents, mels = [], []
+    for item, first, n in stretch:
+        contents.append(item.content[which, first : first + n])
+        start = mel_frames(first)
+        mels.append(item.mel[start : start + mel_frames(n) + 1])
+    last, first, n = stretch[-1]
+    contents.append(last.content[which, first + n : first + n + 1])
+    frames = np.concatenate(mels)
+    wanted = mel_frames(ticks)
+    frames = np.pad(frames, ((0, max(0, wanted - len(frames))), (0, 0)), mode="edge")[:wanted]
+    return np.concatenate(contents).astype(np.float32), frames.T.astype(np.float32)
+
+
+class Converter(nn.Module):
+    """Regulator (fed by the narrow features) and DiT, with the flow-matching loss."""
+
+    def __init__(self, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.regulator = LengthRegulator(sizes.regulator.model_copy(update={"in_channels": NARROW}))
+        self.dit = Dit(sizes.dit)
+        for module in self.dit.modules():
+            if isinstance(module, AdaptiveNorm):  # start as a plain norm
+                nn.init.normal_(module.project_layer.weight, 0.0, 0.01)
+                nn.init.zeros_(module.project_layer.bias)
+                nn.init.ones_(module.project_layer.bias.data[: module.project_layer.out_features // 2])
+        nn.init.normal_(self.dit.conv2.weight, 0.0, 0.02)
+        nn.init.constant_(self.dit.conv2.bias, MEAN_LOG_MEL)  # type: ignore[arg-type]
+
+    def conditions(self, batch: Batch) -> Tensor:
+        """Prompt's and source's conditions [B, P + T, channels], regulated apart, as in a call."""
+        parts = ((batch.prompt_content, batch.prompt_mel), (batch.source_content, batch.source_mel))
+        return torch.cat(
+            [self.regulator(content, torch.full((len(content),), mel.shape[-1])) for content, mel in parts], dim=1
+        )
+
+    def loss(self, batch: Batch, rng: np.random.Generator) -> Losses:
+        """Squared error of the velocity on the source's frames, at drawn times."""
+        size, n_prompt = len(batch.style), batch.prompt_mel.shape[-1]
+        given = torch.from_numpy((rng.random(size) >= DROPPED).astype(np.float32))
+        mu = self.conditions(batch) * given[:, None, None]
+        prompt_x = torch.zeros(size, batch.prompt_mel.shape[1], mu.shape[1])
+        prompt_x[..., :n_prompt] = batch.prompt_mel * given[:, None, None]
+        times = np.where(rng.random(size) < 0.5, rng.choice(STEP_TIMES, size), rng.random(size))
+        t = torch.from_numpy(times.astype(np.float32))
+        noise = torch.randn_like(batch.source_mel)
+        mixed = (1 - t)[:, None, None] * noise + t[:, None, None] * batch.source_mel
+        x = torch.cat([torch.zeros_like(batch.prompt_mel), mixed], dim=-1)
+        made = self.dit(x, prompt_x, t, batch.style * given[:, None], mu)[..., n_prompt:]
+        return {"velocity": (made - (batch.source_mel - noise)).square().mean()}
+
+    @torch.no_grad()
+    def convert(self, batch: Batch, steps: int, seed: int = 0) -> Tensor:
+        """Mel [B, 80, T] of the source's content in the prompt's voice."""
+        mu = self.conditions(batch)
+        prompt, generator = batch.prompt_mel, torch.Generator().manual_seed(seed)
+        noise = torch.randn(len(mu), prompt.shape[1], mu.shape[1], generator=generator)
+        return sample(self.dit, mu, prompt, batch.style, noise, steps, None)[..., prompt.shape[-1] :]
+
+
+def load_converter(sizes: ModelSizes, out: Path) -> Converter:
+    """The trained networks (running average), ready to use."""
+    model = Converter(sizes)
+    model.load_state_dict(averaged_weights(out, "dit"))
+    return model.eval()
+
+
+def main() -> None:
+    """Train from the beginning, or go on where the checkpoint stands."""
+    args = arguments(__doc__, minutes=60).parse_args()
+    start_logging()
+    sizes = load_preset(args.preset).model
+    torch.manual_seed(args.seed)
+    model = Converter(sizes)
+    pairs = Pairs(list(read_features(args.data)))
+
+    def loss_of(rng: np.random.Generator) -> Losses:
+        return model.loss(pairs.batch(rng), rng)
+
+    recipe = Recipe(args.minutes, learning_rate=1e-3, warmup_steps=100, average=0.998, seed=args.seed)
+    train(model, loss_of, recipe, args.out, "dit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Train the style encoder (CAM++) to tell speakers apart; its vector conditions the diffusion.
+
+The vector's scale is held near one by the network's last batch norm. `python -m training.train_style --data ./data` writes
+training-out/style.pt.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from configs.schema import CampplusSizes, load_preset
+from stages.models.campplus import Campplus, centred_fbank
+from training.augment import colour
+from training.data import CONTENT_RATE, Clip, Corpus, Floats
+from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
+
+WINDOW_S = (1.0, 1.8)
+BATCH = 24
+HUMAN_SHARE = 0.7
+COLOURED = 0.3
+
+log = logging.getLogger("training")
+
+
+class SpeakerModel(nn.Module):
+    """Filterbanks [B, T, 80] to style vectors [B, style_dim]; the classifier is for training alone."""
+
+    def __init__(self, sizes: CampplusSizes, n_classes: int) -> None:
+        super().__init__()
+        self.encoder = Campplus(sizes)
+        self.classifier = nn.Linear(sizes.style_dim, n_classes)
+
+    def loss(self, fbank: Tensor, classes: Tensor) -> Losses:
+        """Cross-entropy of the speaker."""
+        return {"speakers": F.cross_entropy(self.classifier(self.encoder(fbank)), classes)}
+
+
+class Speakers:
+    """Random windows of random speakers."""
+
+    def __init__(self, corpus: Corpus, clips: list[Clip]) -> None:
+        self.corpus = corpus
+        groups: dict[str, list[Clip]] = {}
+        for clip in clips:
+            groups.setdefault(clip.speaker, []).append(clip)
+        self.names = sorted(groups)
+        self.groups = [groups[name] for name in self.names]
+        self.kinds = {
+            kind: [i for i, group in enumerate(self.groups) if group[0].kind == kind] for kind in ("human", "synth")
+        }
+
+    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Filterbanks [B, T, 80] of one drawn length, and speakers [B]."""
+        n = int(rng.uniform(*WINDOW_S) * CONTENT_RATE)
+        waves, classes = [], []
+        for _ in range(BATCH):
+            kind = "human" if rng.random() < HUMAN_SHARE and self.kinds["human"] else "synth"
+            indices = self.kinds[kind] or self.kinds["human"]
+            speaker = indices[int(rng.integers(len(indices)))]
+            waves.append(self.window(rng, self.groups[speaker], n))
+            classes.append(speaker)
+        return fbanks(waves), torch.tensor(classes)
+
+    def window(self, rng: np.random.Generator, group: list[Clip], n: int) -> Floats:
+        """One window [n], repeated where the clip is shorter."""
+        clip = group[int(rng.integers(len(group)))]
+        start = int(rng.integers(max(1, clip.n_16k - n)))
+        wave = np.resize(self.corpus.wave_16k(clip, start, n), n)
+        return colour(wave, rng) if rng.random() < COLOURED else wave
+
+
+def fbanks(waves: list[Floats]) -> Tensor:
+    """Centred filterbanks [B, T, 80] of waves of one length."""
+    return torch.stack([centred_fbank(torch.from_numpy(wave)) for wave in waves])
+
+
+@torch.no_grad()
+def equal_error_rate(encoder: Campplus, corpus: Corpus, clips: list[Clip], seed: int = 0) -> float:
+    """Of pairs of 3 s windows of held-out human speakers, by cosine."""
+    speakers = Speakers(corpus, [clip for clip in clips if clip.kind == "human"])
+    rng = np.random.default_rng(seed)
+    vectors = []
+    for group in speakers.groups:
+        windows = [speakers.window(rng, group, 3 * CONTENT_RATE) for _ in range(6)]
+        vectors.append(F.normalize(encoder(fbanks(windows))))
+    stacked = torch.cat(vectors)
+    owner = torch.arange(len(vectors)).repeat_interleave(6)
+    cosines = stacked @ stacked.T
+    pairs = torch.triu(torch.ones_like(cosines, dtype=torch.bool), 1)
+    same = owner[:, None] == owner[None]
+    own, other = cosines[pairs & same].sort().values, cosines[pairs & ~same].sort().values
+    misses = torch.searchsorted(own, own) / len(own)
+    false_alarms = 1 - torch.searchsorted(other, own) / len(other)
+    return float(torch.maximum(misses, false_alarms).min())
+
+
+def load_style_encoder(sizes: CampplusSizes, out: Path) -> Campplus:
+    """The trained encoder (running average), ready to use."""
+    weights = averaged_weights(out, "style")
+    encoder = Campplus(sizes)
+    encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")})
+    return encoder.eval()
+
+
+def main() -> None:
+    """Train from the beginning, or go on where the checkpoint stands."""
+    args = arguments(__doc__, minutes=9).parse_args()
+    start_logging()
+    sizes = load_preset(args.preset).model.campplus
+    torch.manual_seed(args.seed)
+    corpus = Corpus(args.data)
+    speakers = Speakers(corpus, corpus.train())
+    model = SpeakerModel(sizes, len(speakers.names))
+
+    def loss_of(rng: np.random.Generator) -> Losses:
+        return model.loss(*speakers.batch(rng))
+
+    recipe = Recipe(args.minutes, learning_rate=2e-3, warmup_steps=20, average=0.99, seed=args.seed)
+    train(model, loss_of, recipe, args.out, "style")
+    rate = equal_error_rate(load_style_encoder(sizes, args.out), corpus, corpus.dev())
+    log.info("held-out speakers: equal error rate %.3f", rate)
+
+
+if __name__ == "__main__":
+    main()
