@@ -1,7 +1,7 @@
 """Train the style encoder (CAM++) to tell speakers apart; its vector conditions the diffusion.
 
-The vector's scale is held near one by the network's last batch norm. `python -m training.train_style --data ./data` writes
-training-out/style.pt.
+The vector's scale is held near one by the network's last batch norm. `python -m training.train_style --data ./data`
+writes training-out/style.pt.
 """
 
 import logging

@@ -1,0 +1,103 @@
+"""The corpus as the trainings read it: packed clips, labels on the frames, windows whose labels fit their sound."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from configs.schema import WhisperSizes
+from training.augment import colour, warp
+from training.data import CONTENT_RATE, MODEL_RATE, Corpus, held_out, pack
+from training.features import encode_whole, unwarped
+from training.labels import PHONE_INDEX, UNKNOWN, frame_labels, read_phones
+from training.train_dit import mel_frames
+from training.train_encoder import PhoneModel, Windows
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two synthetic clips of 3 s: a second of tone (called AA) between two of silence."""
+    folder = tmp_path_factory.mktemp("data")
+    synth = folder / "synth"
+    synth.mkdir()
+    rows, phones = ["path,speaker,duration_s,transcript"], []
+    for i in range(2):
+        wave = np.zeros(3 * MODEL_RATE, np.float32)
+        wave[MODEL_RATE : 2 * MODEL_RATE] = 0.5 * np.sin(np.arange(MODEL_RATE) * 0.2)
+        soundfile.write(synth / f"{i}.flac", wave, MODEL_RATE)
+        rows.append(f"{i}.flac,voice{i},3.0,ah")
+        phones.append({"path": f"{i}.flac", "phones": [[0, 1, "SIL"], [1, 2, "AA"], [2, 3, "SIL"]]})
+    (synth / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (synth / "phones.jsonl").write_text("\n".join(json.dumps(row) for row in phones) + "\n")
+    pack(folder)
+    return folder
+
+
+def test_packed_clips_are_the_recordings(root: Path) -> None:
+    corpus = Corpus(root)
+    assert [clip.speaker for clip in corpus.train()] == ["voice0", "voice1"]
+    assert not held_out(corpus.clips[0])
+    wave = corpus.wave_16k(corpus.clips[1])
+    assert len(wave) == pytest.approx(3 * CONTENT_RATE, abs=2)
+    assert np.abs(wave[:CONTENT_RATE]).max() < 0.02 < 0.4 < np.abs(wave[CONTENT_RATE : 2 * CONTENT_RATE]).max()
+    assert len(corpus.wave_22k(corpus.clips[0], 100, 50)) == 50
+
+
+def test_labels_stand_at_multiples_of_20_ms() -> None:
+    labels = frame_labels([(0.0, 0.1, "SIL"), (0.1, 0.15, "AA")], 10)
+    silence, vowel = PHONE_INDEX["SIL"], PHONE_INDEX["AA"]
+    assert labels.tolist() == [silence] * 5 + [vowel] * 3 + [UNKNOWN] * 2
+
+
+def test_a_windows_labels_fit_its_sound(root: Path) -> None:
+    corpus = Corpus(root)
+    windows = Windows(corpus, root, corpus.train())
+    rng = np.random.default_rng(3)
+    agreed = []
+    for _ in range(20):
+        wave, labels = windows.draw(rng, 138)
+        assert len(wave) == 138 * 320
+        assert len(labels) == 139
+        level = np.array([np.sqrt(np.mean(wave[i * 320 : (i + 1) * 320] ** 2)) for i in range(138)])
+        known = labels[:-1] != UNKNOWN
+        loud = level > 0.3 * level.max()
+        agreed.append(np.mean((labels[:-1] == PHONE_INDEX["AA"])[known] == loud[known]))
+    assert np.mean(agreed) > 0.9
+
+
+def test_read_phones_takes_espeaks_lag_away(tmp_path: Path) -> None:
+    (tmp_path / "synth").mkdir()
+    row = {"path": "esp_us_m1/a.flac", "phones": [[0.5, 0.6, "AA"]]}
+    (tmp_path / "synth" / "phones.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_phones(tmp_path)["synth/esp_us_m1/a.flac"][0][:2] == pytest.approx((0.49, 0.59))
+
+
+def test_augmentation_keeps_length_and_range() -> None:
+    rng = np.random.default_rng(0)
+    wave = (0.3 * rng.standard_normal(16000)).astype(np.float32)
+    for _ in range(20):
+        heard = colour(wave, rng)
+        assert heard.shape == wave.shape
+        assert np.isfinite(heard).all()
+        assert np.abs(heard).max() <= 1
+    assert len(warp(wave, 1.25)) == pytest.approx(12800, abs=2)
+
+
+def test_warped_features_return_to_the_clips_time() -> None:
+    rows = np.arange(80, dtype=np.float32)[:, None] * 1.25  # a copy at factor 1.25 lasts 80 frames instead of 100
+    back = unwarped(rows, 1.25, 100)[:, 0]
+    assert np.abs(back - np.arange(100)).max() <= 1.25
+
+
+def test_long_clips_are_encoded_in_windows_without_gaps() -> None:
+    model = PhoneModel(WhisperSizes(d_model=32, n_heads=2, n_layers=1, ffn_dim=64)).eval()
+    wave = (0.1 * np.random.default_rng(0).standard_normal(23 * CONTENT_RATE)).astype(np.float32)
+    rows = encode_whole(model, wave)
+    assert rows.shape == (23 * 50 + 1, 24)
+    assert np.isfinite(rows).all()
+
+
+def test_mel_frames_of_a_block() -> None:
+    assert [mel_frames(ticks) for ticks in (38, 50, 250)] == [65, 86, 430]

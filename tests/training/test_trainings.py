@@ -1,0 +1,135 @@
+"""A few steps lower each loss, a training resumes, and what is exported loads and converts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import stages
+from configs.schema import (
+    BigvganSizes,
+    CampplusSizes,
+    DitSizes,
+    ModelSizes,
+    Preset,
+    RegulatorSizes,
+    WavenetSizes,
+    WhisperSizes,
+    load_preset,
+)
+from stages.models.bigvgan import BigVgan
+from stages.models.mel import MelSpectrogram
+from training.export import converter_state, export
+from training.loop import Losses, Recipe, averaged_weights, train
+from training.train_dit import Batch, Converter
+from training.train_encoder import TICK, PhoneModel, masked_bands
+from training.train_style import SpeakerModel
+from training.train_vocoder import SpectralLoss, prepare
+
+SIZES = ModelSizes(
+    whisper=WhisperSizes(d_model=32, n_heads=2, n_layers=1, ffn_dim=64),
+    campplus=CampplusSizes(head_channels=2, init_channels=8, growth=2),
+    regulator=RegulatorSizes(in_channels=32, channels=16),
+    dit=DitSizes(
+        hidden_dim=32, num_heads=2, depth=3, content_dim=16, wavenet=WavenetSizes(hidden_dim=32, num_layers=2)
+    ),
+    bigvgan=BigvganSizes(initial_channels=64, resblock_kernels=(3,), resblock_dilations=((1, 3, 5),)),
+)
+N_SPEAKERS = 4
+
+
+def noise_batch() -> Batch:
+    """Two pairs of 20 and 30 frames."""
+    return Batch(
+        torch.randn(2, 12, 24),
+        torch.randn(2, 80, 20),
+        torch.randn(2, 18, 24),
+        torch.randn(2, 80, 30) - 5,
+        torch.randn(2, 192),
+    )
+
+
+def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
+    """Each network with its losses over a few steps on one batch of noise."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    phones, speakers, converter = PhoneModel(SIZES.whisper), SpeakerModel(SIZES.campplus, N_SPEAKERS), Converter(SIZES)
+    vocoder, mel = BigVgan(SIZES.bigvgan), MelSpectrogram(SIZES.mel)
+    prepare(vocoder)
+    spectral = SpectralLoss(mel)
+    waves, labels = 0.1 * torch.randn(2, 20 * TICK), torch.randint(0, 40, (2, 21))
+    fbank, owners = torch.randn(8, 100, 80), torch.arange(8) % N_SPEAKERS
+    batch, real = noise_batch(), 0.1 * torch.randn(2, 16 * 256)
+    losses_of = {
+        "encoder": (phones, lambda: phones.loss(waves, labels, masked_bands(rng, 2, 80))),
+        "style": (speakers, lambda: speakers.loss(fbank, owners)),
+        "dit": (converter, lambda: converter.loss(batch, rng)),
+        "vocoder": (vocoder, lambda: spectral(vocoder(mel(real)), real)),
+    }
+    results: dict[str, tuple[nn.Module, list[Losses]]] = {}
+    for name, (model, loss_of) in losses_of.items():
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        history = []
+        for _ in range(12):
+            losses = loss_of()
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            history.append({key: value.detach() for key, value in losses.items()})
+        results[name] = (model, history)
+    return results
+
+
+def test_a_few_steps_lower_every_loss() -> None:
+    for name, (_, history) in trainings().items():
+        totals = [float(sum(losses.values())) for losses in history]
+        assert np.mean(totals[-3:]) < np.mean(totals[:3]), f"{name}: {totals}"
+
+
+def test_a_training_writes_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
+    model = nn.Linear(3, 3)
+
+    def loss_of(rng: np.random.Generator) -> Losses:
+        return {"size": model(torch.ones(1, 3)).square().sum()}
+
+    train(model, loss_of, Recipe(minutes=1e-9, learning_rate=0.1, warmup_steps=1), tmp_path, "toy")
+    first = torch.load(tmp_path / "toy.pt", weights_only=True)
+    assert first["step"] == 1
+    with torch.no_grad():
+        model.weight.zero_()
+    longer = Recipe(minutes=first["minutes"] + 1e-9, learning_rate=0.1, warmup_steps=1)
+    train(model, loss_of, longer, tmp_path, "toy")
+    second = torch.load(tmp_path / "toy.pt", weights_only=True)
+    assert second["step"] == 2
+    assert not torch.allclose(second["model"]["weight"], torch.zeros(3, 3), atol=0.2), "the weights were read back"
+    assert averaged_weights(tmp_path, "toy").keys() == model.state_dict().keys()
+
+
+def test_exported_weights_load_and_convert(tmp_path: Path) -> None:
+    for name, (model, _) in trainings().items():
+        torch.save({"average": model.state_dict()}, tmp_path / f"{name}.pt")
+    export(SIZES, tmp_path, tmp_path / "weights")
+    preset = load_preset("tiny").model_copy(update={"model": SIZES, "weights": tmp_path / "weights"})
+    local = stages.load(preset)
+    assert isinstance(preset, Preset)
+    rng = np.random.default_rng(0)
+    noise = (0.1 * rng.standard_normal(2 * 22050)).astype(np.float32)
+    converted = local.convert(noise, 22050, local.voice(noise, 22050))
+    assert np.isfinite(converted).all()
+    assert len(converted) == pytest.approx(len(noise), abs=1200)
+
+
+def test_exporting_keeps_the_regulators_arithmetic(tmp_path: Path) -> None:
+    made = trainings()
+    for name, (model, _) in made.items():
+        torch.save({"average": model.state_dict()}, tmp_path / f"{name}.pt")
+    phones, converter = made["encoder"][0], made["dit"][0]
+    assert isinstance(phones, PhoneModel)
+    assert isinstance(converter, Converter)
+    features = torch.randn(1, 5, SIZES.whisper.d_model)
+    state = converter_state(SIZES, tmp_path)
+    folded = features @ state["length_regulator.content_in_proj.weight"].T
+    apart = phones.narrow(features) @ converter.regulator.content_in_proj.weight.T
+    torch.testing.assert_close(folded, apart, atol=1e-5, rtol=1e-4)
