@@ -24,8 +24,11 @@ class BadAudio(ValueError):
     """Sound that cannot be used; `reason` is a short code, the message says what came and what is allowed."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(reason, message)  # both, so that the error survives pickling between replicas
         self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 def as_mono(samples: NDArray[Any]) -> Samples:

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import torch
 
-from configs.schema import Preset
+from configs.schema import ModelSizes, Preset
 from stages.checkpoints import Checkpoint, load_network
 from stages.diffusion import Diffusion
 from stages.encoder import Encoder
@@ -35,6 +35,20 @@ def fingerprint(preset: Preset, checkpoint: Checkpoint) -> str:
         preset.file.prompt_ms,
     )
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def blank_voice(preset: Preset, sizes: ModelSizes) -> Voice:
+    """A voice of zeros with the preset's prompt lengths, to warm a stage up with."""
+
+    def prompt(prompt_ms: int) -> Prompt:
+        frames = mel_frames(ticks_of(prompt_ms, "prompt_ms") * TICK_MODEL)
+        return Prompt(
+            mel=np.zeros((sizes.mel.n_mels, frames), np.float32),
+            condition=np.zeros((frames, sizes.regulator.channels), np.float32),
+            style=np.zeros(sizes.campplus.style_dim, np.float32),
+        )
+
+    return Voice(live=prompt(preset.live.prompt_ms), file=prompt(preset.file.prompt_ms), fingerprint="blank")
 
 
 def check_reference(samples: Samples, sample_rate: int) -> tuple[Samples, list[str]]:

@@ -1,0 +1,53 @@
+"""Arguments of the Serve application: what `build(args)` takes out of a Serve config's `args`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.schema import Positive, Strict
+
+
+class StageArgs(Strict):
+    """How one stage batches, and how its results travel."""
+
+    max_batch_size: Positive = 4
+    batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
+    """How long a request waits for company when the device is idle; what waits while it is busy merges anyway."""
+    transport: Literal["object_store", "grpc"] = "object_store"
+    """object_store: results go on by reference; grpc: by value through the ingress, faster below 0.5 MB."""
+
+
+class Limits(Strict):
+    """What one request may bring, and how many conversions may run at once per ingress replica."""
+
+    max_source_s: Annotated[float, Field(gt=0)] = 600.0
+    max_upload_bytes: Positive = 256 * 1024 * 1024
+    max_conversions: Positive = 8
+
+
+class ServeArgs(Strict):
+    """The application's arguments; replicas, CPUs, GPUs and autoscaling are Serve's own `deployments` section."""
+
+    preset: str = "tiny"
+    """Name of a preset, or path of a preset YAML that every node can read."""
+    weights: str | None = None
+    """Folder with the weights, in place of the preset's own."""
+    device: str = "cpu"
+    torch_threads: Positive = 1
+    """Threads per replica; one keeps results equal bit for bit and several replicas out of each other's way."""
+    voices: str = "data/voices"
+    """Voice store: a folder that every replica can read."""
+    encoder: StageArgs = StageArgs()
+    diffusion: StageArgs = StageArgs()
+    vocoder: StageArgs = StageArgs()
+    voice_cache_mb: Positive = 256
+    """Bound of the voices that a Diffusion replica keeps in memory."""
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _device_known(self) -> ServeArgs:
+        if self.device != "cpu" and not self.device.startswith("cuda"):
+            raise ValueError(f"device is {self.device!r}; allowed are 'cpu', 'cuda' and 'cuda:N'")
+        return self

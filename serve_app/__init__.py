@@ -1,0 +1,1 @@
+"""The graph on a cluster: deployments, HTTP and handle API, voice stores. Ray and FastAPI live here."""

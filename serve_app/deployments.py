@@ -1,0 +1,127 @@
+"""The stages as Ray Serve deployments: each loads its networks, warms up, batches, and answers health checks.
+
+Replicas, CPUs, GPUs, autoscaling and request limits come from the Serve config; nothing is set here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from configs.schema import Preset, load_preset
+from configs.serve import ServeArgs
+from serve_app.batching import BatchGate
+from serve_app.metrics import StageMetrics
+from serve_app.stores.cache import VoiceCache
+from serve_app.stores.voices import open_voice_store
+from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest, Voice
+
+if TYPE_CHECKING:
+    from stages.checkpoints import Checkpoint
+
+
+def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
+    """What every stage loads from: the preset and its weights. Also settles how torch computes in this process."""
+    import torch
+
+    from stages.local import open_weights
+
+    torch.set_num_threads(args.torch_threads)
+    preset = load_preset(args.preset)
+    return preset, open_weights(preset, args.weights)
+
+
+class Encoder:
+    """Windows at 16 kHz to content features."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        from stages.encoder import Encoder as Stage
+        from stages.geometry import Geometry
+
+        preset, checkpoint = open_stage(args)
+        stage = Stage(preset, checkpoint, args.device)
+        geometry = Geometry.from_settings(preset.live)
+        window = EncodeRequest(np.zeros(geometry.window_samples_16k, np.float32), geometry.drop_ticks, live=True)
+        for size in range(1, args.encoder.max_batch_size + 1):
+            stage([window] * size)
+        self._gate: BatchGate[EncodeRequest, Content] = BatchGate(stage, args.encoder, StageMetrics("encoder"))
+
+    async def __call__(self, request: EncodeRequest) -> Content:
+        """Content [frames, d_model] of one window."""
+        return await self._gate(request, request.live)
+
+
+class Diffusion:
+    """Content features and a voice to mel; keeps the voices it has met, by id, within a bound."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        from stages.diffusion import Diffusion as Stage
+        from stages.geometry import Geometry
+        from stages.voice import blank_voice, fingerprint
+
+        preset, checkpoint = open_stage(args)
+        stage = Stage(preset, checkpoint, args.device)
+        voices = open_voice_store(args.voices)
+        self._voices = VoiceCache(voices, fingerprint(preset, checkpoint), args.voice_cache_mb * 2**20)
+        geometry = Geometry.from_settings(preset.live)
+        content = np.zeros((geometry.content_frames, checkpoint.sizes.whisper.d_model), np.float32)
+        voice, live, n = blank_voice(preset, checkpoint.sizes), preset.live, geometry.target_frames
+        request = DiffuseRequest(voice, n, 0, n, 0, 0, live.steps, live.cfg_rate, live=True)
+        for size in range(1, args.diffusion.max_batch_size + 1):
+            stage([content] * size, [request] * size, [voice] * size)
+        self._gate: BatchGate[tuple[Content, DiffuseRequest, Voice], Mel] = BatchGate(
+            lambda items: stage(*zip(*items, strict=True)), args.diffusion, StageMetrics("diffusion")
+        )
+
+    async def __call__(self, content: Content, request: DiffuseRequest) -> Mel:
+        """Mel [mels, T] of one content in the request's voice (an id of the voice store)."""
+        voice = request.voice if isinstance(request.voice, Voice) else await self._voices.get(request.voice)
+        return await self._gate((content, request, voice), request.live)
+
+
+class Vocoder:
+    """Mel to sound."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        from stages.geometry import Geometry
+        from stages.vocoder import Vocoder as Stage
+
+        preset, checkpoint = open_stage(args)
+        stage = Stage(preset, checkpoint, args.device)
+        mel = np.zeros((checkpoint.sizes.mel.n_mels, Geometry.from_settings(preset.live).target_frames), np.float32)
+        request = VocodeRequest(preset.live.vocoder_frames, live=True)
+        for size in range(1, args.vocoder.max_batch_size + 1):
+            stage([mel] * size, [request] * size)
+        self._gate: BatchGate[tuple[Mel, VocodeRequest], Samples] = BatchGate(
+            lambda items: stage(*zip(*items, strict=True)), args.vocoder, StageMetrics("vocoder")
+        )
+
+    async def __call__(self, mel: Mel, request: VocodeRequest) -> Samples:
+        """Samples [256 * frames] of one mel."""
+        return await self._gate((mel, request), request.live)
+
+
+class VoiceMaker:
+    """Reference recordings to voices."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        from stages.diffusion import Diffusion as DiffusionStage
+        from stages.encoder import Encoder as EncoderStage
+        from stages.voice import VoiceMaker as Maker
+
+        preset, checkpoint = open_stage(args)
+        encoder = EncoderStage(preset, checkpoint, args.device)
+        diffusion = DiffusionStage(preset, checkpoint, args.device)
+        self._maker = Maker(preset, checkpoint, encoder, diffusion, args.device)
+        self._busy = asyncio.Lock()
+
+    async def fingerprint(self) -> str:
+        """Names the weights and settings that voices are made with."""
+        return self._maker.fingerprint
+
+    async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+        """The voice of a reference and warnings; BadAudio where it holds none."""
+        async with self._busy:
+            return await asyncio.to_thread(self._maker, samples, sample_rate)

@@ -1,0 +1,247 @@
+"""The three stages behind Serve handles: the calls of pipeline.Stages, with deadlines, retries and cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]  # ships no stubs
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from configs.schema import Preset
+from serve_app.metrics import BlockMetrics
+from serve_app.stores.voices import VoiceNotFound, VoiceStore
+from stages.geometry import Geometry
+from stages.offline import FileSampling, FileStream, LiveFileStream
+from stages.pipeline import BlockDropped, Stream
+from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+
+MAX_ATTEMPTS = 5
+RETRY_WAIT_S = 0.5
+
+
+class StagesUnavailable(RuntimeError):
+    """The stages did not answer, however often they were asked."""
+
+
+@dataclass(frozen=True)
+class StageHandle:
+    """One stage's handle and how its results travel."""
+
+    handle: DeploymentHandle[Any]
+    by_reference: bool
+
+    @classmethod
+    def of(cls, handle: DeploymentHandle[Any], transport: str) -> StageHandle:
+        by_reference = transport == "object_store"
+        return cls(handle.options(_by_reference=by_reference), by_reference)
+
+
+class Call:
+    """One stage's work on one request; knows its source, so a lost chain can be started again from its first stage.
+
+    By reference, a response goes unawaited into the next call and its bytes stay in the object store. By value each
+    hop is awaited first: a chain of responses over gRPC can wait for ever when a replica dies (Ray 2.60).
+    """
+
+    def __init__(self, stage: StageHandle, request: Any, source: Call | None = None) -> None:
+        self._stage, self._request, self.source = stage, request, source
+        self.live: bool = request.live
+        self.started: float = asyncio.get_running_loop().time() if source is None else source.started
+        self._response: Any = None
+        self._hop: asyncio.Task[Any] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Send the request, or have it sent when its source is there."""
+        source = self.source
+        if not self._stage.by_reference or (source is not None and source._response is None):
+            self._hop = asyncio.create_task(self._await_hop())
+        elif source is None:
+            self._response = self._stage.handle.remote(self._request)
+        else:
+            self._response = self._stage.handle.remote(source._response, self._request)
+
+    async def value(self) -> Any:
+        """The stage's result; the stage's own exception where it failed."""
+        if self._response is not None:
+            return await self._response
+        assert self._hop is not None
+        return await asyncio.shield(self._hop)
+
+    def restart(self) -> None:
+        """Start the whole chain again."""
+        if self.source is not None:
+            self.source.restart()
+        self._drop()
+        self.start()
+
+    def cancel(self) -> None:
+        """Give up this call and those before it."""
+        self._drop()
+        if self.source is not None:
+            self.source.cancel()
+
+    def _drop(self) -> None:
+        if self._response is not None:
+            self._response.cancel()
+        if self._hop is not None:
+            self._hop.cancel()
+        self._response = self._hop = None
+
+    async def _await_hop(self) -> Any:
+        if self.source is None:
+            response = self._stage.handle.remote(self._request)
+        else:
+            response = self._stage.handle.remote(await self.source.value(), self._request)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
+
+
+class ServeStages:
+    """Encoder, Diffusion and Vocoder replicas, called without state: any replica may serve any block."""
+
+    def __init__(
+        self,
+        encoder: StageHandle,
+        diffusion: StageHandle,
+        vocoder: StageHandle,
+        deadline_s: float | None,
+        metrics: BlockMetrics,
+    ) -> None:
+        self._encoder, self._diffusion, self._vocoder = encoder, diffusion, vocoder
+        self._deadline_s, self._metrics = deadline_s, metrics
+
+    def encode(self, request: EncodeRequest) -> Call:
+        return Call(self._encoder, request)
+
+    def diffuse(self, content: Call, request: DiffuseRequest) -> Call:
+        return Call(self._diffusion, request, content)
+
+    def vocode(self, mel: Call, request: VocodeRequest) -> Call:
+        return Call(self._vocoder, request, mel)
+
+    async def collect(self, wave: Call) -> Samples:
+        """Wait for a chain's samples: a live one until its deadline, a file's for as long as it takes.
+
+        A chain that lost a replica is started again; blocks carry all they need, so the result is the same.
+
+        Raises:
+            BlockDropped: a live block is late or failed. StagesUnavailable: a file's chain failed too often.
+        """
+        deadline = wave.started + self._deadline_s if wave.live and self._deadline_s else None
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._collect(wave)
+        except TimeoutError:
+            wave.cancel()
+            self._metrics.late.inc()
+            self._metrics.dropped.inc()
+            raise BlockDropped("a live block missed its deadline") from None
+        except StagesUnavailable:
+            wave.cancel()
+            if not wave.live:
+                raise
+            self._metrics.dropped.inc()
+            raise BlockDropped("a live block failed") from None
+        except asyncio.CancelledError:
+            wave.cancel()
+            raise
+
+    def cancel(self, wave: Call) -> None:
+        """Cancel all three calls of a chain."""
+        wave.cancel()
+
+    async def _collect(self, wave: Call) -> Samples:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                samples: Samples = await wave.value()
+                return samples
+            except Exception as error:
+                if not is_lost(error):
+                    raise cause_of(error) from None
+                if attempt == MAX_ATTEMPTS:
+                    raise StagesUnavailable(f"a stage did not answer in {MAX_ATTEMPTS} attempts") from error
+                self._metrics.retried.inc()
+                await asyncio.sleep(RETRY_WAIT_S * (attempt - 1))
+                wave.restart()
+        raise AssertionError("unreachable")
+
+
+def cause_of(error: Exception) -> Exception:
+    """What a stage raised, without Ray's wrapping."""
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a call failed for want of a replica (or of room), not because of what was asked."""
+    if isinstance(error, RayTaskError):
+        return isinstance(error.cause, Exception) and is_lost(error.cause)
+    return isinstance(error, RayError | RayServeException | grpc.RpcError)
+
+
+class ServeBackend:
+    """service.Backend over Serve handles."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        stages: ServeStages,
+        voice_maker: DeploymentHandle[Any],
+        voices: VoiceStore,
+        fingerprint: str,
+    ) -> None:
+        self._preset, self._stages = preset, stages
+        self._voice_maker, self._voices, self._fingerprint = voice_maker, voices, fingerprint
+        self._geometry = Geometry.from_settings(preset.live)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights that make a voice's features."""
+        return self._fingerprint
+
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+        """Features of a reference, by a VoiceMaker replica; BadAudio where it cannot serve as one."""
+        try:
+            made: tuple[Voice, list[str]] = await self._voice_maker.make.remote(samples, sample_rate)
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        return made
+
+    def open_file(
+        self,
+        voice_id: str,
+        *,
+        sample_rate: int,
+        seed: int,
+        steps: int | None,
+        streaming: bool,
+        expected_s: float | None,
+    ) -> FileStream:
+        """A conversion through the long chunks of recordings."""
+        voice = self._voices.features(voice_id, self._fingerprint)
+        if voice is None:
+            raise VoiceNotFound(voice_id)
+        settings = self._preset.file
+        sampling = FileSampling(seed, steps or settings.steps, settings.cfg_rate)
+        return FileStream(self._stages, voice_id, voice.file.frames, settings, sampling, sample_rate, streaming)
+
+    def open_live(self, voice_id: str, *, sample_rate: int, seed: int, steps: int | None) -> LiveFileStream:
+        """A conversion through the blocks of calls; a file has no deadline there either."""
+        live = self._preset.live
+        stream = Stream(
+            self._stages,
+            voice_id,
+            self._geometry,
+            seed=seed,
+            steps=steps or live.steps,
+            cfg_rate=live.cfg_rate,
+            vocoder_frames=live.vocoder_frames,
+        )
+        return LiveFileStream(stream, self._geometry, sample_rate)

@@ -1,0 +1,88 @@
+"""The ingress deployment: HTTP and the Python handle API in front of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from ray.serve.handle import DeploymentHandle
+
+from configs.schema import load_preset
+from configs.serve import ServeArgs
+from serve_app.graph import ServeBackend, ServeStages, StageHandle
+from serve_app.http import create_app
+from serve_app.metrics import BlockMetrics
+from serve_app.service import FileStream, Limits, Service
+from serve_app.stores.voices import open_voice_store
+from stages.types import Samples, as_mono
+
+
+class Ingress:
+    """Routes at `/`, and `convert`, `stream`, `make_voice` for `serve.get_app_handle("seedvc")`."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits the constructor of an ingress
+        self,
+        args: ServeArgs,
+        encoder: DeploymentHandle[Any],
+        diffusion: DeploymentHandle[Any],
+        vocoder: DeploymentHandle[Any],
+        voice_maker: DeploymentHandle[Any],
+    ) -> None:
+        preset, voices = load_preset(args.preset), open_voice_store(args.voices)
+        stages = ServeStages(
+            StageHandle.of(encoder, args.encoder.transport),
+            StageHandle.of(diffusion, args.diffusion.transport),
+            StageHandle.of(vocoder, args.vocoder.transport),
+            deadline_s=None,
+            metrics=BlockMetrics(),
+        )
+        fingerprint = await voice_maker.fingerprint.remote()
+        self._backend = ServeBackend(preset, stages, voice_maker, voices, fingerprint)
+        self._service = Service(self._backend, voices, Limits(**args.limits.model_dump()))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._service)
+
+    async def convert(
+        self, samples: Samples, sample_rate: int, voice_id: str, *, seed: int = 0, steps: int | None = None
+    ) -> Samples:
+        """A whole recording (float32 mono) in another voice, float32 at 22.05 kHz."""
+        waves = [wave async for wave in self.stream(samples, sample_rate, voice_id, seed=seed, steps=steps)]
+        return np.concatenate(waves) if waves else np.zeros(0, np.float32)
+
+    async def stream(
+        self,
+        samples: Samples,
+        sample_rate: int,
+        voice_id: str,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        live: bool = False,
+    ) -> AsyncIterator[Samples]:
+        """The same, chunk by chunk as they are ready; call it with `handle.options(stream=True)`."""
+        samples = as_mono(samples)
+        await self._service.make_features(voice_id)
+        with self._service.admitted():
+            stream: FileStream
+            if live:
+                stream = self._backend.open_live(voice_id, sample_rate=sample_rate, seed=seed, steps=steps)
+            else:
+                stream = self._backend.open_file(
+                    voice_id, sample_rate=sample_rate, seed=seed, steps=steps, streaming=False, expected_s=None
+                )
+            try:
+                for start in range(0, len(samples), sample_rate):
+                    async for wave in stream.push(samples[start : start + sample_rate]):
+                        yield wave
+                async for wave in stream.finish():
+                    yield wave
+            finally:
+                stream.close()
+
+    async def make_voice(self, samples: Samples, sample_rate: int, name: str) -> str:
+        """Keep a voice made of a reference (float32 mono, 1 to 30 s); its id."""
+        record, _ = await self._service.add_samples(name, as_mono(samples), sample_rate)
+        return record.voice_id
