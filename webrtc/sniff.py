@@ -1,0 +1,122 @@
+"""What an upload is, by its first bytes.
+
+ffmpeg could tell too, but wants kilobytes before it is sure: a live upload would wait for its first seconds.
+"""
+
+import struct
+from dataclasses import dataclass, field
+
+from webrtc.mp3 import declared_s
+
+HEAD_BYTES = 64  # enough for every signature and for an mp3's Info frame
+UNDECIDED_BYTES = 1 << 20  # of leading boxes, chunks or tags; ffmpeg looks for itself after that
+BOX_HEADER_BYTES = 8
+CHUNK_HEADER_BYTES = 8
+ID3_HEADER_BYTES = 10
+ENDLESS_BYTES = 0x7FFFF000  # a WAV that was written as a stream states this or more, or nothing at all
+
+
+@dataclass(frozen=True)
+class Container:
+    """How to open an upload: ffmpeg's name of the format (None: let it look), and which of the bytes are for it."""
+
+    name: str | None
+    options: dict[str, str] = field(default_factory=dict)
+    needs_seeking: bool = False  # can be read only once the whole file is there
+    skip_bytes: int = 0
+    sound_bytes: int | None = None  # after the skipped ones; None: all that comes
+    declared_s: float | None = None  # how long the file says that it is
+
+
+def sniff(head: bytes, *, whole: bool = False) -> Container | None:
+    """Tells the container, or None while more bytes are needed; `whole` says that there are no more."""
+    found = _sniff(head) if len(head) >= HEAD_BYTES else None
+    if found is None and (whole or len(head) >= UNDECIDED_BYTES):
+        return Container(None, needs_seeking=True)
+    return found
+
+
+_SIGNATURES = (
+    (b"RF64", b"WAVE", "wav"),
+    (b"FORM", b"AIF", "aiff"),
+    (b"fLaC", b"", "flac"),
+    (b"OggS", b"", "ogg"),
+    (b"\x1aE\xdf\xa3", b"", "matroska"),
+)
+
+
+def _sniff(head: bytes) -> Container | None:
+    if head.startswith(b"RIFF") and head[8:12] == b"WAVE":
+        return _sniff_wav(head)
+    if head[4:8] == b"ftyp":
+        return _sniff_mp4(head)
+    if head.startswith(b"ID3"):
+        return _sniff_behind_tag(head)
+    for magic, form, name in _SIGNATURES:
+        if head.startswith(magic) and head[8:].startswith(form):
+            return Container(name)
+    return _sniff_frames(head)
+
+
+def _sniff_wav(head: bytes) -> Container | None:
+    """Integer PCM goes to ffmpeg as bare samples: its WAV reader takes in 64 KiB of it first, in search of S/PDIF."""
+    at, form = 12, b""
+    while at + CHUNK_HEADER_BYTES <= len(head):
+        kind, size = head[at : at + 4], int.from_bytes(head[at + 4 : at + 8], "little")
+        body = at + CHUNK_HEADER_BYTES
+        if kind == b"data":
+            return _wav_sound(form, body, None if size == 0 or size >= ENDLESS_BYTES else size)
+        if kind == b"fmt ":
+            form = head[body : body + size]
+        at = body + size + size % 2
+    return None
+
+
+def _wav_sound(form: bytes, skip_bytes: int, sound_bytes: int | None) -> Container:
+    if len(form) < 16:
+        return Container("wav")
+    tag, channels, rate, byte_rate, frame_bytes, _ = struct.unpack_from("<HHIIHH", form)
+    if tag == 0xFFFE and len(form) >= 26:  # WAVE_FORMAT_EXTENSIBLE: the real tag leads its GUID
+        tag = int.from_bytes(form[24:26], "little")
+    length_s = sound_bytes / byte_rate if sound_bytes and byte_rate else None
+    sample_bytes = frame_bytes // channels if channels else 0
+    if tag != 1 or rate == 0 or sample_bytes not in (1, 2, 3, 4):
+        return Container("wav", declared_s=length_s)
+    name = ("u8", "s16le", "s24le", "s32le")[sample_bytes - 1]
+    options = {"sample_rate": str(rate), "ch_layout": f"{channels}c"}
+    return Container(name, options, skip_bytes=skip_bytes, sound_bytes=sound_bytes, declared_s=length_s)
+
+
+def _sniff_mp4(head: bytes) -> Container | None:
+    """An mp4 can be read as it comes only where its index (moov) stands before its sound (mdat)."""
+    at = 0
+    while at + BOX_HEADER_BYTES <= len(head):
+        size, kind = int.from_bytes(head[at : at + 4], "big"), head[at + 4 : at + 8]
+        if kind == b"moov":
+            return Container("mp4")
+        if kind == b"mdat" or size < BOX_HEADER_BYTES:
+            return Container("mp4", needs_seeking=True)
+        at += size
+    return None
+
+
+def _sniff_behind_tag(head: bytes) -> Container | None:
+    size = 0
+    for byte in head[6:ID3_HEADER_BYTES]:
+        size = size << 7 | byte & 0x7F
+    behind = head[ID3_HEADER_BYTES + size :]
+    if len(behind) < HEAD_BYTES:
+        return None
+    if behind.startswith(b"fLaC"):
+        return Container("flac")
+    found = _sniff_frames(behind)
+    return found if found.name else Container("mp3")
+
+
+def _sniff_frames(head: bytes) -> Container:
+    """mp3 and ADTS frames begin with eleven set bits; then the layer: 0 in ADTS, 1 in layer III."""
+    if head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return Container(None)
+    if head[1] & 0xF6 == 0xF0:
+        return Container("aac")
+    return Container("mp3", declared_s=declared_s(head)) if head[1] & 0x06 == 0x02 else Container(None)
