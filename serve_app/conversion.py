@@ -1,0 +1,192 @@
+"""One recording on its way from the bytes of an upload to the bytes of an answer.
+
+Three steps run at once, joined by short queues: decode -> convert -> encode and hand over. A full queue holds the
+step before it back, so memory stays bounded however long the recording, and however slow the reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+
+import numpy as np
+
+from serve_app.errors import SourceTooLong, first_cause
+from stages.types import Samples
+from webrtc.files import Decoder, Encoder, OutputFormat
+
+if TYPE_CHECKING:
+    from serve_app.service import FileStream
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LENGTH_TOLERANCE_S = 0.1
+"""Encoders pad: a recording of exactly the limit may decode a few frames longer."""
+
+_UPLOAD_BYTES = 1 << 16
+_PIECE_S = 0.5
+_QUEUED = 4
+
+
+class Decoded:
+    """An upload as sound: decoded in a worker thread, piece by piece, no longer than allowed."""
+
+    def __init__(self, upload: AsyncIterator[bytes], file_format: str = "other", max_s: float | None = None) -> None:
+        self._upload = upload
+        self._decoder = Decoder(file_format=file_format)
+        self._max_s = max_s
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was odd about the upload so far."""
+        return self._decoder.warnings
+
+    async def pieces(self) -> AsyncGenerator[tuple[Samples, int]]:
+        """Mono samples and their rate, in pieces of about half a second, as early as possible.
+
+        Raises:
+            NotAudio: the upload is no recording that can be used.
+            SourceTooLong: there is more sound than allowed.
+        """
+        taken_s = 0.0
+        async with aclosing(self._raw_pieces()) as source:
+            async for samples, sample_rate in source:
+                taken_s += len(samples) / sample_rate
+                if self._max_s is not None and taken_s > self._max_s + LENGTH_TOLERANCE_S:
+                    raise SourceTooLong(self._max_s)
+                yield samples, sample_rate
+
+    async def _raw_pieces(self) -> AsyncGenerator[tuple[Samples, int]]:
+        try:
+            async for data in self._upload:
+                for start in range(0, len(data), _UPLOAD_BYTES):
+                    decoding = self._decoder.feed(data[start : start + _UPLOAD_BYTES])
+                    while piece := await in_thread(_joined, decoding):
+                        yield piece
+            decoding = self._decoder.finish()
+            while piece := await in_thread(_joined, decoding):
+                yield piece
+        finally:
+            await in_thread(self._decoder.close)
+
+
+class Conversion:
+    """A conversion that runs while its context is open; iterating it gives the encoded result.
+
+    Leaving the context ends everything that belongs to it: decoder, stages, encoder.
+    """
+
+    def __init__(
+        self,
+        sound: Decoded,
+        open_stream: Callable[..., FileStream],
+        output_format: OutputFormat,
+        seed: int,
+        admission: AbstractContextManager[None],
+    ) -> None:
+        self.output_format = output_format
+        self.seed = seed
+        self._sound = sound
+        self._open_stream = open_stream
+        self._admission = admission
+        self._pieces: asyncio.Queue[tuple[Samples, int] | None] = asyncio.Queue(_QUEUED)
+        self._encoded: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED)
+        self._encoder = Encoder(output_format)
+        self._context = AsyncExitStack()
+
+    @property
+    def media_type(self) -> str:
+        """What the encoded bytes are."""
+        return self.output_format.media_type
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was odd so far; complete when the last chunk has come."""
+        return self._sound.warnings
+
+    def exact_header(self) -> bytes:
+        """After the last chunk: what the first bytes are in a file whose length is known. Same size as those sent."""
+        return self._encoder.exact_header()
+
+    async def __aenter__(self) -> Self:
+        await self._context.enter_async_context(self._running())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._context.__aexit__(kind, error, traceback)
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        while (chunk := await self._encoded.get()) is not None:
+            yield chunk
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        with self._admission:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    steps = [group.create_task(self._decode()), group.create_task(self._convert())]
+                    yield
+                    for step in steps:
+                        step.cancel()
+            except BaseExceptionGroup as failures:
+                raise first_cause(failures) from None
+
+    async def _decode(self) -> None:
+        async with aclosing(self._sound.pieces()) as pieces:
+            async for piece in pieces:
+                await self._pieces.put(piece)
+        await self._pieces.put(None)
+
+    async def _convert(self) -> None:
+        first = await self._pieces.get()
+        assert first is not None, "a decoder that finds nothing raises"
+        stream = self._open_stream(sample_rate=first[1])
+        try:
+            piece: tuple[Samples, int] | None = first
+            while piece is not None:
+                await self._encode(stream.push(piece[0]))
+                piece = await self._pieces.get()
+            await self._encode(stream.finish())
+            await self._encoded.put(await in_thread(self._encoder.finish))
+            await self._encoded.put(None)
+        finally:
+            stream.close()
+            self._encoder.close()
+
+    async def _encode(self, waves: AsyncIterator[Samples]) -> None:
+        try:
+            async for wave in waves:
+                if chunk := await in_thread(self._encoder.feed, wave):
+                    await self._encoded.put(chunk)
+        finally:
+            if isinstance(waves, AsyncGenerator):
+                await waves.aclose()  # now, not when the garbage collector finds it
+
+
+async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Calls in a worker thread. A cancelled caller leaves only when the call has ended, so that nothing is closed
+    or used twice while a thread is still inside it."""
+    call = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait([call])
+        raise
+
+
+def _joined(decoding: Iterator[tuple[Samples, int]]) -> tuple[Samples, int] | None:
+    """What is decoded next, up to about half a second in one array; None where nothing is left."""
+    pieces: list[Samples] = []
+    n_samples, rate = 0, 0
+    for samples, rate in decoding:
+        pieces.append(samples)
+        n_samples += len(samples)
+        if n_samples >= _PIECE_S * rate:
+            break
+    return (np.concatenate(pieces), rate) if pieces else None

@@ -1,0 +1,136 @@
+"""What is refused and why, and the one place where an error becomes an answer: a status code, a detail, headers.
+
+The shapes are those of the ElevenLabs API: `{"detail": [{"loc", "msg", "type"}]}` with 422, else
+`{"detail": {"status", "message"}}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.stores.voices import InvalidVoiceId, VoiceExists, VoiceIsReadOnly, VoiceNotFound
+from stages.types import BadAudio
+from webrtc.files import NotAudio
+
+
+class AtCapacity(RuntimeError):
+    """No room for one more now; the caller may come back after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: int, status: str = "system_busy") -> None:
+        super().__init__(message, retry_after_s, status)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SourceTooLong(ValueError):
+    """More sound than one conversion takes."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return f"the source is longer than the limit of {self.limit_s:g} s"
+
+
+class UploadTooLarge(ValueError):
+    """More bytes than one request may bring."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return f"the request body is larger than the limit of {self.limit_bytes} bytes"
+
+
+class BadUpload(ValueError):
+    """A body that is not the form it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """One complaint: where it is, in words, and as a code."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+
+
+class InvalidFields(ValueError):
+    """Fields of a request that cannot be used as they are."""
+
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        super().__init__(problems)
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{'.'.join(map(str, problem.loc))}: {problem.msg}" for problem in self.problems)
+
+
+class ClientGone(ConnectionError):
+    """The client hung up; nobody is left to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer to a request that failed."""
+
+    status_code: int
+    detail: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def refusal(error: Exception) -> Refusal | None:
+    """The answer to an error that the caller caused or may wait out; None for one that is our own."""
+    match error:
+        case InvalidFields():
+            return _unprocessable(*error.problems)
+        case BadAudio() | NotAudio():
+            return _unprocessable(FieldProblem(("body", "audio"), str(error), error.reason))
+        case InvalidVoiceId():
+            return _unprocessable(FieldProblem(("path", "voice_id"), str(error), "invalid_voice_id"))
+        case BadUpload():
+            return _refused(400, "invalid_request", error)
+        case VoiceIsReadOnly():
+            return _refused(403, "voice_is_read_only", error)
+        case VoiceNotFound():
+            return _refused(404, "voice_not_found", error)
+        case VoiceExists():
+            return _refused(409, "voice_exists", error)
+        case SourceTooLong():
+            return _refused(413, "source_too_long", error)
+        case UploadTooLarge():
+            return _refused(413, "upload_too_large", error)
+        case AtCapacity():
+            return _refused(429, error.status, error, {"Retry-After": str(error.retry_after_s)})
+        case _:
+            return None
+
+
+def internal_error(request_id: str) -> Refusal:
+    """The answer to a failure of ours: nothing about its inside, only what finds it in the log."""
+    message = f"something failed on our side; the log has it under request {request_id}"
+    return Refusal(500, {"status": "internal_error", "message": message, "request_id": request_id})
+
+
+def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside nested groups: the others are consequences of the cancelling that it caused."""
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _refused(status_code: int, status: str, error: Exception, headers: Mapping[str, str] | None = None) -> Refusal:
+    return Refusal(status_code, {"status": status, "message": str(error)}, headers or {})
+
+
+def _unprocessable(*problems: FieldProblem) -> Refusal:
+    return Refusal(422, [{"loc": list(p.loc), "msg": p.msg, "type": p.type} for p in problems])

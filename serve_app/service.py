@@ -1,0 +1,212 @@
+"""What HTTP, handles and command line share: voices are added, recordings are converted. Knows no web framework."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+import soxr
+
+from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
+from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
+from serve_app.stores.voices import VoiceRecord, VoiceStore, as_stored, new_voice_id
+from stages.types import BadAudio, Samples, Voice
+from webrtc.files import OUTPUT_FORMATS
+
+DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
+MAX_SEED = 2**32 - 1
+MODEL_IDS = ("seedvc", "eleven_english_sts_v2", "eleven_multilingual_sts_v2")
+"""Our one model, and the names that ElevenLabs clients call it by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may bring, and how many may run at once."""
+
+    max_source_s: float = 600.0
+    max_upload_bytes: int = 256 * 1024 * 1024
+    min_reference_s: float = 1.0
+    max_reference_s: float = 30.0
+    max_conversions: int = 8
+    retry_after_s: int = 2
+
+
+class FileStream(Protocol):
+    """One recording on its way through the stages, in order."""
+
+    def push(self, samples: Samples) -> AsyncIterator[Samples]:
+        """Takes more of the source (float32 mono) and yields what is ready of the result (float32, 22050 Hz)."""
+
+    def finish(self) -> AsyncIterator[Samples]:
+        """Yields the rest."""
+
+    def close(self) -> None:
+        """Cancels what is still being computed."""
+
+
+class Backend(Protocol):
+    """Who computes: the stages in this process, or their replicas behind Serve handles."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights that make a voice's features."""
+
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+        """Features of a reference recording, and warnings about it; BadAudio where it cannot serve as one."""
+
+    def open_file(
+        self,
+        voice_id: str,
+        *,
+        sample_rate: int,
+        seed: int,
+        steps: int | None,
+        streaming: bool,
+        expected_s: float | None,
+    ) -> FileStream:
+        """A conversion through the long chunks of recordings."""
+
+    def open_live(self, voice_id: str, *, sample_rate: int, seed: int, steps: int | None) -> FileStream:
+        """A conversion through the blocks of calls."""
+
+
+class Service:
+    """Adds voices and converts recordings, within limits."""
+
+    def __init__(self, backend: Backend, voices: VoiceStore, limits: Limits) -> None:
+        self.backend = backend
+        self.voices = voices
+        self.limits = limits
+        self.running_conversions = 0
+        self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def add_voice(
+        self,
+        name: str,
+        files: Sequence[AsyncIterator[bytes] | bytes],
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[VoiceRecord, list[str]]:
+        """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
+        samples, sample_rate, warnings = await self._reference(files)
+        record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels)
+        return record, [*warnings, *more_warnings]
+
+    async def add_samples(
+        self,
+        name: str,
+        samples: Samples,
+        sample_rate: int,
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[VoiceRecord, list[str]]:
+        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings."""
+        limit_s = self.limits.max_reference_s
+        warnings: list[str] = []
+        if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
+            warnings.append(f"the reference was cut to its first {limit_s:g} s")
+        samples = as_stored(samples[: round(limit_s * sample_rate)])
+        if len(samples) < self.limits.min_reference_s * sample_rate:
+            got_s = len(samples) / sample_rate
+            message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
+            raise BadAudio("too_short", message)
+        voice, more_warnings = await self.backend.make_voice(samples, sample_rate)
+        record = VoiceRecord(
+            voice_id=new_voice_id(),
+            name=name,
+            description=description,
+            labels=dict(labels or {}),
+            created_at_unix=int(datetime.now(UTC).timestamp()),
+            duration_s=round(len(samples) / sample_rate, 3),
+            sample_rate=sample_rate,
+        )
+        await asyncio.to_thread(self.voices.add, record, samples, sample_rate)
+        await asyncio.to_thread(self.voices.save_features, record.voice_id, self.backend.fingerprint, voice)
+        return record, [*warnings, *more_warnings]
+
+    async def convert(
+        self,
+        voice_id: str,
+        upload: AsyncIterator[bytes],
+        *,
+        output_format: str = DEFAULT_OUTPUT_FORMAT,
+        seed: int | None = None,
+        steps: int | None = None,
+        file_format: str = "other",
+        live: bool = False,
+        streaming: bool = False,
+        expected_s: float | None = None,
+    ) -> Conversion:
+        """A conversion that runs while it is entered; the voice is known to exist and its features are made."""
+        fmt = OUTPUT_FORMATS.get(output_format)
+        if fmt is None:
+            message = f"unknown output format {output_format!r}; allowed are {', '.join(OUTPUT_FORMATS)}"
+            raise InvalidFields([FieldProblem(("query", "output_format"), message, "enum")])
+        await self.make_features(voice_id)
+        seed = secrets.randbits(32) if seed is None else seed
+        if live:
+            open_stream = partial(self.backend.open_live, voice_id, seed=seed, steps=steps)
+        else:
+            open_stream = partial(
+                self.backend.open_file, voice_id, seed=seed, steps=steps, streaming=streaming, expected_s=expected_s
+            )
+        sound = Decoded(upload, file_format, self.limits.max_source_s)
+        return Conversion(sound, open_stream, fmt, seed, self.admitted())
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Room for one more conversion, or AtCapacity."""
+        if self.running_conversions >= self.limits.max_conversions:
+            message = f"{self.limits.max_conversions} conversions are running, which is the limit; try again soon"
+            raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
+        self.running_conversions += 1
+        try:
+            yield
+        finally:
+            self.running_conversions -= 1
+
+    async def make_features(self, voice_id: str) -> None:
+        """Makes sure that the store has the voice's features: a premade voice, or new weights, may lack them."""
+        fingerprint = self.backend.fingerprint
+        lock = self._feature_locks.setdefault(voice_id, asyncio.Lock())
+        async with lock:
+            if await asyncio.to_thread(self.voices.features, voice_id, fingerprint) is None:
+                samples, sample_rate = await asyncio.to_thread(self.voices.reference, voice_id)
+                voice, _ = await self.backend.make_voice(samples, sample_rate)
+                await asyncio.to_thread(self.voices.save_features, voice_id, fingerprint, voice)
+
+    async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
+        """The recordings as one, at the rate of the first, as far as a reference may reach; and warnings."""
+        enough_s = self.limits.max_reference_s + 2 * LENGTH_TOLERANCE_S  # so that the cut is noticed, and told
+        warnings: list[str] = []
+        wholes: list[Samples] = []
+        rate, taken_s = 0, 0.0
+        for file in files:
+            sound = Decoded(one_piece(file) if isinstance(file, bytes) else file)
+            pieces: list[Samples] = []
+            async with aclosing(sound.pieces()) as source:
+                async for samples, own_rate in source:
+                    pieces.append(samples)
+                    taken_s += len(samples) / own_rate
+                    if taken_s > enough_s:
+                        break
+            rate = rate or own_rate
+            whole = np.concatenate(pieces)
+            wholes.append(whole if own_rate == rate else soxr.resample(whole, own_rate, rate))
+            warnings += sound.warnings
+            if taken_s > enough_s:
+                break
+        return np.concatenate(wholes), rate, warnings
+
+
+async def one_piece(data: bytes) -> AsyncIterator[bytes]:
+    """An upload that is already here."""
+    yield data

@@ -1,0 +1,1 @@
+"""Where voices are kept: small interfaces, one implementation per kind of storage."""

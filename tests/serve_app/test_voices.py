@@ -1,0 +1,283 @@
+"""The folder voice store: no half-written voice is ever seen, ids stay inside, premade voices as they are."""
+
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app.stores import voices
+from serve_app.stores.voices import (
+    FolderVoiceStore,
+    InvalidVoiceId,
+    VoiceExists,
+    VoiceIsReadOnly,
+    VoiceNotFound,
+    VoiceRecord,
+    as_stored,
+    new_voice_id,
+    open_voice_store,
+)
+from stages.types import Prompt, Voice
+
+RATE = 16000
+
+
+def some_sound(seed: int = 0, n_samples: int = RATE) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, n_samples).astype(np.float32)
+
+
+def some_voice(value: float, fingerprint: str = "f") -> Voice:
+    prompt = Prompt(np.full((80, 4), value, np.float32), np.full((4, 8), value, np.float32), np.zeros(192, np.float32))
+    return Voice(prompt, prompt, fingerprint)
+
+
+def some_record(voice_id: str = "anna", name: str = "Anna") -> VoiceRecord:
+    return VoiceRecord(
+        voice_id, name, description="calm", labels={"accent": "none"}, created_at_unix=7, sample_rate=RATE
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderVoiceStore:
+    return FolderVoiceStore(tmp_path / "store", premade=tmp_path / "none")
+
+
+def test_what_is_added_comes_back(store: FolderVoiceStore) -> None:
+    sound = as_stored(some_sound())
+    store.add(some_record(), sound, RATE)
+    assert store.get("anna") == some_record()
+    assert store.list() == [some_record()]
+    samples, rate = store.reference("anna")
+    assert rate == RATE
+    np.testing.assert_array_equal(samples, sound)
+
+
+def test_storing_is_idempotent_and_clips() -> None:
+    loud = np.array([2.0, -2.0, 1.0, 0.3], np.float32)
+    once = as_stored(loud)
+    np.testing.assert_array_equal(as_stored(once), once)
+    assert np.abs(once).max() == 1.0
+
+
+def test_another_process_sees_the_same_voices(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    other = FolderVoiceStore(tmp_path / "store", premade=tmp_path / "none")
+    assert other.list() == store.list()
+    other.delete("anna")
+    assert store.list() == []
+
+
+def test_a_deleted_voice_is_gone_with_its_features(store: FolderVoiceStore) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    store.save_features("anna", "f", some_voice(1.0))
+    store.delete("anna")
+    calls: list[Callable[[], object]] = [
+        lambda: store.get("anna"),
+        lambda: store.reference("anna"),
+        lambda: store.features("anna", "f"),
+        lambda: store.save_features("anna", "f", some_voice(1.0)),
+        lambda: store.delete("anna"),
+    ]
+    for call in calls:
+        with pytest.raises(VoiceNotFound, match="anna"):
+            call()
+    store.add(some_record(), some_sound(), RATE)
+    assert store.features("anna", "f") is None, "the features of a deleted voice do not come back with its id"
+
+
+def test_a_taken_id_is_refused_and_the_first_voice_kept(store: FolderVoiceStore) -> None:
+    store.add(some_record(), some_sound(1), RATE)
+    before = store.reference("anna")[0]
+    with pytest.raises(VoiceExists):
+        store.add(some_record(name="Other"), some_sound(2), RATE)
+    assert store.get("anna").name == "Anna"
+    np.testing.assert_array_equal(store.reference("anna")[0], before)
+
+
+def test_features_are_kept_for_each_fingerprint(store: FolderVoiceStore) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    assert store.features("anna", "one") is None
+    store.save_features("anna", "one", some_voice(1.0, "one"))
+    store.save_features("anna", "two", some_voice(2.0, "two"))
+    store.save_features("anna", "two", some_voice(3.0, "two"))
+    one, two = store.features("anna", "one"), store.features("anna", "two")
+    assert one is not None and two is not None
+    assert one.fingerprint == "one" and one.live.mel[0, 0] == 1.0
+    assert two.fingerprint == "two" and two.file.mel[0, 0] == 3.0, "saved again: the newer one counts"
+
+
+@pytest.mark.parametrize(
+    "voice_id",
+    ["", ".", "..", "../anna", "a/b", "a\\b", "/etc/passwd", "a\x00b", "a b", "anna\n", "ä", "x" * 65, "%2e%2e"],
+)
+def test_an_id_that_could_leave_the_folder_is_refused(store: FolderVoiceStore, voice_id: str) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: store.get(voice_id),
+        lambda: store.delete(voice_id),
+        lambda: store.reference(voice_id),
+        lambda: store.features(voice_id, "f"),
+        lambda: store.save_features(voice_id, "f", some_voice(1.0)),
+        lambda: store.add(some_record(voice_id), some_sound(), RATE),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidVoiceId):
+            call()
+
+
+def test_a_crash_while_adding_leaves_nothing_to_see(store: FolderVoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(path: Path, data: bytes) -> None:
+        path.write_bytes(data[: len(data) // 2])
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(voices, "_write", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            store.add(some_record(), some_sound(), RATE)
+    assert store.list() == []
+    store.add(some_record(), some_sound(), RATE)
+    assert store.list() == [some_record()]
+
+
+def test_a_crash_while_saving_features_keeps_the_old_ones(
+    store: FolderVoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    store.save_features("anna", "f", some_voice(1.0))
+
+    def half_saved(self: Voice, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Voice, "save", half_saved)
+        with pytest.raises(OSError, match="no space"):
+            store.save_features("anna", "f", some_voice(2.0))
+    kept = store.features("anna", "f")
+    assert kept is not None and kept.live.mel[0, 0] == 1.0
+
+
+def test_leftovers_of_a_crash_are_swept_once_they_are_old(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    for name, age_s in (("old", 7200), ("young", 60)):
+        (scratch / name).mkdir(parents=True)
+        (scratch / name / "reference.wav").write_bytes(b"half")
+        then_s = scratch.stat().st_mtime - age_s
+        os.utime(scratch / name, (then_s, then_s))
+    FolderVoiceStore(tmp_path, premade=tmp_path / "none")
+    assert [path.name for path in scratch.iterdir()] == ["young"]
+
+
+def test_adding_deleting_and_reading_at_once_never_shows_half_a_voice(store: FolderVoiceStore) -> None:
+    ids = [f"voice-{i}" for i in range(4)]
+    stop = threading.Event()
+    added: list[str] = []
+    deleted: list[str] = []
+
+    def churn(voice_id: str, seed: int) -> None:
+        for _ in range(25):
+            try:
+                store.add(some_record(voice_id), some_sound(seed, 800), RATE)
+                added.append(voice_id)
+                store.save_features(voice_id, "f", some_voice(seed))
+            except (VoiceExists, VoiceNotFound):
+                pass
+            try:
+                store.delete(voice_id)
+                deleted.append(voice_id)
+            except VoiceNotFound:
+                pass
+
+    def read() -> int:
+        seen = 0
+        while not stop.is_set():
+            for record in store.list():
+                assert record.name == "Anna"
+                try:
+                    assert len(store.reference(record.voice_id)[0]) == 800
+                    store.features(record.voice_id, "f")
+                    seen += 1
+                except VoiceNotFound:
+                    pass
+        return seen
+
+    with ThreadPoolExecutor(9) as pool:
+        reader = pool.submit(read)
+        writers = [pool.submit(churn, voice_id, seed) for seed, voice_id in enumerate(ids * 2)]
+        try:
+            for writer in writers:
+                writer.result()
+        finally:
+            stop.set()
+        assert reader.result() > 0
+    assert sorted(added) == sorted(deleted), "every voice that was added was deleted exactly once"
+    assert store.list() == []
+
+
+def test_of_many_who_add_one_id_exactly_one_succeeds(store: FolderVoiceStore) -> None:
+    def attempt(seed: int) -> bool:
+        try:
+            store.add(some_record(name=f"by {seed}"), some_sound(seed, 800), RATE)
+        except VoiceExists:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(16))) == 1
+    assert len(store.list()) == 1
+
+
+def test_premade_voices_are_there_and_read_only(tmp_path: Path) -> None:
+    store = FolderVoiceStore(tmp_path)
+    premade = store.list()
+    assert {record.voice_id for record in premade} >= {"clara", "martin"}
+    assert all(record.category == "premade" for record in premade)
+    before = {path: path.stat().st_mtime_ns for path in voices.PREMADE_FOLDER.iterdir()}
+    with pytest.raises(VoiceIsReadOnly, match="clara"):
+        store.delete("clara")
+    with pytest.raises(VoiceExists):
+        store.add(some_record("clara"), some_sound(), RATE)
+    samples, rate = store.reference("clara")
+    assert len(samples) >= rate
+    store.save_features("clara", "f", some_voice(1.0))
+    assert store.features("clara", "f") is not None
+    assert store.features("martin", "f") is None
+    assert {path: path.stat().st_mtime_ns for path in voices.PREMADE_FOLDER.iterdir()} == before
+
+
+def test_a_premade_voice_without_its_recording_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples.yaml").write_text("- {id: ghost, name: Ghost}\n")
+    with pytest.raises(ValueError, match="one recording of 'ghost'"):
+        FolderVoiceStore(tmp_path / "store", premade=tmp_path / "samples")
+
+
+def test_a_store_is_opened_by_path_or_file_url(tmp_path: Path) -> None:
+    by_path = open_voice_store(str(tmp_path / "a b"))
+    by_path.add(some_record(), some_sound(), RATE)
+    by_url = open_voice_store((tmp_path / "a b").as_uri())
+    assert by_url.get("anna") == some_record()
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/voices", "http://host/voices", "file://host/voices"])
+def test_other_storage_is_refused_by_name(url: str) -> None:
+    with pytest.raises(ValueError, match=f"{url.partition(':')[0]}:// is not supported yet"):
+        open_voice_store(url)
+
+
+def test_errors_survive_the_way_between_processes() -> None:
+    for kind in (VoiceNotFound, InvalidVoiceId, VoiceIsReadOnly, VoiceExists):
+        error = pickle.loads(pickle.dumps(kind("anna")))
+        assert type(error) is kind and error.voice_id == "anna" and str(error) == str(kind("anna"))
+
+
+def test_new_ids_are_valid_and_differ(store: FolderVoiceStore) -> None:
+    ids = {new_voice_id() for _ in range(100)}
+    assert len(ids) == 100
+    for voice_id in ids:
+        with pytest.raises(VoiceNotFound):
+            store.get(voice_id)
