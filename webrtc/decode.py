@@ -102,9 +102,8 @@ class Decoder:
         if recording is None or self._decoded_s == 0:
             raise NotAudio("not_audio", "the upload holds no sound that can be decoded")
         declared_s = recording.declared_s
+        decoded = f"{self._decoded_s:.1f} s"
         if declared_s is not None and self._decoded_s < declared_s - SHORTFALL_S:
-            self.warnings.append(
-                f"the recording is cut off: {self._decoded_s:.1f} s of {declared_s:.1f} s were decoded"
-            )
+            self.warnings.append(f"the recording is cut off: {decoded} of {declared_s:.1f} s were decoded")
         elif recording.damaged_packets:
-            self.warnings.append(f"the recording is damaged: {self._decoded_s:.1f} s of it were decoded")
+            self.warnings.append(f"the recording is damaged or cut off: {decoded} of it were decoded")
