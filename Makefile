@@ -30,6 +30,8 @@ $(STAMP): pyproject.toml
 	# torch first: by far the largest download, so a later failure does not repeat it
 	$(BIN)/python -m pip install --quiet "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	# the judge of voices; its requirements are pinned in pyproject.toml, but for one that has to be compiled
+	$(BIN)/python -m pip install --quiet --no-deps resemblyzer==0.1.4
 	# torchaudio's compiled files are linked against CUDA: beside a CPU build of torch they stop its import, and
 	# nothing here needs them, so they go, only there
 	$(BIN)/python -c 'import torch, sysconfig, pathlib; torch.version.cuda is None and [f.unlink() for f in \
