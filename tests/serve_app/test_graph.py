@@ -1,49 +1,181 @@
-"""The graph on Ray Serve gives what the stages give in one process."""
+"""The graph on Ray Serve gives what the stages give in one process, whatever happens to its replicas."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray import serve
+from ray.experimental import get_object_locations
 
-from configs import load_preset
-from stages.local import LocalStages, load
-from tests.serve_app.conftest import RayInstance
-from tests.serve_app.deploy import deploy
+from serve_app.graph import ServeStages, StageHandle
+from serve_app.metrics import BlockMetrics
+from stages.geometry import MODEL_RATE
+from stages.offline import FileSampling, FileStream
+from stages.pipeline import BlockDropped, Stream
+from stages.resample import to_content_rate
+from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+from tests.serve_app.deploy import Deployed, speechlike
 
 pytestmark = pytest.mark.ray
 
-WEIGHTS = Path(__file__).parents[1] / "golden" / "tiny_model"
-RATE = 22050
+TRANSPORTS = ("object_store", "grpc")
+INLINED_BYTES = 100 * 1024
 
 
-@pytest.fixture(scope="module")
-def local() -> LocalStages:
-    return load("seed-vc-small", WEIGHTS)
+def stages_over(transport: str, deadline_s: float | None = None) -> ServeStages:
+    """What the ingress has, in this process."""
+    handles = (serve.get_deployment_handle(name, "seedvc") for name in ("Encoder", "Diffusion", "Vocoder"))
+    return ServeStages(*(StageHandle.of(handle, transport) for handle in handles), deadline_s, BlockMetrics())
 
 
-@pytest.fixture(scope="module")
-def graph(ray_instance: RayInstance, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayInstance]:
-    deploy("local", preset="seed-vc-small", weights=str(WEIGHTS), voices=str(tmp_path_factory.mktemp("voices")))
-    yield ray_instance
-    serve.delete("seedvc")
+async def whole(stream: FileStream, source: Samples, after_first: Callable[[], None] | None = None) -> Samples:
+    """The whole result; `after_first` runs when the first sound has come."""
+    waves: list[Samples] = []
+
+    async def take(items: AsyncIterator[Samples]) -> None:
+        async for wave in items:
+            if not waves and after_first is not None:
+                after_first()
+            waves.append(wave)
+
+    await take(stream.push(source))
+    await take(stream.finish())
+    return np.concatenate(waves)
 
 
-def speechlike(seconds: float, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(seconds * RATE)) / RATE
-    tone = np.sin(2 * np.pi * (120 + 20 * np.sin(2 * np.pi * 2 * t)) * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))
-    return (0.3 * tone + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
+def file_stream(stages: Any, graph: Deployed, voice: Voice | str, seed: int = 5) -> FileStream:
+    """Several segments of several chunks, in a few seconds of sound."""
+    settings = graph.preset.file.model_copy(
+        update={"context_frames": graph.voice.file.frames + 80, "segment_ms": 3000, "segment_overlap_ms": 1000}
+    )
+    return FileStream(stages, voice, graph.voice.file.frames, settings, FileSampling(seed, 2, 0.7), MODEL_RATE)
 
 
-def test_equals_in_process(graph: RayInstance, local: LocalStages) -> None:
+def live_stream(stages: Any, graph: Deployed, voice: Voice | str, seed: int = 5) -> Stream:
+    return Stream(stages, voice, graph.local.geometry, seed=seed, steps=2, cfg_rate=0.7)
+
+
+async def blocks(stream: Stream, source_16k: Samples) -> Samples:
+    return np.concatenate([block async for block in stream.push(source_16k)])
+
+
+@contextmanager
+def deserialised_sizes() -> Iterator[list[int]]:
+    """Sizes of the objects that this process takes out of the object store or a message while the context is open."""
+    sizes: list[int] = []
+    context = ray._private.worker.global_worker.get_serialization_context()
+    original = context.deserialize_objects
+
+    def counting(data: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.extend(len(item.data) for item in data if item.data is not None)
+        return original(data, *args, **kwargs)
+
+    context.deserialize_objects = counting
+    try:
+        yield sizes
+    finally:
+        context.deserialize_objects = original
+
+
+def assert_close(got: Samples, expected: Samples) -> None:
+    """Equal but for the last bits that a batch of several may round otherwise."""
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() < 1e-4
+
+
+def kill_replica(deployment: str) -> None:
+    """End a deployment's only replica as a crash would."""
+    names = [
+        actor
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["name"].startswith(f"SERVE_REPLICA::seedvc#{deployment}#")
+    ]
+    assert len(names) == 1
+    ray.kill(ray.get_actor(**names[0]), no_restart=True)
+
+
+def test_handle_equals_in_process(graph: Deployed) -> None:
     handle = serve.get_app_handle("seedvc")
-    source, reference = speechlike(2.0, 0), speechlike(3.0, 1)
-    voice_id = handle.make_voice.remote(reference, RATE, "reference").result()
-    got = handle.convert.remote(source, RATE, voice_id, seed=7, steps=2).result()
-    stored = np.rint(np.clip(reference, -1, 1) * 32767).astype(np.float32) / np.float32(32767)
-    expected = local.convert(source, RATE, local.voice(stored, RATE), seed=7, steps=2)
+    source = speechlike(2.0, 0)
+    got = handle.convert.remote(source, MODEL_RATE, graph.voice_id, seed=7, steps=2).result()
+    expected = graph.local.convert(source, MODEL_RATE, graph.voice, seed=7, steps=2)
     assert np.array_equal(got, expected)
+    chunks = handle.options(stream=True).stream.remote(source, MODEL_RATE, graph.voice_id, seed=7, steps=2)
+    assert np.array_equal(np.concatenate(list(chunks)), expected)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_calls_and_files_equal_in_process(graph: Deployed, transport: str) -> None:
+    stages, source = stages_over(transport), speechlike(2.0, 3)
+    source_16k = to_content_rate(source)
+    here, there = (live_stream(s, graph, v) for s, v in ((graph.local, graph.voice), (stages, graph.voice_id)))
+    size = graph.local.geometry.block_samples_16k
+    for start in range(0, len(source_16k), size):  # one at a time: two in flight would share a batch
+        block = source_16k[start : start + size]
+        assert np.array_equal([b async for b in there.push(block)], [b async for b in here.push(block)])
+    got = await whole(file_stream(stages, graph, graph.voice_id), source)
+    assert_close(got, await whole(file_stream(graph.local, graph, graph.voice), source))
+
+
+async def test_large_tensors_go_by_reference(graph: Deployed) -> None:
+    """Content above 100 KiB lies in the object store, and the caller of the chain never takes it out."""
+    stages = stages_over("object_store")
+    frames = 1000
+    with deserialised_sizes() as sizes:
+        content = stages.encode(EncodeRequest(to_content_rate(speechlike(12.0, 0))))
+        request = DiffuseRequest(graph.voice_id, frames, 0, 40, seed=0, first_frame=0, steps=1, cfg_rate=0.0)
+        wave = await stages.collect(stages.vocode(stages.diffuse(content, request), VocodeRequest()))
+        reference = await content._response._to_object_ref()
+        location = get_object_locations([reference])[reference]
+    assert len(wave) == 40 * 256
+    assert location["object_size"] >= INLINED_BYTES
+    assert location["node_ids"], "an inlined object lies on no node"
+    assert max(sizes) < INLINED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("deployment", "transport"),
+    [("Encoder", "object_store"), ("Diffusion", "object_store"), ("Vocoder", "object_store"), ("Diffusion", "grpc")],
+)
+async def test_killed_replica_loses_nothing(graph: Deployed, deployment: str, transport: str) -> None:
+    source = speechlike(4.0, 4)
+    stream = file_stream(stages_over(transport), graph, graph.voice_id)
+    got = await whole(stream, source, after_first=lambda: kill_replica(deployment))
+    assert_close(got, await whole(file_stream(graph.local, graph, graph.voice), source))
+
+
+async def test_streams_share_batches(graph: Deployed) -> None:
+    stages = stages_over("object_store")
+    sources = [to_content_rate(speechlike(1.0, seed)) for seed in range(4)]
+    got = await asyncio.gather(
+        *(blocks(live_stream(stages, graph, graph.voice_id, seed), source) for seed, source in enumerate(sources))
+    )
+    for seed, (together, source) in enumerate(zip(got, sources, strict=True)):
+        alone = await blocks(live_stream(graph.local, graph, graph.voice, seed), source)
+        assert_close(together, alone)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport: str) -> None:
+    stages = stages_over(transport, deadline_s=0.001)
+    source_16k = to_content_rate(speechlike(1.0, 0))
+    geometry = graph.local.geometry
+    content = stages.encode(EncodeRequest(source_16k[: geometry.window_samples_16k], geometry.drop_ticks, live=True))
+    n_frames = geometry.target_frames
+    request = DiffuseRequest(graph.voice_id, n_frames, 0, n_frames, 0, 0, steps=50, cfg_rate=0.7, live=True)
+    mel = stages.diffuse(content, request)
+    wave = stages.vocode(mel, VocodeRequest(live=True))
+    calls = [call._response or call._hop for call in (content, mel, wave)]
+    with pytest.raises(BlockDropped):
+        await stages.collect(wave)
+    await asyncio.sleep(0)  # a task learns of its cancelling on the loop's next turn
+    assert all(call.cancelled() for call in calls)
+    silence = await blocks(live_stream(stages, graph, graph.voice_id), source_16k)
+    assert len(silence) == 5 * geometry.block_samples
+    assert not silence.any()
