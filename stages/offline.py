@@ -90,16 +90,14 @@ class FileStream:
     async def push(self, samples: Samples) -> AsyncIterator[Samples]:
         """Take samples at the constructor's rate; yield what is converted so far, at 22.05 kHz."""
         self._take(samples, last=False)
-        while len(self._held) > self._segments.window:  # strictly: the window that ends the recording is finish()'s
-            async for wave in self._convert(self._held[: self._segments.window], last=False):
-                yield wave
-            advance = self._segments.window - self._segments.overlap
-            self._held = self._held[advance:]
-            self._window_start += advance
+        async for wave in self._convert_full_windows():
+            yield wave
 
     async def finish(self) -> AsyncIterator[Samples]:
         """End of the recording: yield the rest."""
         self._take(np.zeros(0, np.float32), last=True)
+        async for wave in self._convert_full_windows():  # the resamplers' rest may have filled one
+            yield wave
         async for wave in self._convert(self._held, last=True):
             yield wave
 
@@ -108,6 +106,15 @@ class FileStream:
         if self._in_flight is not None:
             self._stages.cancel(self._in_flight)
             self._in_flight = None
+
+    async def _convert_full_windows(self) -> AsyncIterator[Samples]:
+        """All windows but the last: strictly longer, since the window that ends the recording is finish()'s."""
+        while len(self._held) > self._segments.window:
+            async for wave in self._convert(self._held[: self._segments.window], last=False):
+                yield wave
+            advance = self._segments.window - self._segments.overlap
+            self._held = self._held[advance:]
+            self._window_start += advance
 
     def _take(self, samples: Samples, last: bool) -> None:
         at_model_rate = self._to_model.push(samples, last)

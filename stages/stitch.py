@@ -63,5 +63,5 @@ class ChunkJoiner:
         if last:
             return joined.astype(np.float32)
         n_final = len(joined) - len(self._fade_in)
-        self._tail = joined[n_final:]
+        self._tail = joined[n_final:].copy()  # a view would keep the whole chunk
         return joined[:n_final].astype(np.float32)

@@ -4,8 +4,11 @@ import pytest
 
 from configs import load_preset
 from stages.checkpoints import Checkpoint, open_checkpoint
+from stages.geometry import MODEL_RATE
 from stages.local import LocalStages
-from tests.stages.golden import TINY_MODEL
+from stages.types import Voice
+from tests.stages.golden import TINY_MODEL, tensors
+from tests.stages.sounds import quick_preset
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +20,13 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="session")
 def golden_stages(checkpoint: Checkpoint) -> LocalStages:
     return LocalStages(load_preset("seed-vc-small"), checkpoint)
+
+
+@pytest.fixture(scope="session")
+def quick_stages(checkpoint: Checkpoint) -> LocalStages:
+    return LocalStages(quick_preset(), checkpoint)
+
+
+@pytest.fixture(scope="session")
+def quick_voice(quick_stages: LocalStages) -> Voice:
+    return quick_stages.voice(tensors("e2e_block_synth")["reference_wav"].numpy(), MODEL_RATE)

@@ -1,0 +1,134 @@
+"""Sounds and small stand-ins for the stages, shared by the property tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs import Preset, load_preset
+from configs.schema import FileSettings, LiveSettings
+from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, Geometry
+from stages.local import drain
+from stages.offline import FileSampling, FileStream, LiveFileStream
+from stages.pipeline import BlockDropped, Stages, Stream
+from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest
+
+ENCODER_LIMIT = 30 * CONTENT_RATE
+PROMPT_FRAMES = MODEL_RATE // HOP
+
+
+class Pushes(Protocol):
+    def push(self, samples: Samples, last: bool = False) -> Samples: ...
+
+
+def noise(seconds: float, sample_rate: int, seed: int = 0, peak: float = 0.5) -> Samples:
+    """White noise: never silent for a tick, and no two stretches alike."""
+    generator = np.random.default_rng(seed)
+    return generator.uniform(-peak, peak, round(seconds * sample_rate)).astype(np.float32)
+
+
+def sine(n_samples: int, hz: float = 220.0) -> Samples:
+    """A sine at 22.05 kHz from sample 0 on."""
+    return np.asarray(np.sin(2 * np.pi * hz / MODEL_RATE * np.arange(n_samples)), np.float32)
+
+
+def packets(samples: Samples, seed: int, largest: int) -> Iterator[Samples]:
+    """The samples cut at random places, some pieces empty; `largest` 1 gives single samples."""
+    generator, start = np.random.default_rng(seed), 0
+    while start < len(samples):
+        size = 1 if largest == 1 else int(generator.integers(0, largest + 1))
+        yield samples[start : start + size]
+        start += size
+
+
+def run_through(stream: Pushes, pieces: Iterator[Samples]) -> Samples:
+    """All that a converter gives for the pieces and at their end."""
+    outputs = [stream.push(piece) for piece in pieces]
+    return np.concatenate([*outputs, stream.push(np.zeros(0, np.float32), last=True)])
+
+
+def converted(stream: FileStream | LiveFileStream, *pieces: Samples) -> Samples:
+    """All that a recording's stream yields for the pieces and at their end."""
+    waves: list[Samples] = [np.zeros(0, np.float32)]
+    for piece in pieces:
+        waves += drain(partial(stream.push, piece))
+    return np.concatenate([*waves, *drain(stream.finish)])
+
+
+def quick_preset() -> Preset:
+    """The fixtures' networks with short windows, prompts and segments, so that seconds of sound have many of each."""
+    preset = load_preset("seed-vc-small")
+    live = LiveSettings(context_ms=700, diffusion_context_ms=200, prompt_ms=500, steps=1, cfg_rate=0.0)
+    file = FileSettings(
+        prompt_ms=1000,
+        context_frames=170,
+        segment_ms=1400,
+        segment_overlap_ms=400,
+        stream_segment_ms=800,
+        stream_segment_overlap_ms=300,
+        steps=1,
+        cfg_rate=0.0,
+    )
+    return preset.model_copy(update={"live": live, "file": file, "whisper_window": "cut"})
+
+
+class SineStages:
+    """Stages that render one sine of absolute time, so that any misplaced or unmatched seam shows.
+
+    `lost` numbers the waves that come too late.
+    """
+
+    def __init__(self, lost: frozenset[int] = frozenset()) -> None:
+        self._lost, self._n_collected = lost, 0
+
+    def encode(self, request: EncodeRequest) -> Samples:
+        if len(request.samples) > ENCODER_LIMIT:
+            raise ValueError(f"a window of {len(request.samples)} samples is longer than Whisper's 30 s")
+        return request.samples
+
+    def diffuse(self, content: Samples, request: DiffuseRequest) -> NDArray[Any]:
+        first = request.first_frame * HOP
+        return np.arange(first, first + (request.stop - request.start) * HOP)
+
+    def vocode(self, mel: NDArray[Any], request: VocodeRequest) -> Samples:
+        return np.asarray(np.sin(2 * np.pi * 220.0 / MODEL_RATE * mel), np.float32)
+
+    async def collect(self, wave: Samples) -> Samples:
+        self._n_collected += 1
+        if self._n_collected - 1 in self._lost:
+            raise BlockDropped
+        return wave
+
+    def cancel(self, wave: Samples) -> None:
+        """Nothing is under way."""
+
+
+class EchoStages(SineStages):
+    """Stages whose output is made of the very samples that came in, at the pitch of the seed."""
+
+    def diffuse(self, content: Samples, request: DiffuseRequest) -> NDArray[Any]:
+        at = np.arange(request.start * HOP, request.stop * HOP) * len(content) // (request.frames * HOP)
+        return content[at] * np.cos((request.seed + request.first_frame) * np.arange(len(at)))
+
+    def vocode(self, mel: NDArray[Any], request: VocodeRequest) -> Samples:
+        return mel.astype(np.float32)
+
+
+def call(stages: Stages) -> Stream:
+    """A call in the default geometry."""
+    return Stream(stages, "anyone", Geometry.from_settings(LiveSettings()), seed=3, steps=1, cfg_rate=0.0)
+
+
+def recording(stages: Stages, sample_rate: int, *, streaming: bool = False) -> FileStream:
+    """A recording in the short segments of `quick_preset`, behind a prompt of 1 s."""
+    sampling = FileSampling(seed=3, steps=1, cfg_rate=0.0)
+    return FileStream(stages, "anyone", PROMPT_FRAMES, quick_preset().file, sampling, sample_rate, streaming)
+
+
+def live_recording(stages: Stages, sample_rate: int) -> LiveFileStream:
+    """A recording through the path of a call in the default geometry."""
+    return LiveFileStream(call(stages), Geometry.from_settings(LiveSettings()), sample_rate)
