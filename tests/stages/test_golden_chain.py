@@ -124,7 +124,7 @@ class RecordedNoise(LocalStages):
 def read_wav(name: str) -> Samples:
     with wave.open(str(FOLDER / "audio" / name)) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (MODEL_RATE, 1, 2)
-        return np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+        return np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / np.float32(32768)
 
 
 def test_file_in_chunks(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,87 @@
+"""One geometry: what does not divide is refused, and all sizes follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from configs import load_preset, preset_names
+from configs.schema import ConfigError, LiveSettings
+from stages.geometry import Geometry, prompt_samples
+
+
+def test_sizes_of_the_default() -> None:
+    geometry = Geometry.from_settings(LiveSettings())
+    assert geometry.window_ticks == 138
+    assert geometry.window_samples_16k == 44160
+    assert geometry.block_samples_16k == 2880
+    assert geometry.block_samples == 3969
+    assert geometry.return_samples == 5292
+    assert geometry.content_frames == 39
+    assert geometry.target_frames == 65
+    assert prompt_samples(LiveSettings().prompt_ms) == 66150
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_divide(name: str) -> None:
+    geometry = Geometry.from_settings(load_preset(name).live)
+    assert geometry.target_frames * 256 >= geometry.return_samples + geometry.tail_samples
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"block_ms": 190}, "block_ms is 190 ms; it must be a multiple of 20 ms"),
+        ({"crossfade_ms": 45}, "crossfade_ms is 45 ms; it must be a multiple of 20 ms"),
+        ({"context_ms": 2501}, "context_ms is 2501 ms; it must be a multiple of 20 ms"),
+        ({"diffusion_context_ms": 510}, "diffusion_context_ms is 510 ms; it must be a multiple of 20 ms"),
+        ({"right_ms": 5}, "right_ms is 5 ms; it must be a multiple of 20 ms"),
+        ({"context_ms": 400, "diffusion_context_ms": 500}, "diffusion_context_ms is 500; it must not exceed .* 400"),
+    ],
+)
+def test_what_does_not_divide_is_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Geometry.from_settings(LiveSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("ticks", "complaint"),
+    [
+        ((125, 2, 0, 1, 100), "block_ticks is 0; it must be at least 1"),
+        ((125, 0, 9, 1, 100), "crossfade_ticks is 0; it must be at least 1"),
+        ((125, 2, 9, 0, 100), "right_ticks is 0; it must be at least 1"),
+        ((125, 2, 9, 1, 126), "drop_ticks is 126; it must lie between 0 and the context of 125 ticks"),
+        ((125, 2, 9, 1, -1), "drop_ticks is -1"),
+    ],
+)
+def test_impossible_ticks_are_refused(ticks: tuple[int, int, int, int, int], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        Geometry(*ticks)
+
+
+def test_a_prompt_must_divide() -> None:
+    with pytest.raises(ConfigError, match="prompt_ms is 3010 ms"):
+        prompt_samples(3010)
+
+
+@pytest.mark.parametrize("block_ticks", [1, 5, 9, 18, 30])
+def test_block_sizes_share_a_window(block_ticks: int) -> None:
+    geometry = Geometry.from_settings(LiveSettings())
+    other = geometry.with_block(block_ticks)
+    assert other.block_ticks == block_ticks
+    assert other.window_ticks == geometry.window_ticks
+    assert other.target_frames == geometry.target_frames
+    assert other.content_frames == geometry.content_frames
+
+
+def test_a_block_too_large_for_the_window_is_refused() -> None:
+    geometry = Geometry.from_settings(LiveSettings())
+    with pytest.raises(ConfigError, match="must lie between 0 and the context"):
+        geometry.with_block(40)
+
+
+def test_a_long_cross_fade_is_capped_at_80_ms() -> None:
+    geometry = Geometry.from_settings(LiveSettings(crossfade_ms=200))
+    assert geometry.sola_ticks == 4
+    assert geometry.return_ticks == 9 + 4 + 1

@@ -1,0 +1,118 @@
+"""References: what is refused, what is cut or repeated, and how a voice is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from configs import load_preset
+from stages.checkpoints import Checkpoint
+from stages.geometry import MODEL_RATE, mel_frames, prompt_samples
+from stages.local import LocalStages
+from stages.types import BadAudio, Samples, Voice
+from stages.voice import check_reference, fingerprint, without_leading_silence
+from tests.stages.sounds import noise, quick_preset
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason", "message"),
+    [
+        (noise(0.99, 16000), "too_short", "lasts 0.99 s; at least 1 s"),
+        (np.zeros(32000, np.float32), "silent", "silent"),
+        (noise(2.0, 16000, peak=0.0009), "silent", "silent"),
+        (np.append(noise(2.0, 16000), np.float32(np.nan)), "not_finite", "1 values that are not finite"),
+        (np.append(noise(2.0, 16000), np.float32(np.inf)), "not_finite", "1 values that are not finite"),
+        (np.zeros(0, np.float32), "empty", "no samples"),
+        (noise(4.0, 16000).reshape(2, -1), "not_mono", r"shape \(2, 32000\)"),
+        (np.ones(32000, np.int16), "not_float", "type int16"),
+    ],
+)
+def test_refused_references(reference: Samples, reason: str, message: str) -> None:
+    with pytest.raises(BadAudio, match=message) as caught:
+        check_reference(reference, 16000)
+    assert caught.value.reason == reason
+
+
+def test_a_long_reference_is_cut() -> None:
+    reference = noise(31.5, 8000)
+    kept, warnings = check_reference(reference, 8000)
+    assert np.array_equal(kept, reference[: 30 * 8000])
+    assert len(warnings) == 1
+    assert "31.5 s" in warnings[0]
+    assert "30 s" in warnings[0]
+    assert check_reference(reference[: 30 * 8000], 8000)[1] == []
+
+
+def test_what_lies_beyond_the_cut_does_not_matter(quick_stages: LocalStages) -> None:
+    reference = noise(32, 8000)
+    changed = reference.copy()
+    changed[31 * 8000 :] = 0
+    one, two = (quick_stages.voice(samples, 8000) for samples in (reference, changed))
+    assert np.array_equal(one.file.style, two.file.style)
+    assert np.array_equal(one.live.mel, two.live.mel)
+
+
+def test_prompt_lengths(checkpoint: Checkpoint) -> None:
+    preset = quick_preset()
+    preset = preset.model_copy(update={"live": preset.live.model_copy(update={"prompt_ms": 2400})})
+    stages = LocalStages(preset, checkpoint)
+    reference = noise(1.0, MODEL_RATE)
+    short, long = stages.voice(reference, MODEL_RATE), stages.voice(noise(4.0, MODEL_RATE), MODEL_RATE)
+    live_frames = mel_frames(prompt_samples(2400))
+    assert short.live.frames == long.live.frames == live_frames == len(short.live.condition)
+    assert short.file.frames == mel_frames(MODEL_RATE)
+    assert long.file.frames == mel_frames(prompt_samples(preset.file.prompt_ms)) == len(long.file.condition)
+    assert short.live.style.shape == (192,)
+    # A reference shorter than the live prompt is repeated: it equals the voice of its own repetition.
+    repeated = stages.voice(np.tile(reference, 3), MODEL_RATE)
+    assert np.array_equal(short.live.mel, repeated.live.mel)
+    assert np.array_equal(short.live.style, repeated.live.style)
+
+
+def test_silence_before_the_voice_is_cut() -> None:
+    voice = noise(2.0, MODEL_RATE)
+    late = np.concatenate([np.zeros(MODEL_RATE // 2, np.float32), voice])
+    assert np.array_equal(without_leading_silence(late), voice)
+    assert np.array_equal(without_leading_silence(voice), voice)
+    mostly_silent = np.concatenate([np.zeros(2 * MODEL_RATE, np.float32), voice[:2000]])
+    assert len(without_leading_silence(mostly_silent)) == MODEL_RATE
+
+
+def test_a_voice_survives_its_file(quick_voice: Voice, tmp_path: Path) -> None:
+    quick_voice.save(tmp_path / "voice.safetensors")
+    stored = Voice.load(tmp_path / "voice.safetensors")
+    assert stored.fingerprint == quick_voice.fingerprint
+    assert stored.n_bytes == quick_voice.n_bytes > 10000
+    for use in ("live", "file"):
+        for name in ("mel", "condition", "style"):
+            assert np.array_equal(getattr(getattr(stored, use), name), getattr(getattr(quick_voice, use), name))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a voice", None])
+def test_other_files_are_no_voice(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "voice.safetensors"
+    if content is None:
+        save_file({"live.mel": np.zeros((80, 3), np.float32)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a stored voice"):
+        Voice.load(path)
+
+
+def test_the_fingerprint_names_all_that_a_voice_depends_on(checkpoint: Checkpoint) -> None:
+    preset = load_preset("seed-vc-small")
+    longer = preset.model_copy(update={"live": preset.live.model_copy(update={"prompt_ms": 2000})})
+    other_weights = Checkpoint(checkpoint.sizes, checkpoint.states, "another")
+    marks = {
+        fingerprint(preset, checkpoint),
+        fingerprint(preset, other_weights),
+        fingerprint(longer, checkpoint),
+        fingerprint(preset.model_copy(update={"whisper_window": "cut"}), checkpoint),
+        fingerprint(preset.model_copy(update={"precision": "float16"}), checkpoint),
+    }
+    assert len(marks) == 5
+    steps = preset.model_copy(update={"live": preset.live.model_copy(update={"steps": 3})})
+    assert fingerprint(steps, checkpoint) == fingerprint(preset, checkpoint)
