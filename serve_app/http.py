@@ -24,6 +24,8 @@ from serve_app.service import MODEL_IDS, Service
 from serve_app.speech import form_schema, header, one_line, parse_fields, speech_router
 from serve_app.stores.voices import VoiceRecord
 from serve_app.uploads import Backlog, MultipartForm, incoming
+from stages.types import BadAudio
+from webrtc.files import NotAudio
 
 log = logging.getLogger("seedvc.http")
 
@@ -170,7 +172,10 @@ def _voices_router(service: Service) -> APIRouter:
                 raise InvalidFields([FieldProblem(("body", "files"), "Field required", "missing")])
             form = parse_fields(VoiceForm, texts)
             uploads = [file.chunks() for file in files]
-            record, warnings = await service.add_voice(form.name, uploads, form.description, form.labels)
+            try:
+                record, warnings = await service.add_voice(form.name, uploads, form.description, form.labels)
+            except (BadAudio, NotAudio) as error:
+                raise InvalidFields([FieldProblem(("body", "files"), str(error), error.reason)]) from error
         if form.remove_background_noise:
             warnings.append("remove_background_noise is not supported and was ignored")
         answer = JSONResponse({"voice_id": record.voice_id, "requires_verification": False})

@@ -1,0 +1,621 @@
+"""The HTTP face: voices, conversions, early answers, odd and bad input; over a real server and real codecs."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import threading
+import time
+import wave
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from serve_app.http import create_app
+from serve_app.service import MODEL_IDS, Limits, Service
+from serve_app.stores.voices import FolderVoiceStore
+from tests.serve_app.fakes import (
+    EchoBackend,
+    RawUpload,
+    encoded,
+    float_wav_file,
+    serving,
+    streamed,
+    tone,
+    wait_until,
+    wav_file,
+)
+from webrtc.files import OUTPUT_FORMATS, decode_file
+
+LIMITS = Limits(max_source_s=20.0, max_upload_bytes=6_000_000, max_conversions=2)
+CONVERT = "/v1/speech-to-speech/clara"
+
+
+@dataclass
+class Server:
+    """A running service and what is behind it."""
+
+    url: str
+    client: httpx.Client
+    service: Service
+    backend: EchoBackend
+    raw_clients: list[RawUpload] = field(default_factory=list)
+
+    def convert(
+        self, audio: bytes, path: str = CONVERT, data: dict[str, str] | None = None, **query: Any
+    ) -> httpx.Response:
+        return self.client.post(path, params=query, data=data, files={"audio": audio})
+
+    def raw(self, path: str) -> RawUpload:
+        """A raw client that hangs up at the end of the test at the latest."""
+        self.raw_clients.append(RawUpload(self.url, path))
+        return self.raw_clients[-1]
+
+    def is_idle(self) -> bool:
+        return self.service.running_conversions == 0 and self.backend.open_streams == 0
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    backend = EchoBackend()
+    service = Service(backend, FolderVoiceStore(tmp_path_factory.mktemp("voices")), LIMITS)
+    with serving(create_app(service)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield Server(url, client, service, backend)
+
+
+@pytest.fixture
+def server(running: Server) -> Iterator[Server]:
+    """The server; afterwards nothing may be left of what the test did."""
+    running.backend.failure = None
+    yield running
+    running.backend.failure = None
+    while running.raw_clients:
+        running.raw_clients.pop().close()
+    wait_until(running.is_idle, "every conversion has ended")
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "decode-upload"], "no decoder thread is left")
+
+
+def problem(answer: httpx.Response, status_code: int = 422) -> dict[str, Any]:
+    """The first complaint of a 422, or the detail of another refusal; checks the shape of both."""
+    assert answer.status_code == status_code, answer.text
+    detail = answer.json()["detail"]
+    if status_code != 422:
+        assert set(detail) >= {"status", "message"}
+        return dict(detail)
+    assert all(set(entry) == {"loc", "msg", "type"} for entry in detail)
+    return dict(detail[0])
+
+
+def seconds_of(audio: bytes) -> float:
+    samples, rate = decode_file(audio)
+    return len(samples) / rate
+
+
+# Conversions
+
+
+@pytest.mark.parametrize("name", OUTPUT_FORMATS)
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+def test_every_output_format_has_the_source_in_it(server: Server, name: str, suffix: str) -> None:
+    answer = server.convert(wav_file(tone(1.0, 16000), 16000), CONVERT + suffix, output_format=name)
+    fmt = OUTPUT_FORMATS[name]
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == fmt.media_type
+    assert ("content-length" in answer.headers) == (suffix == "")
+    if fmt.codec in ("mp3", "opus", "wav"):
+        assert abs(seconds_of(answer.content) - 1.0) < 0.03
+    else:
+        bytes_per_s = fmt.sample_rate * (2 if fmt.codec == "pcm" else 1)
+        assert abs(len(answer.content) / bytes_per_s - 1.0) < 0.001
+
+
+def test_the_default_is_mp3_and_the_answer_names_its_seed(server: Server) -> None:
+    first, second = (server.convert(encoded(1.0, "mp3_44100_128")) for _ in range(2))
+    assert first.headers["content-type"] == "audio/mpeg"
+    seeds = [int(answer.headers["x-seedvc-seed"]) for answer in (first, second)]
+    assert seeds[0] != seeds[1], "drawn anew for each conversion"
+    assert [call["seed"] for call in server.backend.calls[-2:]] == seeds
+    assert (
+        server.convert(encoded(1.0, "wav_16000"), data={"seed": "4294967295"}).headers["x-seedvc-seed"] == "4294967295"
+    )
+
+
+def test_a_whole_wav_states_its_size_and_a_streamed_one_does_not(server: Server) -> None:
+    source = wav_file(tone(1.0), 22050)
+    whole = server.convert(source, output_format="wav_22050").content
+    with wave.open(io.BytesIO(whole)) as file:
+        assert file.getnframes() == 22050
+    flowing = server.convert(source, CONVERT + "/stream", output_format="wav_22050").content
+    assert flowing[4:8] == flowing[40:44] == b"\xff\xff\xff\xff"
+    assert flowing[44:] == whole[44:]
+
+
+@pytest.mark.parametrize("family", ["speech-to-speech", "voice-changer"])
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+def test_both_path_families_take_all_fields(server: Server, family: str, suffix: str) -> None:
+    fields = {
+        "model_id": "eleven_multilingual_sts_v2",
+        "voice_settings": json.dumps({"stability": 0.5}),
+        "seed": "7",
+        "remove_background_noise": "true",
+        "file_format": "pcm_s16le_16",
+        "steps": "3",
+        "something_else": "ignored",
+    }
+    pcm = streamed(1.0, "pcm_16000")
+    query = {"enable_logging": "false", "optimize_streaming_latency": "3", "output_format": "pcm_16000", "live": "true"}
+    answer = server.client.post(
+        f"/v1/{family}/martin{suffix}", params=query, data=fields, files={"audio": ("a.pcm", pcm, "audio/pcm")}
+    )
+    assert answer.status_code == 200, answer.text
+    assert abs(len(answer.content) - len(pcm)) <= 4
+    assert server.backend.calls[-1] == {
+        "path": "live", "voice_id": "martin", "sample_rate": 16000, "seed": 7, "steps": 3,
+    }  # fmt: skip
+    warnings = answer.headers.get_list("x-seedvc-warning")
+    assert len(warnings) == 2 and "remove_background_noise" in warnings[0] and "voice_settings" in warnings[1]
+
+
+def test_a_recording_and_a_stream_are_opened_differently(server: Server) -> None:
+    server.convert(wav_file(tone(1.0), 22050))
+    server.convert(wav_file(tone(1.0), 22050), CONVERT + "/stream")
+    whole, flowing = server.backend.calls[-2:]
+    assert whole["streaming"] is False and flowing["streaming"] is True
+    assert whole["steps"] is None
+    server.convert(streamed(1.0, "pcm_16000"), data={"file_format": "pcm_s16le_16"})
+    assert server.backend.calls[-1]["expected_s"] == 1.0
+
+
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+@pytest.mark.parametrize(
+    ("source", "seconds"),
+    [
+        (wav_file(tone(1.0, 8000), 8000), 1.0),
+        (wav_file(np.stack([tone(1.0, 96000, 100.0 * (i + 1)) for i in range(6)], axis=1), 96000), 1.0),
+        (wav_file(np.zeros(22050), 22050), 1.0),
+        (encoded(1.0, "opus_48000_64"), 1.0),
+        (streamed(1.0, "wav_16000"), 1.0),
+    ],
+    ids=["8 kHz mono", "96 kHz 5.1", "silent", "opus", "wav without sizes"],
+)
+def test_odd_sources_convert(server: Server, source: bytes, seconds: float, suffix: str) -> None:
+    answer = server.convert(source, CONVERT + suffix, output_format="wav_22050")
+    assert answer.status_code == 200, answer.text
+    assert abs(seconds_of(answer.content) - seconds) < 0.02
+
+
+def test_a_truncated_mp3_converts_as_far_as_it_goes_and_says_so(server: Server) -> None:
+    whole = encoded(10.0, "mp3_44100_128")
+    answer = server.convert(whole[: len(whole) // 2], output_format="wav_22050")
+    assert 4.5 < seconds_of(answer.content) < 5.2
+    assert "cut off" in answer.headers["x-seedvc-warning"]
+
+
+# The early answer
+
+STREAMED = {
+    "pcm": ("pcm_16000", "pcm_s16le_16"),
+    "wav": ("wav_16000", "other"),
+    "mp3": ("mp3_44100_128", "other"),
+    "ogg": ("opus_48000_64", "other"),
+}
+
+
+@pytest.mark.parametrize(("source", "result"), list(itertools.product(STREAMED, STREAMED)))
+def test_stream_answers_before_the_upload_has_ended(server: Server, source: str, result: str) -> None:
+    recording = streamed(6.0, STREAMED[source][0])
+    raw = server.raw(f"{CONVERT}/stream?output_format={STREAMED[result][0]}")
+    raw.field("file_format", STREAMED[source][1])
+    raw.begin_file()
+    half = len(recording) // 2
+    raw.send(recording[:half])
+    # Nothing more is sent until a good part of the answer has come: this returns only if the answer is early.
+    early = len(raw.receive_body(2000))
+    assert raw.status == 200
+    raw.send(recording[half:])
+    raw.end_file()
+    raw.end()
+    answer = raw.receive_all()
+    assert raw.complete and len(answer) > early
+    if result == "pcm":
+        assert abs(len(answer) / 32000 - 6.0) < 0.05
+    else:
+        assert abs(seconds_of(answer) - 6.0) < 0.05
+    raw.close()
+
+
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+def test_a_client_that_hangs_up_half_way_frees_everything(server: Server, suffix: str) -> None:
+    recording = streamed(6.0, "mp3_44100_128")
+    before = len(server.backend.calls)
+    for _ in range(3):  # more than may run at once: a slot that is not freed would refuse the last one
+        raw = server.raw(CONVERT + suffix)
+        raw.begin_file()
+        raw.send(recording[: len(recording) // 2])
+        if suffix:
+            raw.receive_body()
+        raw.close()
+        wait_until(server.is_idle, "the conversion has ended")
+    assert len(server.backend.calls) - before == (3 if suffix else 0)
+    assert server.convert(recording).status_code == 200
+
+
+def test_a_reader_that_stops_holds_the_conversion_back(tmp_path: Path) -> None:
+    backend = EchoBackend()
+    service = Service(backend, FolderVoiceStore(tmp_path), Limits())
+    seconds = 240  # 23 MB of answer: far beyond what the sockets' own buffers take
+    with (
+        serving(create_app(service)) as url,
+        closing(RawUpload(url, CONVERT + "/stream?output_format=wav_48000")) as raw,
+    ):
+        raw.field("file_format", "pcm_s16le_16")
+        raw.begin_file()
+        for _ in range(seconds):
+            raw.send(bytes(32000))
+        raw.end_file()
+        raw.end()
+        raw.receive_body()
+        held, seen = -1.0, 0.0
+        while held != seen:  # until nothing moves any more
+            held = seen
+            time.sleep(0.3)
+            seen = backend.pushed_samples
+        assert 0 < held < 0.8 * seconds * 16000, "the conversion ran on although nobody read"
+        assert len(raw.receive_all()) == pytest.approx(seconds * 96000, rel=0.001)
+
+
+# Refusals
+
+
+def test_a_field_behind_the_recording_counts_on_the_plain_route_only(server: Server) -> None:
+    body: dict[str, Any] = {"audio": ("a.wav", wav_file(tone(1.0), 22050)), "seed": (None, "5")}
+    assert server.client.post(CONVERT, files=body).headers["x-seedvc-seed"] == "5"
+    raw = server.raw(CONVERT + "/stream")
+    raw.begin_file()
+    raw.send(wav_file(tone(0.01), 22050))
+    raw.end_file()
+    raw.field("seed", "5")
+    raw.end()
+    refused = json.loads(raw.receive_all())["detail"][0]
+    raw.close()
+    assert raw.status == 422 and refused["loc"] == ["body", "seed"] and "before the recording" in refused["msg"]
+    same = server.client.post(CONVERT + "/stream", files={**body, "seed": (None, ""), "model_id": (None, MODEL_IDS[0])})
+    assert same.status_code == 200, "a late field that changes nothing is let pass"
+
+
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (b"", "empty"),
+        (b"this is no recording, but a sentence that goes on for a while. " * 20, "not_audio"),
+        (b"%PDF-1.7\n" + bytes(range(256)) * 40, "not_audio"),
+        (float_wav_file(np.full(22050, np.nan, np.float32), 22050), "not_finite"),
+        (float_wav_file(np.concatenate([tone(0.5), [np.inf]]).astype(np.float32), 22050), "not_finite"),
+    ],
+    ids=["empty", "text", "binary", "NaN", "infinite"],
+)
+def test_what_is_no_recording_is_refused(server: Server, source: bytes, reason: str, suffix: str) -> None:
+    refused = problem(server.convert(source, CONVERT + suffix))
+    assert refused["loc"] == ["body", "audio"] and refused["type"] == reason and refused["msg"]
+
+
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", "-1"),
+        ("seed", "4294967296"),
+        ("seed", "many"),
+        ("seed", "1.5"),
+        ("voice_settings", "{"),
+        ("voice_settings", "[1]"),
+        ("remove_background_noise", "perhaps"),
+        ("file_format", "mp3"),
+        ("model_id", "gpt"),
+        ("steps", "0"),
+        ("steps", "1000"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(server: Server, field: str, value: str, suffix: str) -> None:
+    refused = problem(server.convert(wav_file(tone(1.0), 22050), CONVERT + suffix, data={field: value}))
+    assert refused["loc"][:2] == ["body", field]
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [
+        ("output_format", "mp3"),
+        ("output_format", ""),
+        ("enable_logging", "perhaps"),
+        ("optimize_streaming_latency", "5"),
+        ("live", "2"),
+    ],
+)
+def test_a_wrong_query_parameter_is_refused_by_name(server: Server, query: str, value: str) -> None:
+    refused = problem(server.convert(wav_file(tone(1.0), 22050), **dict[str, Any]({query: value})))
+    assert refused["loc"] == ["query", query]
+    if query == "output_format":
+        assert all(name in refused["msg"] for name in OUTPUT_FORMATS), "it lists what is allowed"
+
+
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+def test_a_form_without_a_recording_is_refused(server: Server, suffix: str) -> None:
+    answer = server.client.post(CONVERT + suffix, data={"seed": "1"}, files={"other": b"x"})
+    assert problem(answer) == {"loc": ["body", "audio"], "msg": "Field required", "type": "missing"}
+    two = [("audio", wav_file(tone(1.0), 22050))] * 2
+    assert problem(server.client.post(CONVERT + suffix, files=two))["type"] == "duplicate"
+
+
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", b"{}"),
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=b", b""),
+        ("multipart/form-data; boundary=b", b"garbage"),
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n"),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="audio"\r\n\r\nx'),
+        ("multipart/form-data; boundary=" + "b" * 300, b"x"),
+    ],
+    ids=["json", "no boundary", "no body", "garbage", "nameless part", "ends in a part", "endless boundary"],
+)
+def test_what_is_no_form_is_refused(server: Server, content_type: str, body: bytes, suffix: str) -> None:
+    answer = server.client.post(CONVERT + suffix, content=body, headers={"content-type": content_type})
+    assert problem(answer, 400)["status"] == "invalid_request"
+
+
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+def test_an_unknown_voice_is_not_found(server: Server, suffix: str) -> None:
+    answer = server.convert(wav_file(tone(1.0), 22050), "/v1/speech-to-speech/nobody" + suffix)
+    refused = problem(answer, 404)
+    assert refused["status"] == "voice_not_found" and "nobody" in refused["message"]
+
+
+@pytest.mark.parametrize("voice_id", ["..%2f..%2fetc%2fpasswd", "%2e%2e", "a%00b", "a%20b", "x" * 65])
+def test_a_voice_id_that_leads_elsewhere_is_refused(server: Server, voice_id: str) -> None:
+    for method, path in (("POST", "/v1/speech-to-speech/"), ("GET", "/v1/voices/"), ("DELETE", "/v1/voices/")):
+        answer = server.client.request(method, path + voice_id, files={"audio": b"x"} if method == "POST" else None)
+        assert answer.status_code in (404, 405, 422), answer.text
+        assert answer.json()["detail"]
+
+
+def test_a_source_beyond_the_limit_is_refused_with_the_limit(server: Server) -> None:
+    assert server.convert(encoded(20.0, "mp3_44100_32")).status_code == 200
+    too_long = encoded(21.0, "mp3_44100_32")
+    refused = problem(server.convert(too_long), 413)
+    assert refused["status"] == "source_too_long" and "20 s" in refused["message"]
+    raw = server.raw(CONVERT + "/stream")
+    raw.begin_file()
+    raw.send(too_long)
+    raw.end_file()
+    raw.end()
+    raw.receive_all()
+    assert raw.status == 200 and not raw.complete, "an answer that has begun is cut short, not ended"
+    raw.close()
+
+
+@pytest.mark.parametrize("path", [CONVERT, CONVERT + "/stream", "/v1/voices/add"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_body_beyond_the_limit_is_refused(server: Server, path: str, chunked: bool) -> None:
+    name = "files" if path.endswith("add") else "audio"
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="a"\r\n\r\n'.encode()
+    noise = np.random.default_rng(0).bytes(64 * 1024)
+    pieces = [head, *[noise] * 100, b"\r\n--b--\r\n"]
+    answer = server.client.post(
+        path,
+        content=iter(pieces) if chunked else b"".join(pieces),
+        headers={"content-type": "multipart/form-data; boundary=b"},
+    )
+    if answer.status_code == 422:
+        # the stream route may see first that the bytes are no recording
+        assert path.endswith("/stream")
+        return
+    refused = problem(answer, 413)
+    assert refused["status"] == "upload_too_large" and "6000000" in refused["message"]
+
+
+def test_more_than_the_service_takes_at_once_is_told_to_come_back(server: Server) -> None:
+    raws = []
+    for _ in range(LIMITS.max_conversions):
+        raw = server.raw(CONVERT + "/stream")
+        raw.begin_file()
+        raw.send(streamed(3.0, "mp3_44100_128"))
+        raw.receive_body()
+        raws.append(raw)
+    answer = server.convert(wav_file(tone(1.0), 22050))
+    assert problem(answer, 429)["status"] == "too_many_concurrent_requests"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert server.client.get("/readyz").status_code == 429
+    for raw in raws:
+        raw.end_file()
+        raw.end()
+        raw.receive_all()
+        assert raw.complete
+        raw.close()
+    wait_until(server.is_idle, "there is room again")
+    assert server.convert(wav_file(tone(1.0), 22050)).status_code == 200
+
+
+def test_a_failure_of_ours_shows_nothing_and_is_logged_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.backend.failure = ZeroDivisionError("secret detail")
+    with caplog.at_level(logging.INFO):
+        answer = server.convert(wav_file(tone(1.0), 22050))
+    refused = problem(answer, 500)
+    assert refused["status"] == "internal_error" and "secret" not in answer.text and "Traceback" not in answer.text
+    logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(logged) == 1 and logged[0].exc_info is not None
+    assert logged[0].__dict__["request_id"] == refused["request_id"]
+
+
+def test_unknown_paths_and_methods_have_the_same_shape(server: Server) -> None:
+    assert problem(server.client.get("/v1/nothing"), 404)["status"] == "not_found"
+    assert problem(server.client.put("/v1/voices"), 405)["status"] == "method_not_allowed"
+
+
+# Voices
+
+
+def add(server: Server, files: Any, **fields: str) -> httpx.Response:
+    return server.client.post("/v1/voices/add", data={"name": "Anna", **fields}, files=files)
+
+
+def test_a_voice_is_added_listed_used_and_deleted(server: Server) -> None:
+    answer = add(server, {"files": wav_file(tone(2.0), 22050)}, labels='{"accent": "none"}', description="calm")
+    assert answer.status_code == 200, answer.text
+    voice_id = answer.json()["voice_id"]
+    assert answer.json() == {"voice_id": voice_id, "requires_verification": False}
+    voice = server.client.get(f"/v1/voices/{voice_id}").json()
+    assert voice["name"] == "Anna" and voice["labels"] == {"accent": "none"} and voice["category"] == "cloned"
+    assert voice in server.client.get("/v1/voices").json()["voices"]
+    assert server.convert(encoded(1.0, "mp3_44100_128"), f"/v1/voice-changer/{voice_id}").status_code == 200
+    assert server.client.get(f"/v1/voices/{voice_id}/settings").json()["speed"] == 1.0
+    assert server.client.delete(f"/v1/voices/{voice_id}").json() == {"status": "ok"}
+    for gone in (
+        server.client.get(f"/v1/voices/{voice_id}"),
+        server.client.delete(f"/v1/voices/{voice_id}"),
+        server.client.get(f"/v1/voices/{voice_id}/settings"),
+        server.convert(encoded(1.0, "mp3_44100_128"), f"/v1/voice-changer/{voice_id}"),
+    ):
+        assert problem(gone, 404)["status"] == "voice_not_found"
+
+
+def test_several_recordings_make_one_voice_in_any_order_of_fields(server: Server) -> None:
+    files: Any = [
+        ("files", ("a.wav", wav_file(tone(0.7, 48000), 48000))),
+        ("files", ("b.mp3", encoded(0.7, "mp3_22050_32"))),
+        ("name", (None, "Two")),
+        ("labels", (None, "null")),
+    ]
+    answer = server.client.post("/v1/voices/add", files=files)
+    assert answer.status_code == 200, answer.text
+    record = server.service.voices.get(answer.json()["voice_id"])
+    assert record.sample_rate == 48000 and record.duration_s == pytest.approx(1.4, abs=0.03)
+    server.client.delete(f"/v1/voices/{record.voice_id}")
+
+
+def test_a_reference_is_cut_to_its_limit_with_a_warning(server: Server) -> None:
+    answer = add(server, {"files": encoded(40.0, "mp3_44100_32")})
+    assert answer.status_code == 200, answer.text
+    assert "30 s" in answer.headers["x-seedvc-warning"]
+    record = server.service.voices.get(answer.json()["voice_id"])
+    assert record.duration_s == 30.0
+    server.client.delete(f"/v1/voices/{record.voice_id}")
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        (wav_file(tone(0.9), 22050), "too_short"),
+        (wav_file(np.zeros(44100), 22050), "silent"),
+        (float_wav_file(np.full(44100, np.nan, np.float32), 22050), "not_finite"),
+        (b"", "empty"),
+        (b"no recording at all " * 50, "not_audio"),
+    ],
+    ids=["short", "silent", "NaN", "empty", "text"],
+)
+def test_a_reference_that_cannot_serve_is_refused(server: Server, reference: bytes, reason: str) -> None:
+    before = server.client.get("/v1/voices").json()
+    refused = problem(add(server, {"files": reference}))
+    assert refused["type"] == reason and refused["loc"] == ["body", "files"]
+    assert server.client.get("/v1/voices").json() == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"name": ""}, "name"),
+        ({"labels": "{"}, "labels"),
+        ({"labels": '{"a": 1}'}, "labels"),
+        ({"name": "x" * 101}, "name"),
+    ],
+)
+def test_a_wrong_field_of_a_voice_is_refused(server: Server, fields: dict[str, str], where: str) -> None:
+    refused = problem(add(server, {"files": wav_file(tone(2.0), 22050)}, **fields))
+    assert refused["loc"][:2] == ["body", where]
+
+
+def test_a_voice_without_recordings_is_refused(server: Server) -> None:
+    assert problem(add(server, {"other": b"x"}))["loc"] == ["body", "files"]
+
+
+def test_premade_voices_are_there_and_cannot_be_deleted(server: Server) -> None:
+    voices = server.client.get("/v1/voices?show_legacy=true").json()["voices"]
+    assert {"clara", "martin"} <= {voice["voice_id"] for voice in voices if voice["category"] == "premade"}
+    assert problem(server.client.delete("/v1/voices/clara"), 403)["status"] == "voice_is_read_only"
+
+
+def test_the_features_of_a_premade_voice_are_made_once(server: Server) -> None:
+    for _ in range(2):
+        server.convert(wav_file(tone(1.0), 22050), "/v1/speech-to-speech/angus")
+    assert server.service.voices.features("angus", "echo") is not None
+    made = server.backend.made_voices
+    server.convert(wav_file(tone(1.0), 22050), "/v1/speech-to-speech/angus")
+    assert server.backend.made_voices == made
+
+
+def test_voices_come_in_pages(server: Server) -> None:
+    ids = [add(server, {"files": wav_file(tone(1.5), 22050)}, name=f"Page {i}").json()["voice_id"] for i in range(5)]
+    query: dict[str, Any] = {
+        "search": "page",
+        "sort": "name",
+        "sort_direction": "asc",
+        "page_size": 2,
+        "category": "cloned",
+    }
+    names: list[str] = []
+    token: str | None = None
+    while True:
+        page = server.client.get("/v2/voices", params=query | ({"next_page_token": token} if token else {})).json()
+        names += [voice["name"] for voice in page["voices"]]
+        assert page["total_count"] == 5
+        token = page["next_page_token"]
+        assert page["has_more"] == (token is not None)
+        if token is None:
+            break
+    assert names == [f"Page {i}" for i in range(5)]
+    some = server.client.get("/v2/voices", params={"voice_ids": ids[:2]}).json()["voices"]
+    assert {voice["voice_id"] for voice in some} == set(ids[:2])
+    for wrong in ({"page_size": 0}, {"page_size": 101}, {"sort": "size"}, {"next_page_token": "nowhere"}):
+        problem(server.client.get("/v2/voices", params=wrong))
+    for voice_id in ids:
+        server.client.delete(f"/v1/voices/{voice_id}")
+
+
+# The rest
+
+
+def form_of(path: Any) -> Any:
+    return path["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+
+
+def test_models_health_and_documentation(server: Server) -> None:
+    models = server.client.get("/v1/models").json()
+    assert {model["model_id"] for model in models} == set(MODEL_IDS)
+    assert all(model["can_do_voice_conversion"] and not model["can_do_text_to_speech"] for model in models)
+    assert server.client.get("/healthz").json() == {"status": "ok"}
+    assert server.client.get("/readyz").json() == {"status": "ready"}
+    assert server.client.get("/docs").status_code == 200
+    paths = server.client.get("/openapi.json").json()["paths"]
+    form = paths["/v1/voice-changer/{voice_id}/stream"]["post"]["requestBody"]["content"]["multipart/form-data"][
+        "schema"
+    ]
+    assert {"audio", "seed", "file_format", "voice_settings"} <= form["properties"].keys()
+    assert form["required"] == ["audio"]
+    added = form_of(paths["/v1/voices/add"])
+    assert set(added["required"]) == {"name", "files"}
+
+
+def test_nothing_is_kept_of_a_conversion(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert server.convert(wav_file(tone(15.0, 48000), 48000), output_format="wav_48000").status_code == 200
+    assert list(tmp_path.iterdir()) == []
