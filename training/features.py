@@ -2,11 +2,10 @@
 
 The content comes in variants that tell the same words: the clip as it is, two warped and coloured copies (another voice
 with the same words, which is what conversion hears), and one made of window ends, as a call's blocks are (no sound to
-their right).
-`python -m training.features --data ./data --out ./training-out` writes `data/features/`; parts may run side by side.
+their right). `python -m training.features content` writes `data/features/`, and parts of it may run side by side;
+`... features style` then adds the style vectors, and may be repeated with better ones.
 """
 
-import argparse
 import json
 import logging
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 from configs.schema import load_preset
 from stages.models.campplus import Campplus
@@ -29,7 +29,7 @@ VARIANTS = ("whole", "warped", "warped_again", "ends")
 WHOLE_TICKS, WHOLE_OVERLAP = 500, 50  # a file's segments
 WINDOW_TICKS, END_TICKS = 138, 39  # a call's window, and how much of it the diffusion renders
 STYLE_S = (1.0, 2.5, 5.0)
-SYNTH_CLIPS_PER_VOICE = 24
+SYNTH_CLIPS_PER_VOICE = 15
 ENCODE_BATCH = 16
 
 log = logging.getLogger("training")
@@ -37,12 +37,12 @@ log = logging.getLogger("training")
 
 @dataclass(frozen=True)
 class Features:
-    """Of one clip: content [variants, frames, 24] at 50 Hz, mel [mel frames, 80], style [3, 192]."""
+    """Of one clip: content [variants, frames, 24] at 50 Hz, mel [mel frames, 80], style [3, 192] once it is known."""
 
     clip: Clip
     content: np.ndarray
     mel: np.ndarray
-    style: np.ndarray
+    style: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -86,23 +86,29 @@ def unwarped(rows: Floats, factor: float, n_frames: int) -> Floats:
 
 @torch.inference_mode()
 def features_of(
-    clip: Clip, corpus: Corpus, models: tuple[PhoneModel, Campplus, MelSpectrogram], rng: np.random.Generator
+    clip: Clip, corpus: Corpus, phones: PhoneModel, mel: MelSpectrogram, rng: np.random.Generator
 ) -> Features:
-    """Everything that the diffusion's training reads of a clip."""
-    phones, style, mel = models
+    """Content variants and mel of a clip."""
     wave = corpus.wave_16k(clip)
     n_frames = len(wave) // TICK + 1
     content = [encode_whole(phones, wave)]
     for encode in (encode_whole, encode_whole, encode_ends):
         factor = draw_warp(rng)
         content.append(unwarped(encode(phones, colour(warp(wave, factor), rng)), factor, n_frames))
-    starts = [int(rng.integers(max(1, len(wave) - int(s * CONTENT_RATE)))) for s in STYLE_S]
-    voices = [
-        style(fbanks([np.resize(wave[start : start + int(s * CONTENT_RATE)], int(s * CONTENT_RATE))]))[0].numpy()
-        for start, s in zip(starts, STYLE_S, strict=True)
-    ]
     frames = mel(torch.from_numpy(corpus.wave_22k(clip))[None])[0].T.numpy()
-    return Features(clip, np.stack(content).astype(np.float16), frames.astype(np.float16), np.stack(voices))
+    return Features(clip, np.stack(content).astype(np.float16), frames.astype(np.float16))
+
+
+@torch.inference_mode()
+def style_of(clip: Clip, corpus: Corpus, style: Campplus, rng: np.random.Generator) -> Floats:
+    """Style vectors [3, 192] of a clip, from a second (as in a call) and longer pieces."""
+    wave = corpus.wave_16k(clip)
+    vectors = []
+    for length_s in STYLE_S:
+        n = int(length_s * CONTENT_RATE)
+        start = int(rng.integers(max(1, len(wave) - n)))
+        vectors.append(style(fbanks([np.resize(wave[start : start + n], n)]))[0].numpy())
+    return np.stack(vectors)
 
 
 def chosen(clips: list[Clip]) -> list[Clip]:
@@ -118,19 +124,17 @@ def chosen(clips: list[Clip]) -> list[Clip]:
 
 def read_features(root: Path) -> Iterator[Features]:
     """All that was computed, part by part."""
+    style_file = root / "features" / "style.safetensors"
+    styles = load_file(style_file) if style_file.exists() else {}
     for index in sorted((root / "features").glob("*.jsonl")):
         arrays = np.load(index.with_suffix(".npz"))
-        content, mel, style = arrays["content"], arrays["mel"], arrays["style"]
+        content, mel = arrays["content"], arrays["mel"]
         at_content = at_mel = 0
-        for i, line in enumerate(index.read_text(encoding="utf8").splitlines()):
+        for line in index.read_text(encoding="utf8").splitlines():
             row = json.loads(line)
             n_content, n_mel = row.pop("n_content"), row.pop("n_mel")
-            yield Features(
-                Clip(**row),
-                content[:, at_content : at_content + n_content],
-                mel[at_mel : at_mel + n_mel],
-                style[i],
-            )
+            rows, frames = content[:, at_content : at_content + n_content], mel[at_mel : at_mel + n_mel]
+            yield Features(Clip(**row), rows, frames, styles.get(row["path"]))
             at_content, at_mel = at_content + n_content, at_mel + n_mel
 
 
@@ -142,7 +146,6 @@ def write_features(root: Path, part: int, features: list[Features]) -> None:
         folder / f"{part}.npz",
         content=np.concatenate([f.content for f in features], axis=1),
         mel=np.concatenate([f.mel for f in features]),
-        style=np.stack([f.style for f in features]),
     )
     lines = [
         json.dumps({**vars(f.clip), "n_content": f.content.shape[1], "n_mel": len(f.mel)}) + "\n" for f in features
@@ -150,31 +153,30 @@ def write_features(root: Path, part: int, features: list[Features]) -> None:
     (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf8")
 
 
-def parser() -> argparse.ArgumentParser:
+def main() -> None:
+    """Compute the content of one part of the clips, or the style of all that have content."""
     options = arguments(__doc__, minutes=0)
+    options.add_argument("what", choices=("content", "style"))
     options.add_argument("--part", type=int, default=0)
     options.add_argument("--parts", type=int, default=1)
-    return options
-
-
-def main() -> None:
-    """Compute one part of the clips."""
-    args = parser().parse_args()
+    args = options.parse_args()
     start_logging()
     sizes = load_preset(args.preset).model
     corpus = Corpus(args.data)
-    models = (
-        load_phone_model(sizes.whisper, args.out),
-        load_style_encoder(sizes.campplus, args.out),
-        MelSpectrogram(sizes.mel),
-    )
-    clips = chosen(corpus.train())[args.part :: args.parts]
     rng = np.random.default_rng((args.seed, args.part))
+    if args.what == "style":
+        encoder = load_style_encoder(sizes.campplus, args.out)
+        known = [features.clip for features in read_features(args.data)]
+        styles = {clip.path: style_of(clip, corpus, encoder, rng) for clip in known}
+        save_file(styles, args.data / "features" / "style.safetensors")
+        return
+    phones, mel = load_phone_model(sizes.whisper, args.out), MelSpectrogram(sizes.mel)
+    clips = chosen(corpus.train())[args.part :: args.parts]
     features = []
     for count, clip in enumerate(clips):
-        features.append(features_of(clip, corpus, models, rng))
-        if count % 200 == 0:
-            log.info("features of %d of %d clips", count, len(clips))
+        features.append(features_of(clip, corpus, phones, mel, rng))
+        if count % 100 == 0:
+            log.info("content of %d of %d clips", count, len(clips))
     write_features(args.data, args.part, features)
 
 

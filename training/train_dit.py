@@ -96,6 +96,8 @@ class Pairs:
         prompt_content, prompt_mel = _piece(shown, "whole" if rng.random() < 0.7 else heard, prompt)
         source_content, source_mel = _piece(spoken, heard, source)
         styles = shown[0][0].style
+        if styles is None:
+            raise ValueError(f"{shown[0][0].clip.path} has no style vectors; run `python -m training.features style`")
         style = styles[int(rng.integers(len(styles)))]
         gain = float(np.log(10.0) / 20 * rng.uniform(-6, 6))  # both parts get louder together
         floor = float(np.log(1e-5))

@@ -1,5 +1,6 @@
 """A few steps lower each loss, a training resumes, and what is exported loads and converts."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,11 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
     spectral = SpectralLoss(mel)
     waves, labels = 0.1 * torch.randn(2, 20 * TICK), torch.randint(0, 40, (2, 21))
     fbank, owners = torch.randn(8, 100, 80), torch.arange(8) % N_SPEAKERS
+    descriptions = torch.randn(8, 81)
     batch, real = noise_batch(), 0.1 * torch.randn(2, 16 * 256)
-    losses_of = {
+    losses_of: dict[str, tuple[nn.Module, Callable[[], Losses]]] = {
         "encoder": (phones, lambda: phones.loss(waves, labels, masked_bands(rng, 2, 80))),
-        "style": (speakers, lambda: speakers.loss(fbank, owners)),
+        "style": (speakers, lambda: speakers.loss(fbank, owners, descriptions)),
         "dit": (converter, lambda: converter.loss(batch, rng)),
         "vocoder": (vocoder, lambda: spectral(vocoder(mel(real)), real)),
     }
