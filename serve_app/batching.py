@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ray import serve
 
 from configs.serve import StageArgs
-from serve_app.metrics import StageMetrics
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,8 +23,18 @@ Result = TypeVar("Result")
 MAX_WAITING_BATCHES = 64
 
 
+class Observer(Protocol):
+    """Who is told how long requests waited and what a batch cost."""
+
+    def waited(self, milliseconds: float) -> None:
+        """One request waited this long for the device."""
+
+    def computed(self, milliseconds: float, n_requests: int) -> None:
+        """One batch of so many requests took this long."""
+
+
 @dataclass(eq=False)
-class _Entry(Generic[Item, Result]):
+class Entry(Generic[Item, Result]):
     """One request on its way through the gate."""
 
     item: Item
@@ -36,7 +45,7 @@ class _Entry(Generic[Item, Result]):
     result: Result | Exception | None = None
 
 
-class BatchGate(Generic[Item, Result]):
+class GroupCommit(Generic[Item, Result]):
     """Runs `compute` over what has gathered, in one worker thread, `max_batch_size` items at most, live first.
 
     `compute` takes a list of items and returns as many results in their order. An error in a batch is each item's own:
@@ -44,27 +53,76 @@ class BatchGate(Generic[Item, Result]):
     """
 
     def __init__(
-        self, compute: Callable[[Sequence[Item]], Sequence[Result]], args: StageArgs, metrics: StageMetrics
+        self, compute: Callable[[Sequence[Item]], Sequence[Result]], max_batch_size: int, observer: Observer
     ) -> None:
-        self._compute, self._metrics = compute, metrics
-        self._max_batch_size = args.max_batch_size
+        self._compute, self._max_batch_size, self._observer = compute, max_batch_size, observer
         self._device = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1)
-        self._waiting: list[_Entry[Item, Result]] = []
+        self._waiting: list[Entry[Item, Result]] = []
+
+    async def run(self, entries: list[Entry[Item, Result]]) -> list[Entry[Item, Result]]:
+        """Wait until all of `entries` are done; whoever gets the device takes along what else waits."""
+        self._waiting.extend(entries)
+        while not all(entry.done for entry in entries):
+            async with self._device:
+                if not all(entry.done for entry in entries):
+                    await self._run(self._take())
+        return entries
+
+    def _take(self) -> list[Entry[Item, Result]]:
+        """The next batch: live before files, else in order of arrival; what nobody waits for any more is left out."""
+        for entry in self._waiting:
+            entry.done |= entry.abandoned
+        self._waiting = sorted((e for e in self._waiting if not e.done), key=lambda e: (not e.live, e.arrived))
+        batch = self._waiting[: self._max_batch_size]
+        self._waiting = self._waiting[self._max_batch_size :]
+        return batch
+
+    async def _run(self, batch: list[Entry[Item, Result]]) -> None:
+        if not batch:
+            return
+        started = perf_counter()
+        for entry in batch:
+            self._observer.waited((started - entry.arrived) * 1000)
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._worker, self._results_of, batch)
+        except asyncio.CancelledError:  # only this waiter leaves; the others' items are still wanted
+            self._waiting.extend(batch)
+            raise
+        self._observer.computed((perf_counter() - started) * 1000, len(batch))
+        for entry, result in zip(batch, results, strict=True):
+            entry.result, entry.done = result, True
+
+    def _results_of(self, batch: list[Entry[Item, Result]]) -> Sequence[Result | Exception]:
+        try:
+            return self._compute([entry.item for entry in batch])
+        except Exception as error:  # each caller gets its own item's error, whatever it is
+            if len(batch) == 1:
+                return [error]
+            return [result for entry in batch for result in self._results_of([entry])]
+
+
+class BatchGate(Generic[Item, Result]):
+    """Serve's batching in front, which collects what arrives together and keeps its metrics; a group commit behind."""
+
+    def __init__(
+        self, compute: Callable[[Sequence[Item]], Sequence[Result]], args: StageArgs, observer: Observer
+    ) -> None:
+        commit = GroupCommit(compute, args.max_batch_size, observer)
 
         @serve.batch(
             max_batch_size=args.max_batch_size,
             batch_wait_timeout_s=args.batch_wait_ms / 1000,
             max_concurrent_batches=MAX_WAITING_BATCHES,
         )
-        async def gather(entries: list[_Entry[Item, Result]]) -> list[_Entry[Item, Result]]:
-            return await self._commit(entries)
+        async def gather(entries: list[Entry[Item, Result]]) -> list[Entry[Item, Result]]:
+            return await commit.run(entries)
 
         self._gather: Any = gather
 
     async def __call__(self, item: Item, live: bool = False) -> Result:
         """The result of one item; its own exception where computing it failed."""
-        entry: _Entry[Item, Result] = _Entry(item, live, perf_counter())
+        entry: Entry[Item, Result] = Entry(item, live, perf_counter())
         try:
             await self._gather(entry)
         except asyncio.CancelledError:
@@ -74,40 +132,3 @@ class BatchGate(Generic[Item, Result]):
             raise entry.result
         assert entry.result is not None
         return entry.result
-
-    async def _commit(self, entries: list[_Entry[Item, Result]]) -> list[_Entry[Item, Result]]:
-        """Wait until all of `entries` are done; whoever gets the device takes along what else waits."""
-        self._waiting.extend(entries)
-        while not all(entry.done for entry in entries):
-            async with self._device:
-                if not all(entry.done for entry in entries):
-                    await self._run(self._take())
-        return entries
-
-    def _take(self) -> list[_Entry[Item, Result]]:
-        """The next batch: live before files, else in order of arrival; what nobody waits for any more is left out."""
-        for entry in self._waiting:
-            entry.done |= entry.abandoned
-        self._waiting = sorted((e for e in self._waiting if not e.done), key=lambda e: (not e.live, e.arrived))
-        batch = self._waiting[: self._max_batch_size]
-        self._waiting = self._waiting[self._max_batch_size :]
-        return batch
-
-    async def _run(self, batch: list[_Entry[Item, Result]]) -> None:
-        if not batch:
-            return
-        started = perf_counter()
-        for entry in batch:
-            self._metrics.waited((started - entry.arrived) * 1000)
-        results = await asyncio.get_running_loop().run_in_executor(self._worker, self._results_of, batch)
-        self._metrics.computed((perf_counter() - started) * 1000, len(batch))
-        for entry, result in zip(batch, results, strict=True):
-            entry.result, entry.done = result, True
-
-    def _results_of(self, batch: list[_Entry[Item, Result]]) -> Sequence[Result | Exception]:
-        try:
-            return self._compute([entry.item for entry in batch])
-        except Exception as error:  # each caller gets its own item's error, whatever it is
-            if len(batch) == 1:
-                return [error]
-            return [result for entry in batch for result in self._results_of([entry])]

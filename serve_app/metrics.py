@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from ray.serve.metrics import Counter, Histogram
 
 MS_BOUNDARIES = [1.0, 2, 5, 10, 20, 40, 60, 90, 120, 180, 250, 360, 500, 1000, 2500, 10000]
@@ -36,9 +34,3 @@ class BlockMetrics:
         self.late = Counter("seedvc_blocks_late", "live blocks that missed their deadline")
         self.dropped = Counter("seedvc_blocks_dropped", "live blocks without a result, late or failed")
         self.retried = Counter("seedvc_calls_retried", "chains started again because a replica was lost")
-
-
-@cache
-def block_metrics() -> BlockMetrics:
-    """The process's block counters."""
-    return BlockMetrics()

@@ -47,7 +47,7 @@ def speechlike(seconds: float, seed: int) -> Samples:
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * MODEL_RATE)) / MODEL_RATE
     tone = np.sin(2 * np.pi * 120 * t + 20 * np.sin(2 * np.pi * 2 * t)) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))
-    return (0.3 * tone + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
+    return np.asarray(0.3 * tone + 0.02 * rng.standard_normal(len(t)), np.float32)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,11 @@ INLINED_BYTES = 100 * 1024
 
 def stages_over(transport: str, deadline_s: float | None = None) -> ServeStages:
     """What the ingress has, in this process."""
-    handles = (serve.get_deployment_handle(name, "seedvc") for name in ("Encoder", "Diffusion", "Vocoder"))
-    return ServeStages(*(StageHandle.of(handle, transport) for handle in handles), deadline_s, BlockMetrics())
+    encoder, diffusion, vocoder = (
+        StageHandle.of(serve.get_deployment_handle(name, "seedvc"), transport)
+        for name in ("Encoder", "Diffusion", "Vocoder")
+    )
+    return ServeStages(encoder, diffusion, vocoder, deadline_s, BlockMetrics())
 
 
 async def whole(stream: FileStream, source: Samples, after_first: Callable[[], None] | None = None) -> Samples:
@@ -69,7 +72,7 @@ async def blocks(stream: Stream, source_16k: Samples) -> Samples:
 def deserialised_sizes() -> Iterator[list[int]]:
     """Sizes of the objects that this process takes out of the object store or a message while the context is open."""
     sizes: list[int] = []
-    context = ray._private.worker.global_worker.get_serialization_context()
+    context: Any = ray._private.worker.global_worker.get_serialization_context()  # type: ignore[no-untyped-call]
     original = context.deserialize_objects
 
     def counting(data: Any, *args: Any, **kwargs: Any) -> Any:
@@ -101,7 +104,7 @@ def kill_replica(deployment: str) -> None:
 
 
 def test_handle_equals_in_process(graph: Deployed) -> None:
-    handle = serve.get_app_handle("seedvc")
+    handle: Any = serve.get_app_handle("seedvc")
     source = speechlike(2.0, 0)
     got = handle.convert.remote(source, MODEL_RATE, graph.voice_id, seed=7, steps=2).result()
     expected = graph.local.convert(source, MODEL_RATE, graph.voice, seed=7, steps=2)
@@ -171,7 +174,7 @@ async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport:
     request = DiffuseRequest(graph.voice_id, n_frames, 0, n_frames, 0, 0, steps=50, cfg_rate=0.7, live=True)
     mel = stages.diffuse(content, request)
     wave = stages.vocode(mel, VocodeRequest(live=True))
-    calls = [call._response or call._hop for call in (content, mel, wave)]
+    calls: list[Any] = [call._response or call._hop for call in (content, mel, wave)]
     with pytest.raises(BlockDropped):
         await stages.collect(wave)
     await asyncio.sleep(0)  # a task learns of its cancelling on the loop's next turn
