@@ -53,7 +53,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/seedvc bench
+	$(BIN)/python -m benchmarks.blocks
 
 clean:
 	rm -rf .venv demo-out build *.egg-info

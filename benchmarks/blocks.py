@@ -1,0 +1,207 @@
+"""What one block of a call costs: each stage in this process, and the graph around them, over both transports.
+
+`python -m benchmarks.blocks` prints a table and writes benchmarks/results/blocks.json; the graph is measured with one
+block in flight, from a driver, so the added cost is that of the three hops.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+import torch
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+import stages
+from benchmarks.serving import APPLICATION, running_graph
+from stages.geometry import CONTENT_RATE
+from stages.local import LocalStages
+from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+from webrtc.files import decode_file
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+RESULTS = Path(__file__).parent / "results"
+SOURCE, VOICE = "station", "martin"
+WARM_UP, REPEATS = 5, 40
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Milliseconds over the repeats."""
+
+    p50_ms: float
+    p95_ms: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Spread":
+        p50, p95 = np.percentile(np.array(seconds) * 1000, [50, 95])
+        return cls(round(float(p50), 2), round(float(p95), 2))
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """One block: the new sound in it; its stages and their sum in this process; the whole way through the graph."""
+
+    block_ms: float
+    steps: int
+    encoder: Spread
+    diffusion: Spread
+    vocoder: Spread
+    in_process: Spread
+    object_store: Spread
+    grpc: Spread
+
+    @property
+    def real_time_factor(self) -> float:
+        """Compute time over the sound that it yields."""
+        return self.in_process.p50_ms / self.block_ms
+
+    @property
+    def added_ms(self) -> dict[str, float]:
+        """What the graph adds to the stages, by the way that results travel."""
+        ways = {"object store": self.object_store, "gRPC": self.grpc}
+        return {way: round(spread.p50_ms - self.in_process.p50_ms, 1) for way, spread in ways.items()}
+
+
+@dataclass(frozen=True)
+class Block:
+    """The three requests of one block, as `Stream` sends them."""
+
+    encode: EncodeRequest
+    diffuse: DiffuseRequest
+    vocode: VocodeRequest
+
+
+def make_block(local: LocalStages, voice: Voice | str) -> Block:
+    """A window out of the middle of a sample recording."""
+    geometry, live = local.geometry, local.preset.live
+    source, rate = decode_file(SAMPLES / "sources" / f"{SOURCE}.flac")
+    window: Samples = soxr.resample(source, rate, CONTENT_RATE)[CONTENT_RATE:][: geometry.window_samples_16k]
+    frames = geometry.target_frames
+    diffuse = DiffuseRequest(voice, frames, 0, frames, 0, 0, live.steps, live.cfg_rate, live=True)
+    encode = EncodeRequest(window, geometry.drop_ticks, live=True)
+    return Block(encode, diffuse, VocodeRequest(live.vocoder_frames, live=True))
+
+
+def measure(local: LocalStages) -> BlockCost:
+    """One block again and again, in this process and through the running graph in turns: other load meets all alike."""
+    torch.set_num_threads(1)  # as in a replica
+    sound, rate = decode_file(SAMPLES / "voices" / f"{VOICE}.flac")
+    # A conversion makes the voice's features; the graph's block then names the voice by its id, as a stream's does.
+    serve.get_app_handle(APPLICATION).convert.remote(sound, rate, VOICE).result()
+    in_process, in_graph = make_block(local, local.voice(sound, rate)), make_block(local, VOICE)
+    by_reference, by_value = _handles(by_reference=True), _handles(by_reference=False)
+    seconds: dict[str, list[float]] = {}
+    for repeat in range(WARM_UP + REPEATS):
+        took = _stages_s(local, in_process)
+        took["object_store"] = _timed_s(lambda: _through_object_store(by_reference, in_graph))
+        took["grpc"] = _timed_s(lambda: _through_grpc(by_value, in_graph))
+        if repeat >= WARM_UP:
+            for name, value in took.items():
+                seconds.setdefault(name, []).append(value)
+    block_ms = local.geometry.block_samples * 1000 / stages.MODEL_RATE
+    spreads = {name: Spread.of(values) for name, values in seconds.items()}
+    return BlockCost(round(block_ms, 1), local.preset.live.steps, **spreads)
+
+
+def _stages_s(local: LocalStages, block: Block) -> dict[str, float]:
+    marks = [time.perf_counter()]
+    content = local.encode(block.encode)
+    marks.append(time.perf_counter())
+    mel = local.diffuse(content, block.diffuse)
+    marks.append(time.perf_counter())
+    local.vocode(mel, block.vocode)
+    marks.append(time.perf_counter())
+    took = dict(zip(("encoder", "diffusion", "vocoder"), map(float, np.diff(marks)), strict=True))
+    return took | {"in_process": marks[-1] - marks[0]}
+
+
+def _timed_s(convert: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    convert()
+    return time.perf_counter() - start
+
+
+def _handles(*, by_reference: bool) -> list[DeploymentHandle[Any]]:
+    names = ("Encoder", "Diffusion", "Vocoder")
+    return [serve.get_deployment_handle(name, APPLICATION).options(_by_reference=by_reference) for name in names]
+
+
+def _through_object_store(handles: list[DeploymentHandle[Any]], block: Block) -> object:
+    encoder, diffusion, vocoder = handles
+    mel = diffusion.remote(encoder.remote(block.encode), block.diffuse)
+    return vocoder.remote(mel, block.vocode).result()
+
+
+def _through_grpc(handles: list[DeploymentHandle[Any]], block: Block) -> object:
+    encoder, diffusion, vocoder = handles
+    content = encoder.remote(block.encode).result()
+    mel = diffusion.remote(content, block.diffuse).result()
+    return vocoder.remote(mel, block.vocode).result()
+
+
+def table(cost: BlockCost) -> str:
+    """The costs as text, one line each."""
+    head = f"one block: {cost.block_ms:.0f} ms of sound, {cost.steps} diffusion steps"
+    rows = {
+        "encoder": cost.encoder,
+        "diffusion": cost.diffusion,
+        "vocoder": cost.vocoder,
+        "the three in process": cost.in_process,
+        "graph, object store": cost.object_store,
+        "graph, gRPC": cost.grpc,
+    }
+    lines = [f"{head:<48}{'p50':>8}{'p95':>8}  ms"]
+    lines += [f"  {name:<46}{spread.p50_ms:>8.1f}{spread.p95_ms:>8.1f}" for name, spread in rows.items()]
+    added = ", ".join(f"{ms:+.1f} ms over the {way}" for way, ms in cost.added_ms.items())
+    return "\n".join([*lines, f"the graph adds {added}; real-time factor of the stages: {cost.real_time_factor:.2f}"])
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on, and when."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor()
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": "python -m benchmarks.blocks " + " ".join(sys.argv[1:]),
+    }
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def main() -> None:
+    """Measures, prints, keeps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--weights", help="folder with the preset's weights")
+    parser.add_argument("--out", type=Path, default=RESULTS / "blocks.json")
+    args = parser.parse_args()
+    local = stages.load(args.preset, args.weights)
+    with running_graph(preset=args.preset, weights=args.weights):
+        cost = measure(local)
+    print(table(cost))
+    result = {"machine": machine(), "preset": args.preset, **asdict(cost), "added_ms": cost.added_ms}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
