@@ -146,7 +146,7 @@ class Conversion:
     async def _convert(self) -> None:
         first = await self._pieces.get()
         assert first is not None, "a decoder that finds nothing raises"
-        stream = self._open_stream(sample_rate=first[1])
+        stream = await in_thread(self._open_stream, sample_rate=first[1])  # it may read the voice from storage
         try:
             piece: tuple[Samples, int] | None = first
             while piece is not None:

@@ -149,7 +149,7 @@ class FolderVoiceStore:
             folder.mkdir(parents=True, exist_ok=True)
         _sweep(self._scratch)
         self._premade_folder = premade
-        self._premade = {record.voice_id: record for record in _premade_records(premade)}
+        self._premade = {record.voice_id: record for record in premade_records(premade)}
 
     def list(self) -> list[VoiceRecord]:
         """All voices: the premade ones, then the others, oldest first."""
@@ -204,7 +204,7 @@ class FolderVoiceStore:
         if checked_id(voice_id) in self._premade:
             from webrtc.files import decode_file
 
-            return decode_file(_recording_of(self._premade_folder, voice_id))
+            return decode_file(premade_recording(voice_id, self._premade_folder))
         with (
             _absence_means_not_found(voice_id),
             wave.open(str(self._voices / voice_id / "reference.wav"), "rb") as recording,
@@ -257,13 +257,13 @@ def open_voice_store(url: str) -> VoiceStore:
     )
 
 
-def _premade_records(folder: Path) -> Iterator[VoiceRecord]:
+def premade_records(folder: Path = PREMADE_FOLDER) -> Iterator[VoiceRecord]:
     """The voices that `voices.yaml` beside the folder lists; none where there is no such file."""
     index = folder.with_suffix(".yaml")
     if not index.exists():
         return
     for entry in yaml.safe_load(index.read_text(encoding="utf-8")):
-        _recording_of(folder, checked_id(entry["id"]))
+        premade_recording(checked_id(entry["id"]), folder)
         yield VoiceRecord(
             voice_id=entry["id"],
             name=entry["name"],
@@ -273,7 +273,7 @@ def _premade_records(folder: Path) -> Iterator[VoiceRecord]:
         )
 
 
-def _recording_of(folder: Path, voice_id: str) -> Path:
+def premade_recording(voice_id: str, folder: Path = PREMADE_FOLDER) -> Path:
     """The one recording of a premade voice, whatever its format."""
     found = sorted(folder.glob(f"{voice_id}.*"))
     if len(found) != 1:

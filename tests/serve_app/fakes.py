@@ -28,9 +28,12 @@ class EchoStream:
     def __init__(self, backend: EchoBackend, sample_rate: int) -> None:
         self._backend = backend
         self._resampler = ModelRateStream(sample_rate)
-        backend.open_streams += 1
+        self._begun = False
 
     async def push(self, samples: Samples) -> AsyncIterator[Samples]:
+        if not self._begun:
+            self._begun = True
+            self._backend.open_streams += 1
         await asyncio.sleep(0)
         self._backend.pushed_samples += len(samples)
         if self._backend.failure is not None:
@@ -41,7 +44,7 @@ class EchoStream:
         yield self._resampler.push(np.zeros(0, np.float32), last=True)
 
     def close(self) -> None:
-        self._backend.open_streams -= 1
+        self._backend.open_streams -= self._begun
 
 
 class EchoBackend:

@@ -1,0 +1,84 @@
+"""The `seedvc` command: reads the command line and calls the subcommand, whose module is imported only then."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from serve_app.commands import UserMistake
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 where it worked, 2 for a mistake of the user's, which is told in one sentence."""
+    args = parser().parse_args(arguments)
+    command = importlib.import_module(f"serve_app.commands.{args.command}")
+    try:
+        command.run(args)
+    except UserMistake as mistake:
+        print(f"seedvc: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parser() -> Parser:
+    """All subcommands; each is the module of its name in `serve_app.commands`."""
+    root = Parser(prog="seedvc", description="Convert recordings into another voice, here or on a server.")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    convert = commands.add_parser("convert", help="convert a recording")
+    convert.add_argument("source", metavar="SOURCE", help="the recording: any common audio file")
+    convert.add_argument("--voice", required=True, help="name or id of a voice, or a recording of one")
+    convert.add_argument("--out", required=True, metavar="FILE", help="what to write; its extension names the format")
+    convert.add_argument("--server", metavar="URL", help="convert there; without it, in this process")
+    convert.add_argument("--preset", default="tiny", help="preset, or its YAML file (default: tiny); not with --server")
+    convert.add_argument("--steps", type=_whole(1, 100), help="sampling steps (default: the preset's)")
+    convert.add_argument("--seed", type=_whole(0, 2**32 - 1), help="same seed, same sound (default: drawn)")
+    convert.add_argument("--live", action="store_true", help="take the path of a call")
+
+    voices = commands.add_parser("voices", help="list, add and remove the voices of a server")
+    actions = voices.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    listing = actions.add_parser("list", help="list the voices")
+    adding = actions.add_parser("add", help="add a voice")
+    adding.add_argument("name", metavar="NAME")
+    adding.add_argument("files", metavar="FILE", nargs="+", help="recordings of the voice, 1 to 30 s in all")
+    adding.add_argument("--description")
+    removing = actions.add_parser("remove", help="remove a voice")
+    removing.add_argument("voice", metavar="VOICE", help="its id or name")
+    for action in (listing, adding, removing):
+        action.add_argument("--server", metavar="URL", default=DEFAULT_SERVER, help=f"default: {DEFAULT_SERVER}")
+
+    commands.add_parser("presets", help="list the presets")
+
+    plan = commands.add_parser("plan", help="show the sizes and delays of a preset")
+    plan.add_argument("preset", metavar="PRESET", nargs="?", default="tiny", help="preset, or its YAML file")
+    return root
+
+
+class _whole:  # noqa: N801 - reads as a type in `type=`, which argparse names in its messages
+    """A whole number within bounds."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+
+    def __call__(self, text: str) -> int:
+        if not text.lstrip("-").isdigit() or not self._least <= int(text) <= self._most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {self._least} to {self._most}")
+        return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""`seedvc convert`: one recording into another voice, in this process or on a server."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import secrets
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from serve_app.commands import UserMistake
+from serve_app.commands.progress import Progress
+from serve_app.commands.remote import Server
+from webrtc.formats import OUTPUT_FORMATS, OutputFormat
+
+if TYPE_CHECKING:
+    from stages import LocalStages, Voice
+    from stages.offline import FileStream, LiveFileStream
+    from stages.types import Samples
+
+FORMAT_OF = {
+    ".wav": "wav_22050",
+    ".mp3": "mp3_44100_128",
+    ".ogg": "opus_48000_96",
+    ".opus": "opus_48000_96",
+    ".pcm": "pcm_22050",
+    ".ulaw": "ulaw_8000",
+    ".alaw": "alaw_8000",
+}
+_READ_BYTES = 1 << 16
+_REFERENCE_S = 31.0  # a little more than is used, so that the cut is noticed
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts, writes the result, and says how long it took."""
+    source, out = Path(args.source), Path(args.out)
+    if not source.is_file():
+        raise UserMistake(f"there is no file {source}")
+    if out.suffix.lower() not in FORMAT_OF:
+        raise UserMistake(f"the extension of --out names the format: {', '.join(FORMAT_OF)}; got {out.name}")
+    if not out.parent.is_dir():
+        raise UserMistake(f"there is no folder {out.parent} to write {out.name} into")
+    fmt = OUTPUT_FORMATS[FORMAT_OF[out.suffix.lower()]]
+    began_s = time.perf_counter()
+    seed = (_remote if args.server else _local)(args, source, out, fmt)
+    print(f"wrote {out} in {time.perf_counter() - began_s:.1f} s (seed {seed})")
+
+
+def _local(args: argparse.Namespace, source: Path, out: Path, fmt: OutputFormat) -> int:
+    """Converts in this process, in bounded memory; the seed."""
+    reference = _reference(args.voice)
+    from configs import ConfigError
+    from stages import BadAudio, WeightsError, load
+    from webrtc.files import NotAudio, encode_file
+
+    seed: int = secrets.randbits(32) if args.seed is None else args.seed
+    try:
+        stages = load(args.preset)
+        voice = _made_voice(stages, reference)
+        with _written(out) as file, Progress("converting", source.stat().st_size) as progress:
+            encode_file(_waves(stages, voice, _decoded(source, progress), seed, args), fmt, file)
+    except (BadAudio, NotAudio, ConfigError, WeightsError) as error:
+        raise UserMistake(str(error)) from error
+    return seed
+
+
+def _waves(
+    stages: LocalStages,
+    voice: Voice,
+    source: Iterator[tuple[Samples, int]],
+    seed: int,
+    args: argparse.Namespace,
+) -> Iterator[Samples]:
+    """The converted sound, as it gets ready."""
+    from stages.local import drain
+
+    stream: FileStream | LiveFileStream | None = None
+    for samples, rate in source:
+        if stream is None:
+            open_stream = stages.open_live if args.live else stages.open_file
+            stream = open_stream(voice, sample_rate=rate, seed=seed, steps=args.steps)
+        yield from drain(partial(stream.push, samples))
+    assert stream is not None, "a decoder that finds nothing raises"
+    yield from drain(stream.finish)
+
+
+def _decoded(path: Path, progress: Progress | None = None) -> Generator[tuple[Samples, int]]:
+    """The sound of a file, piece by piece."""
+    from webrtc.files import Decoder
+
+    with open(path, "rb") as file, Decoder() as decoder:
+        while data := file.read(_READ_BYTES):
+            yield from decoder.feed(data)
+            if progress is not None:
+                progress.advance(len(data))
+        yield from decoder.finish()
+        tell(decoder.warnings)
+
+
+def _reference(wanted: str) -> Path:
+    """The recording of a premade voice by id or name, or the recording that was given."""
+    from serve_app.stores.voices import premade_recording, premade_records
+
+    if Path(wanted).is_file():
+        return Path(wanted)
+    records = list(premade_records())
+    for record in records:
+        if wanted.casefold() in (record.voice_id.casefold(), record.name.casefold()):
+            return premade_recording(record.voice_id)
+    known = ", ".join(record.voice_id for record in records)
+    raise UserMistake(f"{wanted!r} is neither a recording nor a premade voice; those are: {known}")
+
+
+def _made_voice(stages: LocalStages, reference: Path) -> Voice:
+    """The voice of as much of a recording as is used."""
+    pieces: list[Samples] = []
+    taken_s = 0.0
+    with closing(_decoded(reference)) as sound:
+        for samples, rate in sound:
+            pieces.append(samples)
+            taken_s += len(samples) / rate
+            if taken_s > _REFERENCE_S:
+                break
+    voice, warnings = stages.make_voice(np.concatenate(pieces), rate)
+    tell(warnings)
+    return voice
+
+
+def _remote(args: argparse.Namespace, source: Path, out: Path, fmt: OutputFormat) -> int:
+    """Converts on a server; the seed."""
+    fields = {name: str(value) for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
+    query = {"output_format": fmt.name, "live": str(args.live).lower()}
+    with (
+        Server(args.server) as server,
+        server.voice(args.voice) as (voice_id, warnings),
+        Progress("uploading", source.stat().st_size) as progress,
+        Upload(source, progress) as upload,
+        _written(out) as file,
+        server.request(
+            "POST",
+            f"/v1/speech-to-speech/{voice_id}",
+            params=query,
+            data=fields,
+            files={"audio": (source.name, upload)},
+        ) as answer,
+    ):
+        for data in answer.iter_bytes():
+            file.write(data)
+        tell([*warnings, *answer.headers.get_list("x-seedvc-warning")])
+        return int(answer.headers["x-seedvc-seed"])
+
+
+class Upload(io.FileIO):
+    """A file that counts what is read of it."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        super().__init__(path)
+        self._progress = progress
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(-1 if size is None else size) or b""
+        self._progress.advance(len(data))
+        return data
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[IO[bytes]]:
+    """A file that gets its name only when it is complete."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        raise UserMistake(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def tell(warnings: list[str]) -> None:
+    """Says what was odd, beside the result."""
+    for warning in warnings:
+        print(f"note: {warning}", file=sys.stderr)

@@ -1,0 +1,44 @@
+"""How long work shows that it goes on: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import NoReturn, Self
+
+from tqdm import tqdm
+
+_LINE_PERCENT = 10
+
+
+class Progress:
+    """Counts bytes up to a known total."""
+
+    def __init__(self, what: str, total_bytes: int) -> None:
+        self._what = what
+        self._total_bytes = max(total_bytes, 1)
+        self._done_bytes = 0
+        self._told_percent = 0
+        self._bar: tqdm[NoReturn] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total_bytes, desc=what, unit="B", unit_scale=True, leave=False)
+
+    def advance(self, n_bytes: int) -> None:
+        """So much more is done."""
+        self._done_bytes += n_bytes
+        if self._bar is not None:
+            self._bar.update(n_bytes)
+            return
+        percent = min(self._done_bytes * 100 // self._total_bytes, 100)
+        if percent >= self._told_percent + _LINE_PERCENT:
+            self._told_percent = percent - percent % _LINE_PERCENT
+            print(f"{self._what}: {self._told_percent} %", file=sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,105 @@
+"""A server, as the command line sees it: requests whose refusals are told in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from serve_app.commands import UserMistake
+
+_CONNECT_S = 10.0
+
+
+class Server:
+    """The HTTP API of one server; a context manager."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise UserMistake(f"a server is given by its URL, such as http://127.0.0.1:8000; got {url!r}")
+        self._url = url
+        # A long recording takes long: only connecting is limited.
+        self._client = httpx.Client(base_url=url, timeout=httpx.Timeout(None, connect=_CONNECT_S))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+
+    @contextmanager
+    def request(self, method: str, path: str, **content: Any) -> Iterator[httpx.Response]:
+        """A good answer, its body still to be read; UserMistake with the server's own words for any other."""
+        try:
+            with self._client.stream(method, path, **content) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise UserMistake(f"{self._url} refused: {_reason(answer)}")
+                yield answer
+        except httpx.ConnectError as error:
+            raise UserMistake(f"no server answers at {self._url}; `make serve` starts one") from error
+        except httpx.HTTPError as error:
+            raise UserMistake(f"{self._url} did not finish its answer: {error}") from error
+
+    def json(self, method: str, path: str, **content: Any) -> Any:
+        """The answer's JSON."""
+        with self.request(method, path, **content) as answer:
+            answer.read()
+            return answer.json()
+
+    def voices(self) -> list[dict[str, Any]]:
+        """All voices."""
+        voices: list[dict[str, Any]] = self.json("GET", "/v1/voices")["voices"]
+        return voices
+
+    def voice_id(self, wanted: str) -> str:
+        """The id of the voice that has this id, or this name and no other has it."""
+        voices = self.voices()
+        ids = {str(voice["voice_id"]) for voice in voices}
+        if wanted in ids:
+            return wanted
+        named = [str(voice["voice_id"]) for voice in voices if voice["name"].casefold() == wanted.casefold()]
+        if len(named) > 1:
+            raise UserMistake(f"{len(named)} voices are named {wanted!r}; give one of their ids: {', '.join(named)}")
+        if not named:
+            raise UserMistake(f"there is no voice {wanted!r}; there are: {', '.join(sorted(ids))}")
+        return named[0]
+
+    def add_voice(self, name: str, files: Sequence[Path], description: str | None = None) -> tuple[str, list[str]]:
+        """Adds a voice; its id, and warnings."""
+        fields = {"name": name} | ({"description": description} if description else {})
+        parts = [("files", (path.name, path.read_bytes())) for path in files]
+        with self.request("POST", "/v1/voices/add", data=fields, files=parts) as answer:
+            answer.read()
+            return answer.json()["voice_id"], answer.headers.get_list("x-seedvc-warning")
+
+    def remove_voice(self, voice_id: str) -> None:
+        """Removes a voice."""
+        self.json("DELETE", f"/v1/voices/{voice_id}")
+
+    @contextmanager
+    def voice(self, wanted: str) -> Iterator[tuple[str, list[str]]]:
+        """The id of a voice by name or id, or of one that is made of a recording and removed afterwards."""
+        if not Path(wanted).is_file():
+            yield self.voice_id(wanted), []
+            return
+        voice_id, warnings = self.add_voice(Path(wanted).stem[:100], [Path(wanted)])
+        try:
+            yield voice_id, warnings
+        finally:
+            with suppress(UserMistake):  # somebody else removed it, or the server is gone, and that is told already
+                self.remove_voice(voice_id)
+
+
+def _reason(answer: httpx.Response) -> str:
+    """What a refusal says."""
+    try:
+        detail = answer.json()["detail"]
+        if isinstance(detail, list):
+            return "; ".join(f"{'.'.join(map(str, entry['loc'][1:]))}: {entry['msg']}" for entry in detail)
+        return str(detail["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {answer.status_code}"
