@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.serve import Limits
 from tests.serve_app.deploy import Deployed, deploy, speechlike
 
 
@@ -73,4 +74,6 @@ def graph(ray_instance: RayInstance, tmp_path_factory: pytest.TempPathFactory) -
     local, reference = load("seed-vc-small", weights), speechlike(3.0, 1)
     voice_id = serve.get_app_handle("seedvc").make_voice.remote(reference, MODEL_RATE, "reference").result()
     stored = np.rint(np.clip(reference, -1, 1) * 32767).astype(np.float32) / np.float32(32767)
-    return Deployed(ray_instance.http_url, ray_instance.metrics_url, local, voice_id, local.voice(stored, MODEL_RATE))
+    voice = local.voice(stored, MODEL_RATE)
+    max_conversions = Limits().max_conversions
+    return Deployed(ray_instance.http_url, ray_instance.metrics_url, local, voice_id, voice, max_conversions)

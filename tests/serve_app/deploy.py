@@ -59,6 +59,7 @@ class Deployed:
     local: LocalStages
     voice_id: str
     voice: Voice
+    max_conversions: int
 
     @property
     def preset(self) -> Preset:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import ray
@@ -21,6 +22,7 @@ from stages.pipeline import BlockDropped, Stream
 from stages.resample import to_content_rate
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 from tests.serve_app.deploy import Deployed, speechlike
+from tests.serve_app.fakes import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -182,3 +184,20 @@ async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport:
     silence = await blocks(live_stream(stages, graph, graph.voice_id), source_16k)
     assert len(silence) == 5 * geometry.block_samples
     assert not silence.any()
+
+
+async def test_metrics_are_readable_at_the_node(graph: Deployed) -> None:
+    """A late block and the stages' histograms, at the port that Prometheus scrapes."""
+    source_16k = to_content_rate(speechlike(0.5, 0))
+    await blocks(live_stream(stages_over("object_store", deadline_s=0.001), graph, graph.voice_id), source_16k)
+    await blocks(live_stream(stages_over("object_store"), graph, graph.voice_id), source_16k)
+    wanted = {f"ray_seedvc_blocks_{what}_total" for what in ("late", "dropped")}
+    wanted |= {f"ray_seedvc_stage_{what}_count" for what in ("queue_ms", "compute_ms", "batch_size")}
+
+    def exported() -> set[str]:
+        lines = httpx.get(f"{graph.metrics_url}/metrics", timeout=10).text.splitlines()
+        return {line.partition("{")[0] for line in lines if line.startswith("ray_seedvc_")}
+
+    await asyncio.to_thread(wait_until, lambda: wanted <= exported(), f"{wanted} are exported", 40.0)
+    text = httpx.get(f"{graph.metrics_url}/metrics", timeout=10).text
+    assert all(f'stage="{stage}"' in text for stage in ("encoder", "diffusion", "vocoder"))
