@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import json
 import pickle
+import struct
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,22 @@ UPSTREAM_DIT = "DiT_seed_v2_uvit_whisper_small_wavenet_bigvgan_pruned.pth"
 UPSTREAM_CAMPPLUS = "campplus_cn_common.bin"
 UPSTREAM_BIGVGAN = "bigvgan_v2_22khz_80band_256x"
 UPSTREAM_WHISPER = "whisper-small"
+
+# What torch's unpickler raises on damaged bytes; its own error is only the most common of them.
+UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 # Published tensors that inference never reads.
 UNUSED = {
@@ -101,8 +118,16 @@ def where_to_get(preset: Preset) -> str:
 def _open_own(preset: Preset, paths: list[Path]) -> Checkpoint:
     both, campplus, bigvgan, whisper = (read_tensors(path) for path in paths)
     states = {
-        "cfm": _below(both, "cfm.estimator."),
-        "length_regulator": _below(both, "length_regulator."),
+        "cfm": {
+            name.removeprefix("cfm.estimator."): tensor
+            for name, tensor in both.items()
+            if not name.startswith("length_regulator.")
+        },
+        "length_regulator": {
+            name.removeprefix("length_regulator."): tensor
+            for name, tensor in both.items()
+            if name.startswith("length_regulator.")
+        },
         "campplus": _rename_dense(campplus),
         "bigvgan": fold_weight_norm(bigvgan),
         "whisper": _encoder_only(whisper),
@@ -123,16 +148,17 @@ def _open_upstream(preset: Preset, folder: Path) -> Checkpoint:
     whisper_path = _find(preset, folder, (whisper_name, UPSTREAM_WHISPER), "*", inside="model.safetensors")
 
     net = _section(read_tensors(dit_path), "net", dit_path)
-    campplus = _rename_dense(_unprefixed(read_tensors(campplus_path)))
+    generator = _section(read_tensors(bigvgan_path), "generator", bigvgan_path)
+    campplus = _rename_dense(_state(read_tensors(campplus_path), campplus_path))
     states = {
         "cfm": {
             name.removeprefix("estimator."): tensor
-            for name, tensor in fold_weight_norm(_unprefixed(_section(net, "cfm", dit_path))).items()
+            for name, tensor in fold_weight_norm(_state(_section(net, "cfm", dit_path), dit_path)).items()
         },
-        "length_regulator": _unprefixed(_section(net, "length_regulator", dit_path)),
+        "length_regulator": _state(_section(net, "length_regulator", dit_path), dit_path),
         "campplus": campplus,
-        "bigvgan": fold_weight_norm(_unprefixed(_section(read_tensors(bigvgan_path), "generator", bigvgan_path))),
-        "whisper": _encoder_only(_unprefixed(read_tensors(whisper_path))),
+        "bigvgan": fold_weight_norm(_state(generator, bigvgan_path)),
+        "whisper": _encoder_only(_state(read_tensors(whisper_path), whisper_path)),
     }
     try:
         sizes = ModelSizes(
@@ -184,8 +210,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"weights file {path} is missing") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(f"weights file {path} cannot be read: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"weights file {path} cannot be read: {reason}") from error
     if not isinstance(tree, Mapping):
         raise WeightsError(f"weights file {path} holds a {type(tree).__name__}, expected a dictionary of tensors")
     return dict(tree)
@@ -200,7 +227,9 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
         if v is None:
             raise WeightsError(f"tensor {name} has no partner {stem}_v")
         g = folded.pop(name)
-        norm = v.float().flatten(1).norm(dim=1).reshape(-1, *[1] * (v.dim() - 1))
+        if g.shape != (expected := (len(v), *[1] * (v.dim() - 1))):
+            raise WeightsError(f"tensor {name} has shape {list(g.shape)}, expected {list(expected)} as {stem}_v has")
+        norm = v.float().flatten(1).norm(dim=1).reshape(expected)
         folded[stem] = v.float() * (g.float() / norm)
     return folded
 
@@ -253,7 +282,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise WeightsError(f"{path} is not YAML: {error}") from error
-    if not isinstance(tree, dict) or "model_params" not in tree or "preprocess_params" not in tree:
+    sections = ("preprocess_params", "model_params")
+    if not isinstance(tree, dict) or not all(isinstance(tree.get(section), dict) for section in sections):
         raise WeightsError(f"{path} lacks preprocess_params and model_params")
     return tree
 
@@ -372,13 +402,12 @@ def _section(tree: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     return dict(tree[key])
 
 
-def _unprefixed(state: Mapping[str, Tensor]) -> State:
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> State:
-    """The tensors below `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def _state(tree: Mapping[str, Any], path: Path) -> State:
+    """A flat state dict, names without the prefix that parallel training leaves."""
+    for name, value in tree.items():
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
+    return {name.removeprefix("module."): tensor for name, tensor in tree.items()}
 
 
 def _encoder_only(state: Mapping[str, Tensor]) -> State:
