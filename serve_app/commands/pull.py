@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfFileMetadata, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub import HfFileMetadata, get_hf_file_metadata, get_session, get_token, hf_hub_url
 
 from configs import ConfigError, Preset, load_preset
 from configs.schema import HubFile
@@ -73,6 +72,8 @@ def _fetch(file: HubFile, target: Path, endpoint: str | None) -> None:
     # Named by what it is a part of: a begun download goes on only with the very same content.
     etag = hashlib.sha256(f"{url} {metadata.etag}".encode()).hexdigest()[:12]
     part = target.with_name(f"{target.name}.{etag}.part")
+    for stale in set(target.parent.glob(f"{target.name}.*.part")) - {part}:
+        stale.unlink()
     _download(url, part, metadata, file.target)
     _check(part, file, "it was removed; run the command again", remove=True)
     part.replace(target)
@@ -97,14 +98,17 @@ def _download(url: str, part: Path, metadata: HfFileMetadata, label: str) -> Non
                 time.sleep(PAUSE_S)
     n_bytes = part.stat().st_size
     if metadata.size is not None and n_bytes != metadata.size:
-        part.unlink()
+        if n_bytes > metadata.size:
+            part.unlink()
         raise OSError(f"the hub sent {n_bytes} bytes of {metadata.size}")
 
 
 def _append(url: str, part: Path, progress: Progress) -> None:
     """One request for the rest of a file."""
     done_bytes = part.stat().st_size
-    headers = build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={done_bytes}-"}
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={done_bytes}-"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as response:
         response.raise_for_status()
         goes_on = response.status_code == httpx2.codes.PARTIAL_CONTENT
