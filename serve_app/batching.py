@@ -21,6 +21,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WAITING_BATCHES = 64
+STUCK_S = 120.0
+MAX_FAILED_BATCHES = 3
 
 
 class Observer(Protocol):
@@ -59,6 +61,15 @@ class GroupCommit(Generic[Item, Result]):
         self._device = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1)
         self._waiting: list[Entry[Item, Result]] = []
+        self._started: float | None = None
+        self._failed_batches = 0
+
+    def check(self) -> None:
+        """RuntimeError where the device seems lost: one batch takes for ever, or several in a row failed whole."""
+        if self._started is not None and (busy_s := perf_counter() - self._started) > STUCK_S:
+            raise RuntimeError(f"a batch has been running for {busy_s:.0f} s")
+        if self._failed_batches >= MAX_FAILED_BATCHES:
+            raise RuntimeError(f"the last {self._failed_batches} batches failed")
 
     async def run(self, entries: list[Entry[Item, Result]]) -> list[Entry[Item, Result]]:
         """Wait until all of `entries` are done; whoever gets the device takes along what else waits."""
@@ -81,7 +92,7 @@ class GroupCommit(Generic[Item, Result]):
     async def _run(self, batch: list[Entry[Item, Result]]) -> None:
         if not batch:
             return
-        started = perf_counter()
+        self._started = started = perf_counter()
         for entry in batch:
             self._observer.waited((started - entry.arrived) * 1000)
         try:
@@ -89,6 +100,11 @@ class GroupCommit(Generic[Item, Result]):
         except asyncio.CancelledError:  # only this waiter leaves; the others' items are still wanted
             self._waiting.extend(batch)
             raise
+        finally:
+            self._started = None
+        # A device that has gone fails in torch's own way; a bad request does not.
+        is_lost = all(isinstance(result, RuntimeError) for result in results)
+        self._failed_batches = self._failed_batches + 1 if is_lost else 0
         self._observer.computed((perf_counter() - started) * 1000, len(batch))
         for entry, result in zip(batch, results, strict=True):
             entry.result, entry.done = result, True
@@ -119,6 +135,7 @@ class BatchGate(Generic[Item, Result]):
             return await commit.run(entries)
 
         self._gather: Any = gather
+        self.check = commit.check
 
     async def __call__(self, item: Item, live: bool = False) -> Result:
         """The result of one item; its own exception where computing it failed."""

@@ -52,6 +52,10 @@ class Encoder:
         """Content [frames, d_model] of one window."""
         return await self._gate(request, request.live)
 
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._gate.check()
+
 
 class Diffusion:
     """Content features and a voice to mel; keeps the voices it has met, by id, within a bound."""
@@ -80,6 +84,10 @@ class Diffusion:
         voice = request.voice if isinstance(request.voice, Voice) else await self._voices.get(request.voice)
         return await self._gate((content, request, voice), request.live)
 
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._gate.check()
+
 
 class Vocoder:
     """Mel to sound."""
@@ -101,6 +109,10 @@ class Vocoder:
     async def __call__(self, mel: Mel, request: VocodeRequest) -> Samples:
         """Samples [256 * frames] of one mel."""
         return await self._gate((mel, request), request.live)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._gate.check()
 
 
 class VoiceMaker:

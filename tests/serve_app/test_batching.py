@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from serve_app.batching import Entry, GroupCommit
+from serve_app.batching import MAX_FAILED_BATCHES, Entry, GroupCommit
 
 
 class Device:
@@ -92,3 +92,23 @@ async def test_abandoned_is_not_computed(device: Device, observed: Observed) -> 
     entries[0].abandoned = True
     await results_after_busy(device, observed, entries)
     assert device.batches == [[0], [2]]
+
+
+async def test_a_lost_device_is_not_healthy(observed: Observed) -> None:
+    def lost(items: Sequence[int]) -> list[int]:
+        raise RuntimeError("device-side assert triggered")
+
+    commit: GroupCommit[int, int] = GroupCommit(lost, 3, observed)
+    commit.check()
+    for _ in range(MAX_FAILED_BATCHES):
+        await commit.run(arriving(1))
+    with pytest.raises(RuntimeError, match="batches failed"):
+        commit.check()
+
+
+async def test_bad_requests_leave_the_device_healthy(device: Device, observed: Observed) -> None:
+    device.free.set()
+    commit = GroupCommit(device, 3, observed)
+    for _ in range(MAX_FAILED_BATCHES):
+        await commit.run(arriving(13))
+    commit.check()
