@@ -54,7 +54,7 @@ class Pair:
         if self.peak >= FULL_SCALE:
             found.append(f"{self.name} is clipped")
         if abs(self.drift_s) > ALLOWED_DRIFT_S:
-            found.append(f"{self.name} is {self.drift_s * 1000:+.0f} ms longer than its source; allowed are 50 ms")
+            found.append(f"{self.name} differs from its source by {self.drift_s * 1000:+.0f} ms; allowed are 50 ms")
         if self.similarity_after <= self.similarity_before:
             scores = f"{self.similarity_before:.2f} before, {self.similarity_after:.2f} after"
             found.append(f"{self.name} stands no nearer to its target than the source did ({scores})")
