@@ -23,7 +23,7 @@ from training.loop import Losses, Recipe, arguments, averaged_weights, start_log
 from training.train_encoder import NARROW
 
 TICK_MODEL, HOP = 441, 256
-FRAMES_PER_BATCH = 2600
+FRAMES_PER_BATCH = 1400
 DROPPED = 0.1  # share of items without any condition, for classifier-free guidance
 STEP_TIMES = (0.0, 0.25, 0.5, 0.75)  # where two and four Euler steps evaluate: half of the items train there
 VARIANT_CHANCES = {"whole": 0.2, "warped": 0.3, "warped_again": 0.3, "ends": 0.2}

@@ -17,7 +17,7 @@ from training.loop import Losses, Recipe, arguments, start_logging, train
 
 SEGMENT_FRAMES = 24
 CONTEXT_FRAMES = 4  # on each side, synthesised but not judged: what lies beyond is unknown to the network
-BATCH = 8
+BATCH = 4
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512), (256, 64))  # (n_fft, hop)
 FULL_BAND_HZ = 22050
 
