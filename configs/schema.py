@@ -141,8 +141,6 @@ class LiveSettings(Strict):
     cfg_rate: Annotated[float, Field(ge=0)] = 0.7
     vocoder_frames: Positive | None = None
     """How many of the last mel frames the vocoder renders; None: all, as upstream."""
-    deadline_ms: Positive | None = 360
-    """How long a live block may take before it is dropped; None: never."""
 
 
 class FileSettings(Strict):

@@ -35,7 +35,7 @@ class Ingress:
             StageHandle.of(encoder, args.encoder.transport),
             StageHandle.of(diffusion, args.diffusion.transport),
             StageHandle.of(vocoder, args.vocoder.transport),
-            deadline_s=None,
+            deadline_s=None,  # recordings wait for as long as it takes, also on the path of a call
             metrics=BlockMetrics(),
         )
         fingerprint = await voice_maker.fingerprint.remote()
