@@ -28,7 +28,6 @@ def run(args: argparse.Namespace) -> None:
         ("live: cross-fade", f"{geometry.crossfade_ticks * TICK_MS} ms"),
         ("live: look-ahead", f"{geometry.right_ticks * TICK_MS} ms"),
         ("live: sampling", f"{live.steps} steps, guidance {live.cfg_rate:g}"),
-        ("live: deadline", "none" if live.deadline_ms is None else f"{live.deadline_ms} ms"),
         ("files: window", f"{file.segment_ms} ms, {file.segment_overlap_ms} ms of it shared with the next"),
         (
             "files: window while streaming",
