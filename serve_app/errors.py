@@ -14,6 +14,8 @@ from serve_app.stores.voices import InvalidVoiceId, VoiceExists, VoiceIsReadOnly
 from stages.types import BadAudio
 from webrtc.files import NotAudio
 
+_RESTART_S = 5  # about what a replica takes to come back
+
 
 class AtCapacity(RuntimeError):
     """No room for one more now; the caller may come back after `retry_after_s`."""
@@ -26,6 +28,10 @@ class AtCapacity(RuntimeError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class Unavailable(RuntimeError):
+    """Part of the service does not answer now; nothing is wrong with the request."""
 
 
 class SourceTooLong(ValueError):
@@ -110,6 +116,8 @@ def refusal(error: Exception) -> Refusal | None:
             return _refused(413, "upload_too_large", error)
         case AtCapacity():
             return _refused(429, error.status, error, {"Retry-After": str(error.retry_after_s)})
+        case Unavailable():
+            return _refused(503, "system_busy", error, {"Retry-After": str(_RESTART_S)})
         case _:
             return None
 

@@ -263,8 +263,8 @@ def _health_router(service: Service) -> APIRouter:
     async def readyz() -> dict[str, Any]:
         """A conversion sent now would be taken: the voice store answers, and there is room."""
         await asyncio.to_thread(service.voices.list)
-        with service.admitted():
-            return {"status": "ready"}
+        service.require_room()
+        return {"status": "ready"}
 
     return router
 

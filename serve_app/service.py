@@ -161,12 +161,16 @@ class Service:
         sound = Decoded(upload, file_format, self.limits.max_source_s)
         return Conversion(sound, open_stream, fmt, seed, self.admitted())
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Room for one more conversion, or AtCapacity."""
+    def require_room(self) -> None:
+        """AtCapacity where one more conversion would be refused; asked before an upload is taken."""
         if self.running_conversions >= self.limits.max_conversions:
             message = f"{self.limits.max_conversions} conversions are running, which is the limit; try again soon"
             raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Room for one more conversion, or AtCapacity."""
+        self.require_room()
         self.running_conversions += 1
         try:
             yield

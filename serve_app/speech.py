@@ -94,6 +94,7 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers; an error before the first byte of the answer is raised, one after it cuts the answer short."""
+        self._service.require_room()
         try:
             async with incoming(receive, self._service.limits.max_upload_bytes) as body:
                 form = MultipartForm(header(scope, b"content-type"), body.chunks())

@@ -1,0 +1,182 @@
+"""The service without a web framework: what it shares between requests, and what it frees."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.conversion import in_thread
+from serve_app.errors import AtCapacity, InvalidFields, SourceTooLong
+from serve_app.service import Limits, Service, one_piece
+from serve_app.stores.voices import FolderVoiceStore
+from stages.types import BadAudio, Samples, Voice
+from tests.serve_app.fakes import EchoBackend, encoded, tone, wav_file
+from webrtc.files import NotAudio
+
+
+@pytest.fixture
+def backend() -> EchoBackend:
+    return EchoBackend()
+
+
+@pytest.fixture
+def service(backend: EchoBackend, tmp_path: Path) -> Service:
+    return Service(backend, FolderVoiceStore(tmp_path), Limits(max_source_s=5.0, max_conversions=1))
+
+
+def decoder_threads() -> int:
+    return sum(thread.name == "decode-upload" for thread in threading.enumerate())
+
+
+async def trickle(data: bytes, endless: bool = False) -> AsyncIterator[bytes]:
+    """An upload in small pieces, which may never end."""
+    for start in range(0, len(data), 5000):
+        yield data[start : start + 5000]
+        await asyncio.sleep(0)
+    if endless:
+        await asyncio.Event().wait()
+
+
+async def test_a_conversion_gives_the_same_bytes_however_the_upload_is_cut(service: Service) -> None:
+    source = encoded(2.0, "mp3_44100_64")
+    results = []
+    for upload in (one_piece(source), trickle(source)):
+        conversion = await service.convert("clara", upload, output_format="pcm_22050", seed=1)
+        async with conversion:
+            results.append(b"".join([chunk async for chunk in conversion]))
+    assert results[0] == results[1] and len(results[0]) > 80000
+
+
+async def test_leaving_a_conversion_half_way_ends_all_of_it(service: Service, backend: EchoBackend) -> None:
+    conversion = await service.convert("clara", trickle(encoded(3.0, "mp3_44100_64"), endless=True))
+    async with conversion:
+        async for chunk in conversion:
+            assert chunk
+            break
+        assert service.running_conversions == 1 and decoder_threads() == 1
+    assert service.running_conversions == 0 and backend.open_streams == 0 and decoder_threads() == 0
+
+
+async def test_a_cancelled_conversion_ends_all_of_it(service: Service, backend: EchoBackend) -> None:
+    entered = asyncio.Event()
+
+    async def request() -> None:
+        conversion = await service.convert("clara", trickle(encoded(3.0, "mp3_44100_64"), endless=True))
+        async with conversion:
+            async for _ in conversion:
+                entered.set()
+
+    task = asyncio.create_task(request())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert service.running_conversions == 0 and backend.open_streams == 0 and decoder_threads() == 0
+
+
+async def test_an_error_in_any_step_comes_out_as_itself(service: Service, backend: EchoBackend) -> None:
+    async def failing_upload() -> AsyncIterator[bytes]:
+        yield encoded(1.0, "mp3_44100_64")
+        raise ConnectionResetError("upload")
+
+    backend_failure = ZeroDivisionError("stage")
+    cases: list[tuple[AsyncIterator[bytes], type[Exception], Exception | None]] = [
+        (failing_upload(), ConnectionResetError, None),
+        (one_piece(b"words " * 100), NotAudio, None),
+        (one_piece(encoded(6.0, "mp3_44100_64")), SourceTooLong, None),
+        (one_piece(encoded(1.0, "mp3_44100_64")), ZeroDivisionError, backend_failure),
+    ]
+    for upload, expected, failure in cases:
+        backend.failure = failure
+        conversion = await service.convert("clara", upload)
+        with pytest.raises(expected):
+            async with conversion:
+                async for _ in conversion:
+                    pass
+        assert service.running_conversions == 0 and backend.open_streams == 0 and decoder_threads() == 0
+
+
+async def test_room_is_limited_and_comes_back(service: Service) -> None:
+    source = wav_file(tone(0.5), 22050)
+    first, second = [await service.convert("clara", one_piece(source)) for _ in range(2)]
+    async with first:
+        with pytest.raises(AtCapacity, match="1 conversions"):
+            async with second:
+                pass
+        with pytest.raises(AtCapacity):
+            service.require_room()
+    async with await service.convert("clara", one_piece(source)) as third:
+        assert [chunk async for chunk in third]
+
+
+async def test_an_unknown_output_format_is_refused_before_anything_is_made(
+    service: Service, backend: EchoBackend
+) -> None:
+    with pytest.raises(InvalidFields, match="mp3_44100_128"):
+        await service.convert("clara", one_piece(b""), output_format="mp4")
+    assert backend.made_voices == 0
+
+
+async def test_many_who_want_the_same_new_features_make_them_once(service: Service, backend: EchoBackend) -> None:
+    await asyncio.gather(*[service.make_features("martin") for _ in range(8)])
+    assert backend.made_voices == 1
+
+
+async def test_new_weights_make_their_own_features(service: Service, tmp_path: Path) -> None:
+    class OtherWeights(EchoBackend):
+        fingerprint = "other"
+
+        async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+            voice, warnings = await super().make_voice(samples, sample_rate)
+            return Voice(voice.live, voice.file, "other"), warnings
+
+    await service.make_features("clara")
+    other = Service(OtherWeights(), service.voices, Limits())
+    await other.make_features("clara")
+    for fingerprint in ("echo", "other"):
+        voice = service.voices.features("clara", fingerprint)
+        assert voice is not None and voice.fingerprint == fingerprint
+
+
+async def test_a_voice_that_cannot_be_made_is_not_kept(service: Service) -> None:
+    before = service.voices.list()
+    with pytest.raises(BadAudio):
+        await service.add_voice("short", [wav_file(tone(0.5), 22050)])
+    with pytest.raises(BadAudio):
+        await service.add_samples("short", tone(0.5), 22050)
+    assert service.voices.list() == before
+
+
+async def test_features_come_from_what_is_stored(service: Service, backend: EchoBackend) -> None:
+    heard: list[Samples] = []
+    make_voice = backend.make_voice
+
+    async def listening(samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+        heard.append(samples)
+        return await make_voice(samples, sample_rate)
+
+    backend.make_voice = listening  # type: ignore[method-assign]
+    record, _ = await service.add_samples("Anna", tone(1.5), 22050)
+    stored, _ = service.voices.reference(record.voice_id)
+    assert (heard[0] == stored).all(), "so that other weights can make the same of it later"
+
+
+async def test_a_cancelled_caller_waits_for_its_thread() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        inside.set()
+        time.sleep(0.2)
+        done.set()
+
+    task = asyncio.create_task(in_thread(slow))
+    await asyncio.to_thread(inside.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done.is_set()
