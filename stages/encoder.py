@@ -62,7 +62,8 @@ class Encoder:
         padded = PADDED_SAMPLES if self._preset.whisper_window == "padded" else n_frames * FRAME_SAMPLES
         x = torch.from_numpy(windows.astype(np.float32, copy=False)).to(self._device)
         x = torch.nn.functional.pad(x, (0, max(0, padded - n_samples)))[:, :padded]
+        log_mel = self._log_mel(x)  # in full precision: half of it cannot hold a power spectrum's range
         with autocast(self._preset, self._device):
-            features = self._network(self._log_mel(x))  # (B, padded / 320, d_model)
+            features = self._network(log_mel)  # (B, padded / 320, d_model)
         kept: np.ndarray = features[:, :n_frames].float().cpu().numpy()
         return kept
