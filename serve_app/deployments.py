@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
 def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
     """What every stage loads from: the preset and its weights. Also settles how torch computes in this process."""
-    import torch
+    from stages.local import open_weights, set_threads
 
-    from stages.local import open_weights
-
-    torch.set_num_threads(args.torch_threads)
+    set_threads(args.torch_threads)
     preset = load_preset(args.preset)
     return preset, open_weights(preset, args.weights)
 

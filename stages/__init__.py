@@ -2,7 +2,7 @@
 
 from stages.checkpoints import WeightsError
 from stages.geometry import MODEL_RATE, Geometry
-from stages.local import LocalStages, load
+from stages.local import LocalStages, load, set_threads
 from stages.types import BadAudio, Voice
 
-__all__ = ["MODEL_RATE", "BadAudio", "Geometry", "LocalStages", "Voice", "WeightsError", "load"]
+__all__ = ["MODEL_RATE", "BadAudio", "Geometry", "LocalStages", "Voice", "WeightsError", "load", "set_threads"]

@@ -24,6 +24,11 @@ Item = TypeVar("Item")
 CACHE_FOLDER = Path.home() / ".cache" / "seedvc-serve"
 
 
+def set_threads(n_threads: int) -> None:
+    """How many threads one computation takes, in this whole process."""
+    torch.set_num_threads(n_threads)
+
+
 def weights_folder(preset: Preset) -> Path:
     """Where a preset's weights are: beside its YAML, or in the cache that `seedvc pull` fills."""
     return preset.weights or CACHE_FOLDER / preset.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import secrets
 import sys
 import time
@@ -57,9 +58,11 @@ def _local(args: argparse.Namespace, source: Path, out: Path, fmt: OutputFormat)
     """Converts in this process, in bounded memory; the seed."""
     reference = _reference(args.voice)
     from configs import ConfigError
-    from stages import BadAudio, WeightsError, load
+    from stages import BadAudio, WeightsError, load, set_threads
     from webrtc.files import NotAudio, encode_file
 
+    # More threads gain little on networks of this size, and one busy core holds all of them up.
+    set_threads(max(1, (os.cpu_count() or 1) // 2))
     seed: int = secrets.randbits(32) if args.seed is None else args.seed
     try:
         stages = load(args.preset)
