@@ -56,6 +56,17 @@ class UploadTooLarge(ValueError):
         return f"the request body is larger than the limit of {self.limit_bytes} bytes"
 
 
+class UploadStalled(TimeoutError):
+    """A client that stopped sending half-way would keep its place for ever."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return f"nothing of the request body came for {self.limit_s:g} s"
+
+
 class BadUpload(ValueError):
     """A body that is not the form it should be."""
 
@@ -108,6 +119,8 @@ def refusal(error: Exception) -> Refusal | None:
             return _refused(403, "voice_is_read_only", error)
         case VoiceNotFound():
             return _refused(404, "voice_not_found", error)
+        case UploadStalled():
+            return _refused(408, "upload_stalled", error)
         case VoiceExists():
             return _refused(409, "voice_exists", error)
         case SourceTooLong():

@@ -152,12 +152,15 @@ def _answer(refused: Refusal) -> JSONResponse:
 
 def _voices_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["voices"])
-    voices = service.voices
+    voices, limits = service.voices, service.limits
 
     @router.post("/v1/voices/add", openapi_extra=form_schema(VoiceForm, files=_FILES_SCHEMA))
     async def add_voice(request: Request) -> JSONResponse:
         """Make a voice from one or more recordings of one speaker."""
-        async with incoming(request.receive, service.limits.max_upload_bytes) as body, AsyncExitStack() as stack:
+        async with (
+            incoming(request.receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body,
+            AsyncExitStack() as stack,
+        ):
             texts: dict[str, str] = {}
             files: list[Backlog] = []
             async for part in MultipartForm(header(request.scope, b"content-type"), body.chunks()).parts():

@@ -33,6 +33,7 @@ class Limits:
 
     max_source_s: float = 600.0
     max_upload_bytes: int = 256 * 1024 * 1024
+    max_upload_pause_s: float = 60.0
     min_reference_s: float = 1.0
     max_reference_s: float = 30.0
     max_conversions: int = 8

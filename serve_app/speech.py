@@ -95,8 +95,9 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers; an error before the first byte of the answer is raised, one after it cuts the answer short."""
         self._service.require_room()
+        limits = self._service.limits
         try:
-            async with incoming(receive, self._service.limits.max_upload_bytes) as body:
+            async with incoming(receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body:
                 form = MultipartForm(header(scope, b"content-type"), body.chunks())
                 if self._streaming:
                     await self._stream(form, send)

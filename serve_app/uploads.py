@@ -17,7 +17,7 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from serve_app.errors import BadUpload, ClientGone, UploadTooLarge, first_cause
+from serve_app.errors import BadUpload, ClientGone, UploadStalled, UploadTooLarge, first_cause
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -83,18 +83,27 @@ class Backlog:
 class RequestBody:
     """The body of one request, readable once, while it comes in."""
 
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
+    def __init__(self, receive: Receive, max_bytes: int, max_pause_s: float) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
+        self._max_pause_s = max_pause_s
         self._backlog = Backlog()
         self._news = asyncio.Event()
         self._ended = False
 
     async def pump(self) -> None:
-        """Takes the body off the socket, then waits for the hang-up; raises UploadTooLarge or ClientGone."""
+        """Takes the body off the socket, then waits for the hang-up.
+
+        Raises:
+            ClientGone: the hang-up. UploadTooLarge: more bytes than allowed. UploadStalled: no bytes for too long.
+        """
         taken_bytes = 0
         while True:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(None if self._ended else self._max_pause_s):
+                    message = await self._receive()
+            except TimeoutError:
+                raise UploadStalled(self._max_pause_s) from None
             if message["type"] == "http.disconnect":
                 raise ClientGone("the client hung up")
             data: bytes = message.get("body", b"")
@@ -122,9 +131,9 @@ class RequestBody:
 
 
 @asynccontextmanager
-async def incoming(receive: Receive, max_bytes: int) -> AsyncIterator[RequestBody]:
+async def incoming(receive: Receive, max_bytes: int, max_pause_s: float) -> AsyncIterator[RequestBody]:
     """The request's body, pumped while the context is open; what ends the pump cancels the context and is raised."""
-    body = RequestBody(receive, max_bytes)
+    body = RequestBody(receive, max_bytes, max_pause_s)
     try:
         async with asyncio.TaskGroup() as group:
             pump = group.create_task(body.pump())

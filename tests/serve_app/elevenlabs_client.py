@@ -65,7 +65,7 @@ def main(url: str, recording: Path, reference: Path) -> dict[str, Any]:
         "voice": {"name": got.name, "labels": got.labels, "category": got.category},
         "is_listed": {added.voice_id, bare.voice_id, "clara"} <= set(listed),
         "found": {
-            "ids_match": [voice.voice_id for voice in found.voices] == [added.voice_id],
+            "ids": [voice.voice_id for voice in found.voices] == [added.voice_id],
             "total": found.total_count,
         },
         "models": models,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app.errors import BadUpload, ClientGone, UploadTooLarge
+from serve_app.errors import BadUpload, ClientGone, UploadStalled, UploadTooLarge
 from serve_app.uploads import Backlog, MultipartForm, RequestBody, incoming
 
 CONTENT_TYPE = "multipart/form-data; boundary=abc"
@@ -145,7 +145,7 @@ async def read(body: RequestBody) -> bytes:
 
 async def test_a_body_is_read_as_it_comes() -> None:
     client = Client(sent(b"one"))
-    async with incoming(client.receive, 100) as body:
+    async with incoming(client.receive, 100, 9.0) as body:
         chunks = body.chunks()
         assert await anext(chunks) == b"one"
         client.queue.put_nowait(sent(b"two"))
@@ -158,7 +158,7 @@ async def test_a_hang_up_ends_whatever_the_request_is_doing() -> None:
     client = Client(sent(b"all", more=False))
     ended = False
     with pytest.raises(ClientGone):
-        async with incoming(client.receive, 100) as body:
+        async with incoming(client.receive, 100, 9.0) as body:
             assert await read(body) == b"all"
             client.queue.put_nowait(HANG_UP)
             try:
@@ -170,19 +170,19 @@ async def test_a_hang_up_ends_whatever_the_request_is_doing() -> None:
 
 async def test_a_body_beyond_the_limit_ends_the_request() -> None:
     with pytest.raises(UploadTooLarge, match="10 bytes"):
-        async with incoming(Client(sent(b"12345"), sent(b"678901")).receive, 10) as body:
+        async with incoming(Client(sent(b"12345"), sent(b"678901")).receive, 10, 9.0) as body:
             await read(body)
 
 
 async def test_the_error_of_the_request_itself_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
-        async with incoming(Client(sent(b"1")).receive, 10):
+        async with incoming(Client(sent(b"1")).receive, 10, 9.0):
             raise ZeroDivisionError
 
 
 async def test_a_cancelled_request_stays_cancelled() -> None:
     async def request() -> None:
-        async with incoming(Client().receive, 10) as body:
+        async with incoming(Client().receive, 10, 9.0) as body:
             await read(body)
 
     task = asyncio.create_task(request())
@@ -190,3 +190,15 @@ async def test_a_cancelled_request_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_client_that_stops_sending_does_not_keep_its_place() -> None:
+    with pytest.raises(UploadStalled, match="0.01 s"):
+        async with incoming(Client(sent(b"1")).receive, 10, 0.01) as body:
+            await read(body)
+
+
+async def test_a_client_that_has_sent_all_may_wait_as_long_as_it_takes() -> None:
+    async with incoming(Client(sent(b"1", more=False)).receive, 10, 0.01) as body:
+        assert await read(body) == b"1"
+        await asyncio.sleep(0.05)
