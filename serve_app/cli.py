@@ -63,6 +63,10 @@ def parser() -> Parser:
 
     commands.add_parser("presets", help="list the presets")
 
+    pull = commands.add_parser("pull", help="fetch the weights of a preset from the model hub")
+    pull.add_argument("preset", metavar="PRESET", help="preset, or its YAML file")
+    pull.add_argument("--folder", metavar="DIR", help="where to (default: where the preset looks for them)")
+
     plan = commands.add_parser("plan", help="show the sizes and delays of a preset")
     plan.add_argument("preset", metavar="PRESET", nargs="?", default="tiny", help="preset, or its YAML file")
     return root
