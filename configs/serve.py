@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from configs.schema import Positive, Strict
 
+Seconds = Annotated[float, Field(gt=0)]
+
 
 class StageArgs(Strict):
     """How one stage batches, and how its results travel."""
@@ -22,9 +24,15 @@ class StageArgs(Strict):
 class Limits(Strict):
     """What one request may bring, and how many conversions may run at once per ingress replica."""
 
-    max_source_s: Annotated[float, Field(gt=0)] = 600.0
+    max_source_s: Seconds = 600.0
     max_upload_bytes: Positive = 256 * 1024 * 1024
+    max_upload_pause_s: Seconds = 60.0
+    """How long an upload may stall."""
+    min_reference_s: Seconds = 1.0
+    max_reference_s: Seconds = 30.0
     max_conversions: Positive = 8
+    retry_after_s: Positive = 2
+    """What a refused client is told to wait."""
 
 
 class ServeArgs(Strict):

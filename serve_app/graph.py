@@ -8,10 +8,11 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]  # ships no stubs
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from configs.schema import Preset
+from serve_app.errors import AtCapacity, Unavailable
 from serve_app.metrics import BlockMetrics
 from serve_app.stores.voices import VoiceNotFound, VoiceStore
 from stages.geometry import Geometry
@@ -21,9 +22,10 @@ from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, 
 
 MAX_ATTEMPTS = 5
 RETRY_WAIT_S = 0.5
+RETRY_AFTER_S = 2
 
 
-class StagesUnavailable(RuntimeError):
+class StagesUnavailable(Unavailable):
     """The stages did not answer, however often they were asked."""
 
 
@@ -210,8 +212,12 @@ class ServeBackend:
         """Features of a reference, by a VoiceMaker replica; BadAudio where it cannot serve as one."""
         try:
             made: tuple[Voice, list[str]] = await self._voice_maker.make.remote(samples, sample_rate)
+        except BackPressureError as error:
+            raise AtCapacity("too many voices are being made; try again soon", RETRY_AFTER_S) from error
         except RayTaskError as error:
             raise cause_of(error) from None
+        except RayError as error:
+            raise Unavailable("the voice maker does not answer; try again soon") from error
         return made
 
     def open_file(

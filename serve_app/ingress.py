@@ -14,7 +14,7 @@ from configs.serve import ServeArgs
 from serve_app.graph import ServeBackend, ServeStages, StageHandle
 from serve_app.http import create_app
 from serve_app.metrics import BlockMetrics
-from serve_app.service import FileStream, Limits, Service
+from serve_app.service import FileStream, Service
 from serve_app.stores.voices import open_voice_store
 from stages.types import Samples, as_mono
 
@@ -40,7 +40,7 @@ class Ingress:
         )
         fingerprint = await voice_maker.fingerprint.remote()
         self._backend = ServeBackend(preset, stages, voice_maker, voices, fingerprint)
-        self._service = Service(self._backend, voices, Limits(**args.limits.model_dump()))
+        self._service = Service(self._backend, voices, args.limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._service)

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
@@ -15,6 +14,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import soxr
 
+from configs.serve import Limits
 from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
 from serve_app.stores.voices import VoiceRecord, VoiceStore, as_stored, new_voice_id
@@ -25,19 +25,6 @@ DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
 MAX_SEED = 2**32 - 1
 MODEL_IDS = ("seedvc", "eleven_english_sts_v2", "eleven_multilingual_sts_v2")
 """Our one model, and the names that ElevenLabs clients call it by."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may bring, and how many may run at once."""
-
-    max_source_s: float = 600.0
-    max_upload_bytes: int = 256 * 1024 * 1024
-    max_upload_pause_s: float = 60.0
-    min_reference_s: float = 1.0
-    max_reference_s: float = 30.0
-    max_conversions: int = 8
-    retry_after_s: int = 2
 
 
 class FileStream(Protocol):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
+from configs.serve import Limits
 from serve_app.cli import main
 from serve_app.commands.convert import FORMAT_OF
 from serve_app.http import create_app
-from serve_app.service import Limits, Service
+from serve_app.service import Service
 from serve_app.stores.voices import PREMADE_FOLDER, FolderVoiceStore
 from stages.geometry import HOP, MODEL_RATE
 from tests.serve_app.fakes import EchoBackend, encoded, serving, tone, wav_file

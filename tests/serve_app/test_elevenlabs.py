@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.serve import Limits
 from serve_app.http import create_app
-from serve_app.service import MODEL_IDS, Limits, Service
+from serve_app.service import MODEL_IDS, Service
 from serve_app.stores.voices import PREMADE_FOLDER, FolderVoiceStore
 from tests.serve_app.fakes import EchoBackend, serving
 from webrtc.files import decode_file

@@ -19,8 +19,9 @@ import httpx
 import numpy as np
 import pytest
 
+from configs.serve import Limits
 from serve_app.http import create_app
-from serve_app.service import MODEL_IDS, Limits, Service
+from serve_app.service import MODEL_IDS, Service
 from serve_app.stores.voices import FolderVoiceStore
 from tests.serve_app.fakes import (
     EchoBackend,

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.serve import Limits
 from serve_app.conversion import in_thread
 from serve_app.errors import AtCapacity, InvalidFields, SourceTooLong
-from serve_app.service import Limits, Service, one_piece
+from serve_app.service import Service, one_piece
 from serve_app.stores.voices import FolderVoiceStore
 from stages.types import BadAudio, Samples, Voice
 from tests.serve_app.fakes import EchoBackend, encoded, tone, wav_file
