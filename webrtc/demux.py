@@ -44,13 +44,21 @@ class Recording:
             # The first bytes have told what it is: do not wait for seconds of sound.
             options |= {"probesize": "32", "analyzeduration": "0"}
         try:
-            self._container = av.open(cast("str", file), "r", format=container.name, container_options=options)
+            self._container = av.open(
+                cast("str", file),
+                "r",
+                format=container.name,
+                container_options=options,
+                metadata_errors="replace",  # a title in another encoding is no reason to refuse the sound
+            )
         except av.error.FFmpegError as error:
             raise NotAudio("not_audio", f"the upload cannot be read as a recording; allowed is {READABLE}") from error
-        if not self._container.streams.audio:
+        tracks = self._container.streams.audio
+        if not tracks or tracks[0].codec_context is None:
             self._container.close()
-            raise NotAudio("no_audio_track", "the upload holds no audio track")
-        self._stream = self._container.streams.audio[0]
+            fault = "an audio track whose codec is unknown" if tracks else "no audio track"
+            raise NotAudio("no_audio_track", f"the upload holds {fault}; allowed is {READABLE}")
+        self._stream = tracks[0]
         self._stream.codec_context.thread_count = 1
         self._sample_rate: int | None = None
         self.damaged_packets = 0
@@ -78,7 +86,7 @@ class Recording:
         while True:
             try:
                 packet = next(packets, None)
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, IndexError):  # IndexError: a damaged file grew new streams (PyAV 18.1)
                 packet = None
                 self.damaged_packets += 1
             if packet is None:
@@ -93,17 +101,38 @@ class Recording:
                 self.damaged_packets += 1
 
 
+# ffmpeg's sample formats, as numpy names them
+_SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
+MAX_CHANNELS = 8
+
+
 def mono(frame: av.AudioFrame) -> Samples:
     """The mean of a frame's channels as float32 in [-1, 1]."""
-    samples: NDArray[np.generic] = frame.to_ndarray()
-    by_channel = samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T  # (C, T)
-    mean: NDArray[np.float64] = by_channel.mean(axis=0, dtype=np.float64)
+    by_channel = _by_channel(frame)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told below
+        mean: NDArray[np.float64] = by_channel.mean(axis=0, dtype=np.float64)
     if not np.isfinite(mean).all():
-        raise NotAudio(
-            "not_finite", "the recording holds NaN or infinite samples; export it again as 16-bit wav or flac"
-        )
-    if by_channel.dtype == np.uint8:
+        message = "the recording holds NaN or infinite samples; export it again as 16-bit wav or flac"
+        raise NotAudio("not_finite", message)
+    if by_channel.dtype.kind == "u":
         mean = mean / 128.0 - 1.0
     elif by_channel.dtype.kind == "i":
         mean = mean / 2.0 ** (8 * by_channel.dtype.itemsize - 1)
     return np.clip(mean, -1.0, 1.0).astype(np.float32)
+
+
+def _by_channel(frame: av.AudioFrame) -> NDArray[np.generic]:
+    """A frame's samples, (C, T), in their own type.
+
+    Not by `frame.to_ndarray`: PyAV 18.1 counts the planes up to a null pointer, finds more than eight where there are
+    eight, and reads beyond them.
+    """
+    channels, kind = frame.layout.nb_channels, frame.format.name.removesuffix("p")
+    if channels > MAX_CHANNELS:
+        raise NotAudio("not_audio", f"the recording has {channels} channels; allowed are up to {MAX_CHANNELS}")
+    if kind not in _SAMPLE_TYPES:
+        raise NotAudio("not_audio", f"the recording has samples of type {kind}; allowed are {', '.join(_SAMPLE_TYPES)}")
+    planes = [memoryview(plane) for plane in frame.planes[: channels if frame.format.is_planar else 1]]
+    count = frame.samples if frame.format.is_planar else frame.samples * channels
+    samples: NDArray[np.generic] = np.stack([np.frombuffer(plane, _SAMPLE_TYPES[kind], count) for plane in planes])
+    return samples if frame.format.is_planar else samples.reshape(-1, channels).T

@@ -40,6 +40,8 @@ RECORDINGS = {
     "webm": ("webm", "libopus", 48000, "mono"),
     "m4a": ("ipod", "aac", 44100, "stereo"),
     "aac": ("adts", "aac", 48000, "mono"),
+    "aac 7.1": ("adts", "aac", 48000, "7.1"),
+    "flac 7.1": ("flac", "flac", 48000, "7.1"),
     "aiff": ("aiff", "pcm_s16be", 44100, "stereo"),
     "caf": ("caf", "pcm_s16le", 44100, "mono"),
     "mpegts": ("mpegts", "aac", 44100, "mono"),
@@ -208,6 +210,34 @@ def test_a_rate_that_changes_half_way_is_refused() -> None:
     chained = b"".join(recording("adts", "aac", rate, duration_s=1.0) for rate in (44100, 32000))
     with pytest.raises(NotAudio, match="44100 Hz to 32000 Hz"):
         decode(chained)
+
+
+def test_more_than_eight_channels_are_refused() -> None:
+    with pytest.raises(NotAudio, match="16 channels; allowed are up to 8"):
+        decode(recording("wav", "pcm_s16le", 48000, "hexadecagonal"))
+
+
+def test_a_title_in_another_encoding_does_not_matter() -> None:
+    data = recording("flac", "flac", 44100, duration_s=0.5)
+    samples, rate, _ = decode(data.replace(b"encoder=", b"\xff\xfe\xf8oder="))
+    assert len(samples) / rate == 0.5
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_damaged_upload_decodes_or_is_refused_and_nothing_else(name: str) -> None:
+    original = recording(*RECORDINGS[name], duration_s=0.3)
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        data = bytearray(original)
+        for at in rng.integers(0, min(len(data), 400), rng.integers(1, 12)):
+            data[at : at + rng.integers(3)] = rng.bytes(int(rng.integers(4)))
+        try:
+            samples, rate, _ = decode(bytes(data), random_cuts(0, 2000))
+        except NotAudio as refusal:
+            assert str(refusal)
+        else:
+            assert rate > 0
+            assert np.abs(samples).max() <= 1.0
 
 
 def test_a_playlist_cannot_make_the_server_open_files(tmp_path: Path) -> None:
