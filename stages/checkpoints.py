@@ -139,6 +139,8 @@ def _open_upstream(preset: Preset, folder: Path) -> Checkpoint:
     config_path = _find_config(preset, folder)
     config = _read_config(config_path)
     model = config["model_params"]
+    if complaint := _unsupported(model):
+        raise WeightsError(f"{config_path.name}: {complaint}")
     dit_path = _find_dit(preset, folder, config_path)
     campplus_name = model.get("style_encoder", {}).get("campplus_path", UPSTREAM_CAMPPLUS)
     campplus_path = _find(preset, folder, (Path(campplus_name).name, UPSTREAM_CAMPPLUS), "*.bin")
@@ -324,9 +326,6 @@ def _unsupported(model: Mapping[str, Any]) -> str | None:
 
 
 def _dit_sizes(model: Mapping[str, Any]) -> DitSizes:
-    complaint = _unsupported(model)
-    if complaint:
-        raise WeightsError(complaint)
     dit, wavenet = model["DiT"], model["wavenet"]
     return DitSizes(
         hidden_dim=dit["hidden_dim"],

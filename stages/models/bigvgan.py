@@ -27,11 +27,10 @@ def kaiser_sinc_filter() -> Tensor:
 def upsampling_matrix(taps: Tensor) -> Tensor:
     """[14, 16]: 8 input samples and their context of 6 to 16 output samples at twice the rate."""
     matrix = torch.zeros(BLOCK + UP_CONTEXT, 2 * BLOCK)
-    for i in range(matrix.shape[0]):
-        for o in range(matrix.shape[1]):
-            tap = o + N_TAPS - 1 - 2 * i
-            if 0 <= tap < N_TAPS:
-                matrix[i, o] = 2 * taps[tap]
+    for i, row in enumerate(matrix):
+        first = 2 * i - (N_TAPS - 1)  # the output that tap 0 reaches
+        start, stop = max(first, 0), min(first + N_TAPS, len(row))
+        row[start:stop] = 2 * taps[start - first : stop - first]
     return matrix
 
 

@@ -95,13 +95,13 @@ def kept_bytes(thing: object) -> int:
 def test_memory_is_bounded() -> None:
     packet = noise(0.5, 48000)
     stream, most, n_out = full_size(48000), 0, 0
-    for _ in range(6 * 60 * 2):
+    for _ in range(3 * 60 * 2):
         n_out += sum(map(len, drain(lambda: stream.push(packet))))
         most = max(most, kept_bytes(stream))
     one_window = (30 + 0.5) * 16000 * 4
     margins = 32 * 4096 + 3 * 4410 * 4  # the joiner's tail and fades, the resampler's block
     assert one_window * 0.9 < most <= one_window + margins
-    assert n_out > 5 * 60 * MODEL_RATE
+    assert n_out > 2 * 60 * MODEL_RATE
 
 
 def test_the_prompt_must_leave_room() -> None:
