@@ -199,7 +199,7 @@ def load_network(network: Net, part: str, checkpoint: Checkpoint, device: str) -
             )
     surplus = sorted(name for name in state.keys() - wanted.keys() if not _is_unused(part, name))
     if surplus:
-        warnings.warn(f"{part}: {len(surplus)} tensors are not used: {_some(surplus)}", stacklevel=2)
+        warnings.warn(f"{part}: {len(surplus)} tensors are not used: {', '.join(surplus)}", stacklevel=2)
     network.load_state_dict({name: state[name].float() for name in wanted.keys() & state.keys()}, strict=False)
     return network.to(device).eval().requires_grad_(False)
 
