@@ -66,6 +66,7 @@ def train(
     rng = np.random.default_rng((recipe.seed, step))
     saved_minutes = minutes
     sums: dict[str, float] = {}
+    summed = 0
     model.train()
     while minutes < recipe.minutes:
         started_s = time.monotonic()
@@ -80,10 +81,11 @@ def train(
         _update(average, model, min(recipe.average, step / (step + 10)))
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
+        summed += 1
         if step % REPORT_EVERY_STEPS == 0:
-            means = " ".join(f"{name} {total / REPORT_EVERY_STEPS:.4f}" for name, total in sums.items())
+            means = " ".join(f"{name} {total / summed:.4f}" for name, total in sums.items())
             log.info("%s: step %d, %.1f min: %s", stem, step, minutes, means)
-            sums = {}
+            sums, summed = {}, 0
         minutes += min(time.monotonic() - started_s, PAUSE_S) / 60
         if (minutes - saved_minutes) * 60 > CHECKPOINT_EVERY_S or minutes >= recipe.minutes:
             _save(file, model, optimizer, average, step, minutes)

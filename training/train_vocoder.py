@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from configs.schema import load_preset
 from stages.models.bigvgan import AntiAliasedSnake, BigVgan, kaiser_sinc_filter
-from stages.models.mel import LOG_FLOOR, MelSpectrogram
+from stages.models.mel import MelSpectrogram
 from training.data import Clip, Corpus
 from training.loop import Losses, Recipe, arguments, start_logging, train
 
@@ -20,10 +20,14 @@ CONTEXT_FRAMES = 4  # on each side, synthesised but not judged: what lies beyond
 BATCH = 4
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512), (256, 64))  # (n_fft, hop)
 FULL_BAND_HZ = 22050
+MEL_FLOOR, FLOOR_PER_BIN = 1.5e-3, 5e-5
 
 
 class SpectralLoss(nn.Module):
-    """Distance of two waves [B, samples]: log and linear magnitudes at several resolutions, and the mel."""
+    """Distance of two waves [B, samples]: log and linear magnitudes at several resolutions, and the mel.
+
+    Logarithms are taken above a floor of about 50 dB below speech: a small network must not spend itself on hiss.
+    """
 
     def __init__(self, mel: MelSpectrogram) -> None:
         super().__init__()
@@ -37,12 +41,13 @@ class SpectralLoss(nn.Module):
             m, r = (self._magnitude(wave, n_fft, hop) for wave in (made, real))
             convergence = torch.linalg.vector_norm(m - r) / torch.linalg.vector_norm(r)
             spectral = spectral + F.l1_loss(m.log(), r.log()) + convergence
-        return {"mel": 2.0 * F.l1_loss(self.mel(made), self.mel(real)), "stft": spectral / len(RESOLUTIONS)}
+        made_mel, real_mel = ((self.mel(wave).exp() + MEL_FLOOR).log() for wave in (made, real))
+        return {"mel": 2.0 * F.l1_loss(made_mel, real_mel), "stft": spectral / len(RESOLUTIONS)}
 
     def _magnitude(self, wave: Tensor, n_fft: int, hop: int) -> Tensor:
         window = self.get_buffer(f"window_{n_fft}")
         spec = torch.stft(wave, n_fft, hop, window=window, center=False, return_complex=True)
-        return torch.sqrt(spec.real.square() + spec.imag.square() + LOG_FLOOR**2 * n_fft)
+        return torch.sqrt(spec.real.square() + spec.imag.square() + 1e-9) + FLOOR_PER_BIN * n_fft
 
 
 class DepthwiseSnake(nn.Module):
@@ -87,7 +92,7 @@ class Segments:
 
 def _weight(clip: Clip) -> float:
     full_band = clip.kind == "human" and clip.src_rate >= FULL_BAND_HZ
-    return clip.duration_s * (2.5 if full_band else 1.0 if clip.kind == "human" else 0.25)
+    return clip.duration_s * (2.5 if full_band else 1.0 if clip.kind == "human" else 0.6)
 
 
 def prepare(vocoder: BigVgan) -> None:
@@ -118,7 +123,7 @@ def main() -> None:
         losses: Losses = loss(made[:, edge:-edge], real[:, edge:-edge])
         return losses
 
-    recipe = Recipe(args.minutes, learning_rate=1e-3, betas=(0.8, 0.99), clip_norm=10.0, average=0.999, seed=args.seed)
+    recipe = Recipe(args.minutes, learning_rate=1e-3, betas=(0.8, 0.99), clip_norm=10.0, average=0.995, seed=args.seed)
     train(vocoder, loss_of, recipe, args.out, "vocoder")
 
 
