@@ -59,7 +59,8 @@ class Encoder:
                 "window_too_long", f"a window has {n_samples} samples; the encoder holds at most {self._longest}"
             )
         n_frames = n_samples // FRAME_SAMPLES + 1
-        padded = PADDED_SAMPLES if self._preset.whisper_window == "padded" else n_frames * FRAME_SAMPLES
+        cut = min(n_frames * FRAME_SAMPLES, self._longest)
+        padded = PADDED_SAMPLES if self._preset.whisper_window == "padded" else cut
         x = torch.from_numpy(windows.astype(np.float32, copy=False)).to(self._device)
         x = torch.nn.functional.pad(x, (0, max(0, padded - n_samples)))[:, :padded]
         log_mel = self._log_mel(x)  # in full precision: half of it cannot hold a power spectrum's range

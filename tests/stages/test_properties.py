@@ -39,6 +39,11 @@ def test_encoder_batch(checkpoint: Checkpoint) -> None:
     assert [len(content) for content in batch] == [int(50 * s) + 1 - i for i, s in enumerate(lengths)]
 
 
+def test_encoder_takes_its_longest_window(checkpoint: Checkpoint) -> None:
+    (content,) = Encoder(quick_preset(), checkpoint)([EncodeRequest(np.zeros(480000, np.float32))])
+    assert len(content) == 1500  # 30 s hold no 1501st position
+
+
 def test_encoder_refuses_what_it_cannot_hold(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadAudio, match="480001 samples; the encoder holds at most 480000"):
         Encoder(quick_preset(), checkpoint)([EncodeRequest(np.zeros(480001, np.float32))])
