@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 Positive = Annotated[int, Field(gt=0)]
+WHISPER_MS = 30000
 
 
 class ConfigError(ValueError):
@@ -143,6 +144,11 @@ class LiveSettings(Strict):
     """How many of the last mel frames the vocoder renders; None: all, as upstream."""
 
 
+def mel_frames_in(milliseconds: int) -> int:
+    """Whole mel frames (256 samples at 22.05 kHz) in a time."""
+    return milliseconds * 22050 // (1000 * 256)
+
+
 class FileSettings(Strict):
     """The recording path: long chunks with cross-fade."""
 
@@ -160,8 +166,18 @@ class FileSettings(Strict):
     def _segments_advance(self) -> FileSettings:
         if self.segment_overlap_ms >= self.segment_ms or self.stream_segment_overlap_ms >= self.stream_segment_ms:
             raise ValueError("a segment must be longer than its overlap")
-        if self.segment_ms > 30000:
-            raise ValueError(f"segment_ms is {self.segment_ms}; Whisper's window holds at most 30000")
+        for name in ("segment_ms", "stream_segment_ms", "prompt_ms"):
+            if getattr(self, name) > WHISPER_MS:
+                raise ValueError(f"{name} is {getattr(self, name)}; Whisper's window holds at most {WHISPER_MS}")
+        for name in ("segment_overlap_ms", "stream_segment_overlap_ms"):
+            if mel_frames_in(getattr(self, name)) < self.overlap_frames:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; the cross-fade of {self.overlap_frames} mel frames must fit in"
+                )
+        if self.context_frames - mel_frames_in(self.prompt_ms) < 2 * self.overlap_frames:
+            raise ValueError(
+                f"context_frames is {self.context_frames}; a prompt of {self.prompt_ms} ms leaves no room in it"
+            )
         return self
 
 

@@ -67,13 +67,17 @@ class Geometry:
             raise ConfigError(
                 f"diffusion_context_ms is {live.diffusion_context_ms}; it must not exceed context_ms {live.context_ms}"
             )
-        return cls(
+        geometry = cls(
             left_ticks=left,
             crossfade_ticks=ticks_of(live.crossfade_ms, "crossfade_ms"),
             block_ticks=ticks_of(live.block_ms, "block_ms"),
             right_ticks=ticks_of(live.right_ms, "right_ms"),
             drop_ticks=left - kept,
         )
+        needed = -(-(geometry.return_samples + geometry.tail_samples) // HOP)
+        if live.vocoder_frames is not None and live.vocoder_frames < needed:
+            raise ConfigError(f"vocoder_frames is {live.vocoder_frames}; a block needs at least {needed}")
+        return geometry
 
     @classmethod
     def from_seconds(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs import load_preset, preset_names
-from configs.schema import ConfigError, LiveSettings
+from configs.schema import ConfigError, FileSettings, LiveSettings
 from stages.geometry import Geometry, prompt_samples
 
 
@@ -38,11 +38,26 @@ def test_presets_divide(name: str) -> None:
         ({"diffusion_context_ms": 510}, "diffusion_context_ms is 510 ms; it must be a multiple of 20 ms"),
         ({"right_ms": 5}, "right_ms is 5 ms; it must be a multiple of 20 ms"),
         ({"context_ms": 400, "diffusion_context_ms": 500}, "diffusion_context_ms is 500; it must not exceed .* 400"),
+        ({"vocoder_frames": 22}, "vocoder_frames is 22; a block needs at least 23"),
     ],
 )
 def test_what_does_not_divide_is_refused(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         Geometry.from_settings(LiveSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"stream_segment_ms": 30020}, "stream_segment_ms is 30020; Whisper's window holds at most 30000"),
+        ({"prompt_ms": 31000}, "prompt_ms is 31000; Whisper's window holds at most 30000"),
+        ({"segment_overlap_ms": 180}, "segment_overlap_ms is 180; the cross-fade of 16 mel frames must fit in"),
+        ({"context_frames": 2180}, "context_frames is 2180; a prompt of 25000 ms leaves no room"),
+    ],
+)
+def test_impossible_segments_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        FileSettings(**settings)
 
 
 @pytest.mark.parametrize(
