@@ -25,8 +25,11 @@ class NotAudio(ValueError):
     """The upload cannot be converted; `reason` is empty, not_audio, no_audio_track, not_finite or rate_change."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(reason, message)  # both, so that the error survives pickling between replicas
         self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class Readable(Protocol):
