@@ -20,14 +20,15 @@ class VoiceCache:
 
     async def get(self, voice_id: str) -> Voice:
         """The voice; VoiceNotFound where the store has none of these weights."""
-        async with self._lock:
-            if voice_id not in self._voices:
-                voice = await asyncio.to_thread(self._store.features, voice_id, self._fingerprint)
-                if voice is None:
-                    raise VoiceNotFound(voice_id)
-                self._keep(voice_id, voice)
-            self._voices.move_to_end(voice_id)
-            return self._voices[voice_id]
+        if voice_id not in self._voices:
+            async with self._lock:  # one read at a time; whoever has its voice does not wait for the storage
+                if voice_id not in self._voices:
+                    voice = await asyncio.to_thread(self._store.features, voice_id, self._fingerprint)
+                    if voice is None:
+                        raise VoiceNotFound(voice_id)
+                    self._keep(voice_id, voice)
+        self._voices.move_to_end(voice_id)
+        return self._voices[voice_id]
 
     def _keep(self, voice_id: str, voice: Voice) -> None:
         self._voices[voice_id] = voice
