@@ -216,7 +216,7 @@ class ServeBackend:
             raise AtCapacity("too many voices are being made; try again soon", RETRY_AFTER_S) from error
         except RayTaskError as error:
             raise cause_of(error) from None
-        except RayError as error:
+        except (RayError, RayServeException) as error:
             raise Unavailable("the voice maker does not answer; try again soon") from error
         return made
 
