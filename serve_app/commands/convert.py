@@ -44,6 +44,9 @@ def run(args: argparse.Namespace) -> None:
     source, out = Path(args.source), Path(args.out)
     if not source.is_file():
         raise UserMistake(f"there is no file {source}")
+    for file in (source, Path(args.voice)):
+        if file.is_file() and not os.access(file, os.R_OK):
+            raise UserMistake(f"cannot read {file}: permission denied")
     if out.suffix.lower() not in FORMAT_OF:
         raise UserMistake(f"the extension of --out names the format: {', '.join(FORMAT_OF)}; got {out.name}")
     if not out.parent.is_dir():

@@ -22,7 +22,10 @@ class Server:
             raise UserMistake(f"a server is given by its URL, such as http://127.0.0.1:8000; got {url!r}")
         self._url = url
         # A long recording takes long: only connecting is limited.
-        self._client = httpx.Client(base_url=url, timeout=httpx.Timeout(None, connect=_CONNECT_S))
+        try:
+            self._client = httpx.Client(base_url=url, timeout=httpx.Timeout(None, connect=_CONNECT_S))
+        except httpx.InvalidURL as error:
+            raise UserMistake(f"{url!r} is not a URL: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +51,10 @@ class Server:
         """The answer's JSON."""
         with self.request(method, path, **content) as answer:
             answer.read()
-            return answer.json()
+            try:
+                return answer.json()
+            except ValueError as error:
+                raise UserMistake(f"{self._url} is not a seedvc server: its answer to {path} is not JSON") from error
 
     def voices(self) -> list[dict[str, Any]]:
         """All voices."""

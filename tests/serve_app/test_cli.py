@@ -202,6 +202,7 @@ def test_presets_and_plan(preset: str, capsys: pytest.CaptureFixture[str]) -> No
         (["convert", str(SOURCE), "--voice", "clara", "--out", "o.wav", "--server", "http://127.0.0.1:9"], "no server"),
         (["convert", str(SOURCE), "--out", "o.wav"], "--voice"),
         (["voices", "list", "--server", "http://127.0.0.1:9"], "no server answers"),
+        (["voices", "list", "--server", "http://127.0.0.1:port"], "is not a URL"),
         (["voices", "add", "Otto", "missing.wav"], "no file missing.wav"),
         (["plan", "huge"], "tiny"),
         (["sing"], "sing"),
