@@ -43,6 +43,7 @@ def ray_instance() -> Iterator[RayInstance]:
     # Unix socket paths must stay under 108 bytes, and Ray appends about 70 of them.
     folder = tempfile.mkdtemp(prefix="sv", dir="/tmp")
     ray.init(
+        address="local",  # never a cluster that happens to run on this machine
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=200 * 1024 * 1024,
