@@ -111,7 +111,10 @@ class GroupCommit(Generic[Item, Result]):
 
     def _results_of(self, batch: list[Entry[Item, Result]]) -> Sequence[Result | Exception]:
         try:
-            return self._compute([entry.item for entry in batch])
+            results = self._compute([entry.item for entry in batch])
+            if len(results) != len(batch):  # told to each caller: one without a result would be waited for for ever
+                raise ValueError(f"{len(batch)} requests were computed to {len(results)} results")
+            return results
         except Exception as error:  # each caller gets its own item's error, whatever it is
             if len(batch) == 1:
                 return [error]
