@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from configs.schema import Positive, Strict
 
 Seconds = Annotated[float, Field(gt=0)]
+ReferenceSeconds = Annotated[float, Field(ge=1, le=30)]
+"""What a stage can make a voice of."""
 
 
 class StageArgs(Strict):
@@ -18,7 +20,10 @@ class StageArgs(Strict):
     batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     """How long a request waits for company when the device is idle; what waits while it is busy merges anyway."""
     transport: Literal["object_store", "grpc"] = "object_store"
-    """object_store: results go on by reference; grpc: by value through the ingress, faster below 0.5 MB."""
+    """object_store: results go on by reference; grpc: by value through the ingress, faster below 0.5 MB, at most 4 MiB
+    (30 s of seed-vc-small's content are 4.6 MB)."""
+    stuck_after_s: Seconds = 900.0
+    """A batch that runs longer makes its replica unhealthy; a large preset on a CPU takes minutes."""
 
 
 class Limits(Strict):
@@ -28,8 +33,8 @@ class Limits(Strict):
     max_upload_bytes: Positive = 256 * 1024 * 1024
     max_upload_pause_s: Seconds = 60.0
     """How long an upload may stall."""
-    min_reference_s: Seconds = 1.0
-    max_reference_s: Seconds = 30.0
+    min_reference_s: ReferenceSeconds = 1.0
+    max_reference_s: ReferenceSeconds = 30.0
     max_conversions: Positive = 8
     retry_after_s: Positive = 2
     """What a refused client is told to wait."""

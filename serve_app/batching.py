@@ -21,7 +21,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WAITING_BATCHES = 64
-STUCK_S = 120.0
 MAX_FAILED_BATCHES = 3
 
 
@@ -55,9 +54,10 @@ class GroupCommit(Generic[Item, Result]):
     """
 
     def __init__(
-        self, compute: Callable[[Sequence[Item]], Sequence[Result]], max_batch_size: int, observer: Observer
+        self, compute: Callable[[Sequence[Item]], Sequence[Result]], args: StageArgs, observer: Observer
     ) -> None:
-        self._compute, self._max_batch_size, self._observer = compute, max_batch_size, observer
+        self._compute, self._observer = compute, observer
+        self._max_batch_size, self._stuck_after_s = args.max_batch_size, args.stuck_after_s
         self._device = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1)
         self._waiting: list[Entry[Item, Result]] = []
@@ -66,7 +66,7 @@ class GroupCommit(Generic[Item, Result]):
 
     def check(self) -> None:
         """RuntimeError where the device seems lost: one batch takes for ever, or several in a row failed whole."""
-        if self._started is not None and (busy_s := perf_counter() - self._started) > STUCK_S:
+        if self._started is not None and (busy_s := perf_counter() - self._started) > self._stuck_after_s:
             raise RuntimeError(f"a batch has been running for {busy_s:.0f} s")
         if self._failed_batches >= MAX_FAILED_BATCHES:
             raise RuntimeError(f"the last {self._failed_batches} batches failed")
@@ -93,21 +93,22 @@ class GroupCommit(Generic[Item, Result]):
         if not batch:
             return
         self._started = started = perf_counter()
-        for entry in batch:
-            self._observer.waited((started - entry.arrived) * 1000)
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._worker, self._results_of, batch)
         except asyncio.CancelledError:  # only this waiter leaves; the others' items are still wanted
             self._waiting.extend(batch)
             raise
+        except Exception as error:  # an executor that has shut down: nobody may be left waiting
+            results = [error] * len(batch)
         finally:
             self._started = None
         # A device that has gone fails in torch's own way; a bad request does not.
         is_lost = all(isinstance(result, RuntimeError) for result in results)
         self._failed_batches = self._failed_batches + 1 if is_lost else 0
-        self._observer.computed((perf_counter() - started) * 1000, len(batch))
         for entry, result in zip(batch, results, strict=True):
             entry.result, entry.done = result, True
+            self._observer.waited((started - entry.arrived) * 1000)
+        self._observer.computed((perf_counter() - started) * 1000, len(batch))
 
     def _results_of(self, batch: list[Entry[Item, Result]]) -> Sequence[Result | Exception]:
         try:
@@ -127,7 +128,7 @@ class BatchGate(Generic[Item, Result]):
     def __init__(
         self, compute: Callable[[Sequence[Item]], Sequence[Result]], args: StageArgs, observer: Observer
     ) -> None:
-        commit = GroupCommit(compute, args.max_batch_size, observer)
+        commit = GroupCommit(compute, args, observer)
 
         @serve.batch(
             max_batch_size=args.max_batch_size,

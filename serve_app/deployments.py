@@ -13,6 +13,7 @@ import numpy as np
 from configs.schema import Preset, load_preset
 from configs.serve import ServeArgs
 from serve_app.batching import BatchGate
+from serve_app.conversion import in_thread
 from serve_app.metrics import StageMetrics
 from serve_app.stores.cache import VoiceCache
 from serve_app.stores.voices import open_voice_store
@@ -134,4 +135,4 @@ class VoiceMaker:
     async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
         """The voice of a reference and warnings; BadAudio where it holds none."""
         async with self._busy:
-            return await asyncio.to_thread(self._maker, samples, sample_rate)
+            return await in_thread(self._maker, samples, sample_rate)

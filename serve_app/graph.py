@@ -22,7 +22,6 @@ from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, 
 
 MAX_ATTEMPTS = 5
 RETRY_WAIT_S = 0.5
-RETRY_AFTER_S = 2
 
 
 class StagesUnavailable(Unavailable):
@@ -78,7 +77,7 @@ class Call:
         """Start the whole chain again."""
         if self.source is not None:
             self.source.restart()
-        self._drop()
+        self._response = self._hop = None  # not cancelled: what a lost call still holds, a sibling may wait for
         self.start()
 
     def cancel(self) -> None:
@@ -165,20 +164,38 @@ class ServeStages:
             try:
                 samples: Samples = await wave.value()
                 return samples
+            except asyncio.CancelledError as error:
+                if _is_cancelled():
+                    raise
+                lost: BaseException = error  # a call that somebody else cancelled: lost, not ours to give up
             except Exception as error:
+                if is_too_large(error):
+                    raise StagesUnavailable("a result is too large for transport grpc; use object_store") from error
                 if not is_lost(error):
                     raise cause_of(error) from None
-                if attempt == MAX_ATTEMPTS:
-                    raise StagesUnavailable(f"a stage did not answer in {MAX_ATTEMPTS} attempts") from error
-                self._metrics.retried.inc()
-                await asyncio.sleep(RETRY_WAIT_S * (attempt - 1))
-                wave.restart()
+                lost = error
+            if attempt == MAX_ATTEMPTS:
+                raise StagesUnavailable(f"a stage did not answer in {MAX_ATTEMPTS} attempts") from lost
+            self._metrics.retried.inc()
+            await asyncio.sleep(RETRY_WAIT_S * (attempt - 1))
+            wave.restart()
         raise AssertionError("unreachable")
 
 
 def cause_of(error: Exception) -> Exception:
     """What a stage raised, without Ray's wrapping."""
     return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether a message went over Serve's gRPC limit (4 MiB), which no retry changes."""
+    return isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task itself was asked to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def is_lost(error: BaseException) -> bool:
@@ -198,7 +215,9 @@ class ServeBackend:
         voice_maker: DeploymentHandle[Any],
         voices: VoiceStore,
         fingerprint: str,
+        retry_after_s: int,
     ) -> None:
+        self._retry_after_s = retry_after_s
         self._preset, self._stages = preset, stages
         self._voice_maker, self._voices, self._fingerprint = voice_maker, voices, fingerprint
         self._geometry = Geometry.from_settings(preset.live)
@@ -210,10 +229,14 @@ class ServeBackend:
 
     async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
         """Features of a reference, by a VoiceMaker replica; BadAudio where it cannot serve as one."""
+        response: Any = self._voice_maker.make.remote(samples, sample_rate)
         try:
-            made: tuple[Voice, list[str]] = await self._voice_maker.make.remote(samples, sample_rate)
+            made: tuple[Voice, list[str]] = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         except BackPressureError as error:
-            raise AtCapacity("too many voices are being made; try again soon", RETRY_AFTER_S) from error
+            raise AtCapacity("too many voices are being made; try again soon", self._retry_after_s) from error
         except RayTaskError as error:
             raise cause_of(error) from None
         except (RayError, RayServeException) as error:
@@ -228,7 +251,6 @@ class ServeBackend:
         seed: int,
         steps: int | None,
         streaming: bool,
-        expected_s: float | None,
     ) -> FileStream:
         """A conversion through the long chunks of recordings."""
         voice = self._voices.features(voice_id, self._fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.schema import load_preset
 from configs.serve import ServeArgs
+from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle
 from serve_app.http import create_app
 from serve_app.metrics import BlockMetrics
@@ -39,7 +41,7 @@ class Ingress:
             metrics=BlockMetrics(),
         )
         fingerprint = await voice_maker.fingerprint.remote()
-        self._backend = ServeBackend(preset, stages, voice_maker, voices, fingerprint)
+        self._backend = ServeBackend(preset, stages, voice_maker, voices, fingerprint, args.limits.retry_after_s)
         self._service = Service(self._backend, voices, args.limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -70,9 +72,8 @@ class Ingress:
             if live:
                 stream = self._backend.open_live(voice_id, sample_rate=sample_rate, seed=seed, steps=steps)
             else:
-                stream = self._backend.open_file(
-                    voice_id, sample_rate=sample_rate, seed=seed, steps=steps, streaming=False, expected_s=None
-                )
+                open_file = partial(self._backend.open_file, voice_id, sample_rate=sample_rate, seed=seed)
+                stream = await in_thread(open_file, steps=steps, streaming=False)
             try:
                 for start in range(0, len(samples), sample_rate):
                     async for wave in stream.push(samples[start : start + sample_rate]):

@@ -14,6 +14,8 @@ from typing import Any
 import ray
 import yaml
 
+from configs.schema import ConfigError
+
 ROOT = Path(__file__).parents[1]
 SERVE_CONFIG = ROOT / "configs" / "gpu.yaml"
 MANIFEST = ROOT / "cluster" / "rayservice.yaml"
@@ -63,6 +65,8 @@ def _head(image: str) -> Tree:
 
 def _workers(deployments: list[Tree], image: str) -> Tree:
     """Pods of one GPU each: as many as all replicas at their fewest need, and up to what they need at their most."""
+    if not _sum(deployments, "num_gpus", "max_replicas"):
+        raise ConfigError("no deployment of this config takes a GPU; the manifest is for one that does, as gpu.yaml")
     fewest = math.ceil(_sum(deployments, "num_gpus", "min_replicas"))
     most = math.ceil(_sum(deployments, "num_gpus", "max_replicas"))
     cpus_per_pod = max(
@@ -163,7 +167,11 @@ def main() -> None:
     parser.add_argument("--image", help="the image to run, with its registry and tag")
     parser.add_argument("--out", type=Path, default=MANIFEST)
     args = parser.parse_args()
-    args.out.write_text(generate(args.config, args.image))
+    try:
+        manifest = generate(args.config, args.image)
+    except ConfigError as error:
+        parser.error(str(error))
+    args.out.write_text(manifest)
 
 
 if __name__ == "__main__":

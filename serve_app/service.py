@@ -58,7 +58,6 @@ class Backend(Protocol):
         seed: int,
         steps: int | None,
         streaming: bool,
-        expected_s: float | None,
     ) -> FileStream:
         """A conversion through the long chunks of recordings."""
 
@@ -131,7 +130,6 @@ class Service:
         file_format: str = "other",
         live: bool = False,
         streaming: bool = False,
-        expected_s: float | None = None,
     ) -> Conversion:
         """A conversion that runs while it is entered; the voice is known to exist and its features are made."""
         fmt = OUTPUT_FORMATS.get(output_format)
@@ -143,9 +141,7 @@ class Service:
         if live:
             open_stream = partial(self.backend.open_live, voice_id, seed=seed, steps=steps)
         else:
-            open_stream = partial(
-                self.backend.open_file, voice_id, seed=seed, steps=steps, streaming=streaming, expected_s=expected_s
-            )
+            open_stream = partial(self.backend.open_file, voice_id, seed=seed, steps=steps, streaming=streaming)
         sound = Decoded(upload, file_format, self.limits.max_source_s)
         return Conversion(sound, open_stream, fmt, seed, self.admitted())
 

@@ -7,6 +7,7 @@ all warnings, a status code that is true.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -25,7 +26,6 @@ from webrtc.files import OUTPUT_FORMATS
 
 log = logging.getLogger("seedvc.http")
 
-PCM_BYTES_PER_S = 32000  # pcm_s16le_16: 16 kHz, two bytes a sample
 _SPOOL_MEMORY_BYTES = 1 << 22
 _SEND_BYTES = 1 << 16
 
@@ -95,6 +95,7 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers; an error before the first byte of the answer is raised, one after it cuts the answer short."""
         self._service.require_room()
+        await asyncio.to_thread(self._service.voices.get, self._voice_id)  # before the upload is taken
         limits = self._service.limits
         try:
             async with incoming(receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body:
@@ -165,8 +166,7 @@ class Answer(Response):
             if audio is None:
                 raise _no_audio()
             fields = parse_fields(SpeechForm, texts)
-            expected_s = audio.size_bytes / PCM_BYTES_PER_S if fields.file_format == "pcm_s16le_16" else None
-            conversion = await self._open(audio.chunks(), fields, expected_s)
+            conversion = await self._open(audio.chunks(), fields)
             with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY_BYTES) as result:
                 async with conversion:
                     async for chunk in conversion:
@@ -183,16 +183,13 @@ class Answer(Response):
             if audio is not None:
                 audio.close()
 
-    async def _open(
-        self, upload: AsyncIterator[bytes], fields: SpeechForm, expected_s: float | None = None
-    ) -> Conversion:
+    async def _open(self, upload: AsyncIterator[bytes], fields: SpeechForm) -> Conversion:
         return await self._service.convert(
             self._voice_id,
             upload,
             seed=fields.seed,
             steps=fields.steps,
             file_format=fields.file_format,
-            expected_s=expected_s,
             **self._options,
         )
 

@@ -50,7 +50,9 @@ def load(preset: str | Preset, weights: str | Path | None = None, device: str = 
     Raises:
         ConfigError: no such preset or device. WeightsError: weights missing or unfit.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; allowed are 'cpu', 'cuda' and 'cuda:N'")
+    if device != "cpu" and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but torch sees no CUDA device here; use 'cpu'")
     chosen = preset if isinstance(preset, Preset) else load_preset(preset)
     return LocalStages(chosen, open_weights(chosen, weights), device)

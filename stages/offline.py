@@ -133,7 +133,8 @@ class FileStream:
                 yield np.zeros(self._n_model_samples, np.float32)
             return
         gains = tick_gains(window)
-        content = self._stages.encode(EncodeRequest(window)) if gains.any() else None
+        is_audible = any(self._gains_of(chunk, gains).any() for chunk in chunks)
+        content = self._stages.encode(EncodeRequest(window)) if is_audible else None
         ahead: list[tuple[Pending | None, np.ndarray, _Chunk]] = []
         for chunk in chunks:
             chunk_gains = self._gains_of(chunk, gains)

@@ -82,7 +82,7 @@ class Stream:
     def _start(self, window: BlockWindow) -> tuple[Pending | None, np.ndarray]:
         """Send one window through the stages; a window that would be silent anyway is not sent."""
         geometry = self._geometry
-        first = geometry.left_ticks
+        first = geometry.window_ticks - geometry.right_ticks - geometry.return_ticks
         gains = tick_gains(window.samples)[first : first + geometry.return_ticks]
         if not gains.any():
             return None, gains

@@ -17,6 +17,8 @@ from stages.models.mel import MelSpectrogram
 from stages.resample import to_content_rate, to_model_rate
 from stages.types import BadAudio, EncodeRequest, Prompt, Samples, Voice, as_mono
 
+RECIPE = 1
+"""Counts the changes of this file that make other voices of the same recording."""
 MIN_REFERENCE_S = 1.0
 MAX_REFERENCE_S = 30.0
 SILENCE_PEAK = 1e-3
@@ -28,6 +30,7 @@ LEADING_SILENCE = 10 ** (-50 / 20)
 def fingerprint(preset: Preset, checkpoint: Checkpoint) -> str:
     """Names everything that a Voice depends on: the weights, the encoder's window, the prompts' lengths."""
     parts = (
+        RECIPE,
         checkpoint.fingerprint,
         preset.whisper_window,
         preset.precision,

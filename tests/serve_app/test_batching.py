@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from configs.serve import StageArgs
 from serve_app.batching import MAX_FAILED_BATCHES, Entry, GroupCommit
 
 
@@ -45,7 +46,7 @@ async def results_after_busy(
     device: Device, observed: Observed, entries: list[Entry[int, int]]
 ) -> list[int | Exception | None]:
     """Results of `entries`, all of which came while the device was busy with item 0."""
-    commit = GroupCommit(device, 3, observed)
+    commit = GroupCommit(device, StageArgs(max_batch_size=3), observed)
     busy = asyncio.create_task(commit.run([Entry(0, live=False, arrived=0.0)]))
     await asyncio.to_thread(device.entered.wait)
     waiting = [asyncio.create_task(commit.run([entry])) for entry in entries]
@@ -98,7 +99,7 @@ async def test_a_lost_device_is_not_healthy(observed: Observed) -> None:
     def lost(items: Sequence[int]) -> list[int]:
         raise RuntimeError("device-side assert triggered")
 
-    commit: GroupCommit[int, int] = GroupCommit(lost, 3, observed)
+    commit: GroupCommit[int, int] = GroupCommit(lost, StageArgs(max_batch_size=3), observed)
     commit.check()
     for _ in range(MAX_FAILED_BATCHES):
         await commit.run(arriving(1))
@@ -108,7 +109,7 @@ async def test_a_lost_device_is_not_healthy(observed: Observed) -> None:
 
 async def test_bad_requests_leave_the_device_healthy(device: Device, observed: Observed) -> None:
     device.free.set()
-    commit = GroupCommit(device, 3, observed)
+    commit = GroupCommit(device, StageArgs(max_batch_size=3), observed)
     for _ in range(MAX_FAILED_BATCHES):
         await commit.run(arriving(13))
     commit.check()
