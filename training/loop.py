@@ -16,7 +16,7 @@ from training.data import DEFAULT_DATA
 CHECKPOINT_EVERY_S = 150.0
 REPORT_EVERY_STEPS = 50
 PAUSE_S = 30.0  # a step that took longer was paused from outside; the pause is not training time
-DECAY_SHARE = 0.3  # of the time, at the end: the learning rate falls linearly
+DECAY_SHARE = 0.2  # of the time, at the end: the learning rate falls linearly
 
 log = logging.getLogger("training")
 

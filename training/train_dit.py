@@ -24,6 +24,7 @@ from training.train_encoder import NARROW
 
 TICK_MODEL, HOP = 441, 256
 FRAMES_PER_BATCH = 1400
+HUMAN_SHARE = 0.15  # synthesised speech is learnt far sooner; raise it with the training time
 DROPPED = 0.1  # share of items without any condition, for classifier-free guidance
 # Where two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the start
 # there is nothing but noise, so only there does the network have to read the content.
@@ -87,8 +88,9 @@ class Pairs:
         return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)))
 
     def _pair(self, rng: np.random.Generator, prompt: int, source: int, ends: bool) -> tuple[Floats, ...]:
-        kinds = list(self.chances)
-        kind = kinds[int(rng.integers(len(kinds)))]
+        kind = "human" if rng.random() < HUMAN_SHARE else "synth"
+        if kind not in self.chances:
+            kind = next(iter(self.chances))
         group = self.groups[kind][int(rng.choice(len(self.groups[kind]), p=self.chances[kind]))]
         spoken = self._stretch(rng, group, source)
         shown = self._stretch(rng, group, prompt)

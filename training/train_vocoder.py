@@ -92,7 +92,7 @@ class Segments:
 
 def _weight(clip: Clip) -> float:
     full_band = clip.kind == "human" and clip.src_rate >= FULL_BAND_HZ
-    return clip.duration_s * (2.5 if full_band else 1.0 if clip.kind == "human" else 0.6)
+    return clip.duration_s * (2.0 if full_band else 1.0)
 
 
 def prepare(vocoder: BigVgan) -> None:
