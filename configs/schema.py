@@ -205,6 +205,8 @@ class Preset(Strict):
     whisper_window: Literal["padded", "cut"] = "padded"
     """padded: every window is filled up to 30 s, as upstream; cut: only the window itself, about 11 times cheaper."""
     precision: Literal["float32", "float16"] = "float32"
+    mel_match_passes: Annotated[int, Field(ge=0, le=8)] = 0
+    """How often the vocoder's spectral envelope is corrected towards the mel; none for a vocoder that needs no help."""
     live: LiveSettings = LiveSettings()
     file: FileSettings = FileSettings()
 

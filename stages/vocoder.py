@@ -11,7 +11,11 @@ from configs.schema import Preset
 from stages.checkpoints import Checkpoint, load_network
 from stages.encoder import same
 from stages.models.bigvgan import BigVgan
+from stages.models.mel_match import MelMatch
 from stages.types import Mel, Samples, VocodeRequest
+
+MIN_MATCHED_FRAMES = 4
+"""Below this a wave is shorter than one analysis window and its mirrored edges."""
 
 
 class Vocoder:
@@ -20,6 +24,7 @@ class Vocoder:
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self._device = device
         self._network = load_network(BigVgan(checkpoint.sizes.bigvgan), "bigvgan", checkpoint, device)
+        self._match = MelMatch(checkpoint.sizes.mel, preset.mel_match_passes).to(device)
 
     def __call__(self, mels: Sequence[Mel], requests: Sequence[VocodeRequest]) -> list[Samples]:
         """Samples [256 * frames] in [-1, 1] for each mel's wanted frames."""
@@ -32,5 +37,8 @@ class Vocoder:
 
     @torch.inference_mode()
     def _vocode(self, mels: np.ndarray) -> list[Samples]:
-        waves = self._network(torch.from_numpy(mels).to(self._device)).cpu().numpy()
-        return [np.ascontiguousarray(wave) for wave in waves]
+        mel = torch.from_numpy(mels).to(self._device)
+        waves = self._network(mel)
+        if mels.shape[-1] >= MIN_MATCHED_FRAMES:
+            waves = self._match(waves, mel)
+        return [np.ascontiguousarray(wave) for wave in waves.cpu().numpy()]
