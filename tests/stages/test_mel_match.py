@@ -1,0 +1,45 @@
+"""Mel matching brings a wave's spectral envelope to the mel that was asked for, and leaves the rest alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.schema import MelSettings
+from stages.models.mel_match import MelMatch
+from tests.serve_app.deploy import speechlike
+
+N_SAMPLES = 256 * 80
+
+
+def coloured(wave: Tensor) -> Tensor:
+    """The same sound, dull and at a third of its level."""
+    return torch.from_numpy(np.convolve(wave[0].numpy(), np.ones(9) / 27, mode="same").astype(np.float32))[None]
+
+
+def test_mel_gets_nearer_with_each_pass() -> None:
+    wave = torch.from_numpy(speechlike(2.0, 0)[:N_SAMPLES])[None]
+    matches = [MelMatch(MelSettings(), passes) for passes in (0, 1, 2, 4)]
+    wanted = matches[0].mel(wave)
+    errors = [float((match.mel(match(coloured(wave), wanted)) - wanted).abs().mean()) for match in matches]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.25 * errors[0]
+
+
+def test_a_wave_that_fits_is_left_alone() -> None:
+    wave = torch.from_numpy(speechlike(2.0, 1)[:N_SAMPLES])[None]
+    match = MelMatch(MelSettings(), 2)
+    assert torch.equal(MelMatch(MelSettings(), 0)(wave, match.mel(wave)), wave)
+    assert (match(wave, match.mel(wave)) - wave).abs().max() < 1e-3
+
+
+def test_silence_stays_silent_and_a_batch_equals_singles() -> None:
+    match = MelMatch(MelSettings(), 2)
+    waves = torch.stack([torch.from_numpy(speechlike(2.0, seed)[:N_SAMPLES]) for seed in (2, 3)])
+    mels = match.mel(waves).flip(0)
+    together = match(waves, mels)
+    assert together.shape == waves.shape and together.abs().max() <= 1.0
+    for i in range(2):
+        assert (together[i] - match(waves[i : i + 1], mels[i : i + 1])[0]).abs().max() < 1e-5
+    assert not match(torch.zeros(1, N_SAMPLES), mels[:1]).any()
