@@ -20,7 +20,7 @@ from configs.schema import load_preset
 from stages.models.campplus import Campplus
 from stages.models.mel import MelSpectrogram
 from training.augment import colour, draw_warp, warp
-from training.data import CONTENT_RATE, Clip, Corpus, Floats
+from training.data import CONTENT_RATE, SAMPLE_VOICES, Clip, Corpus, Floats
 from training.loop import arguments, start_logging
 from training.train_encoder import NARROW, TICK, PhoneModel, load_phone_model
 from training.train_style import fbanks, load_style_encoder
@@ -30,6 +30,7 @@ WHOLE_TICKS, WHOLE_OVERLAP = 500, 50  # a file's segments
 WINDOW_TICKS, END_TICKS = 138, 39  # a call's window, and how much of it the diffusion renders
 STYLE_S = (1.0, 2.5, 5.0)
 SYNTH_CLIPS_PER_VOICE = 15
+SAMPLE_VOICE_CLIPS = 48  # of the voices that the samples show
 ENCODE_BATCH = 16
 
 log = logging.getLogger("training")
@@ -117,7 +118,8 @@ def chosen(clips: list[Clip]) -> list[Clip]:
     kept = []
     for clip in clips:
         taken[clip.speaker] = taken.get(clip.speaker, 0) + 1
-        if clip.duration_s >= 1.0 and (clip.kind == "human" or taken[clip.speaker] <= SYNTH_CLIPS_PER_VOICE):
+        limit = SAMPLE_VOICE_CLIPS if clip.speaker in SAMPLE_VOICES else SYNTH_CLIPS_PER_VOICE
+        if clip.duration_s >= 1.0 and (clip.kind == "human" or taken[clip.speaker] <= limit):
             kept.append(clip)
     return kept
 

@@ -17,7 +17,7 @@ from configs.schema import ModelSizes, load_preset
 from stages.models.dit import AdaptiveNorm, Dit
 from stages.models.flow import sample
 from stages.models.length_regulator import LengthRegulator
-from training.data import Floats
+from training.data import SAMPLE_VOICES, Floats
 from training.features import END_TICKS, VARIANTS, Features, read_features
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
 from training.train_encoder import NARROW
@@ -71,7 +71,8 @@ class Batch:
 class Pairs:
     """A prompt and a source of one speaker, from two clips or from two places of one."""
 
-    def __init__(self, features: list[Features]) -> None:
+    def __init__(self, features: list[Features], sample_share: float = 0.0) -> None:
+        self.sample_share = sample_share
         self.speakers: dict[str, list[Features]] = {}
         for item in features:
             self.speakers.setdefault(item.clip.speaker, []).append(item)
@@ -92,6 +93,8 @@ class Pairs:
         if kind not in self.chances:
             kind = next(iter(self.chances))
         group = self.groups[kind][int(rng.choice(len(self.groups[kind]), p=self.chances[kind]))]
+        if rng.random() < self.sample_share:
+            group = self.speakers[SAMPLE_VOICES[int(rng.integers(len(SAMPLE_VOICES)))]]
         spoken = self._stretch(rng, group, source)
         shown = self._stretch(rng, group, prompt)
         variants = ("ends", "warped", "whole") if ends else tuple(VARIANT_CHANCES)
@@ -196,12 +199,14 @@ def load_converter(sizes: ModelSizes, out: Path) -> Converter:
 
 def main() -> None:
     """Train from the beginning, or go on where the checkpoint stands."""
-    args = arguments(__doc__, minutes=60).parse_args()
+    options = arguments(__doc__, minutes=60)
+    options.add_argument("--sample-share", type=float, default=0.0, help="share of pairs drawn from the sample voices")
+    args = options.parse_args()
     start_logging()
     sizes = load_preset(args.preset).model
     torch.manual_seed(args.seed)
     model = Converter(sizes)
-    pairs = Pairs(list(read_features(args.data)))
+    pairs = Pairs(list(read_features(args.data)), args.sample_share)
 
     def loss_of(rng: np.random.Generator) -> Losses:
         return model.loss(pairs.batch(rng), rng)
