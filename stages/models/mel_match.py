@@ -12,6 +12,14 @@ from stages.models.mel import MelSpectrogram
 MAX_GAIN = 6.0
 """Natural logarithm of the largest correction, 52 dB: silence is not blown up to anything."""
 ENERGY_FLOOR = 1e-3
+KNEE, CEILING = 0.8, 0.97
+
+
+def limited(x: Tensor) -> Tensor:
+    """Samples of any size bent smoothly below the ceiling; what lies under the knee stays as it is."""
+    room = CEILING - KNEE
+    over = (x.abs() - KNEE).clamp(min=0.0)
+    return x.clamp(-KNEE, KNEE) + x.sign() * room * torch.tanh(over / room)
 
 
 class MelMatch(nn.Module):
@@ -29,7 +37,7 @@ class MelMatch(nn.Module):
     def forward(self, x: Tensor, mel: Tensor) -> Tensor:
         for _ in range(self.passes):
             x = self._filter(x, (mel - self.mel(x)).clamp(-MAX_GAIN, MAX_GAIN))
-        return x
+        return limited(x) if self.passes else x
 
     def _filter(self, x: Tensor, gains: Tensor) -> Tensor:
         """Multiply x by e^gains [B, mels, T]; analysis and synthesis share the mel's frames and window."""
@@ -42,4 +50,4 @@ class MelMatch(nn.Module):
         energy = window.square()[None, :, None].expand(1, -1, frames.shape[-1])
         length = (1, padded.shape[-1])
         added, norm = (F.fold(part, length, (1, n_fft), stride=(1, hop))[:, 0, 0] for part in (frames, energy))
-        return (added / norm.clamp(min=ENERGY_FLOOR))[:, pad : pad + n_samples].clamp(-1.0, 1.0)
+        return (added / norm.clamp(min=ENERGY_FLOOR))[:, pad : pad + n_samples]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import MelSettings
-from stages.models.mel_match import MelMatch
+from stages.models.mel_match import CEILING, KNEE, MelMatch, limited
 from tests.serve_app.deploy import speechlike
 
 N_SAMPLES = 256 * 80
@@ -43,3 +43,12 @@ def test_silence_stays_silent_and_a_batch_equals_singles() -> None:
     for i in range(2):
         assert (together[i] - match(waves[i : i + 1], mels[i : i + 1])[0]).abs().max() < 1e-5
     assert not match(torch.zeros(1, N_SAMPLES), mels[:1]).any()
+
+
+def test_what_is_too_loud_is_bent_and_not_clipped() -> None:
+    x = torch.linspace(-3, 3, 1001)
+    y = limited(x)
+    assert y.abs().max() <= CEILING
+    assert torch.equal(y[x.abs() <= KNEE], x[x.abs() <= KNEE])
+    inside = x.abs() < 1.0
+    assert (y[inside].diff() > 0).all()
