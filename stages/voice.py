@@ -11,7 +11,7 @@ from configs.schema import ModelSizes, Preset
 from stages.checkpoints import Checkpoint, load_network
 from stages.diffusion import Diffusion
 from stages.encoder import Encoder
-from stages.geometry import MODEL_RATE, TICK_MODEL, mel_frames, ticks_of
+from stages.geometry import MODEL_RATE, TICK_MODEL, mel_frames, prompt_samples
 from stages.models.campplus import Campplus, centred_fbank
 from stages.models.mel import MelSpectrogram
 from stages.resample import to_content_rate, to_model_rate
@@ -44,7 +44,7 @@ def blank_voice(preset: Preset, sizes: ModelSizes) -> Voice:
     """A voice of zeros with the preset's prompt lengths, to warm a stage up with."""
 
     def prompt(prompt_ms: int) -> Prompt:
-        frames = mel_frames(ticks_of(prompt_ms, "prompt_ms") * TICK_MODEL)
+        frames = mel_frames(prompt_samples(prompt_ms))
         return Prompt(
             mel=np.zeros((sizes.mel.n_mels, frames), np.float32),
             condition=np.zeros((frames, sizes.regulator.channels), np.float32),
@@ -84,8 +84,8 @@ class VoiceMaker:
         self._encoder, self._diffusion, self._device = encoder, diffusion, device
         self._mel = MelSpectrogram(checkpoint.sizes.mel).to(device)
         self._campplus = load_network(Campplus(checkpoint.sizes.campplus), "campplus", checkpoint, device)
-        self._live_samples = ticks_of(preset.live.prompt_ms, "live.prompt_ms") * TICK_MODEL
-        self._file_samples = ticks_of(preset.file.prompt_ms, "file.prompt_ms") * TICK_MODEL
+        self._live_samples = prompt_samples(preset.live.prompt_ms)
+        self._file_samples = prompt_samples(preset.file.prompt_ms)
         self.fingerprint = fingerprint(preset, checkpoint)
 
     def __call__(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
