@@ -58,10 +58,11 @@ class CampplusSizes(Strict):
 
 
 class RegulatorSizes(Strict):
-    """Length regulator."""
+    """Length regulator; with `f0_bins` it is also told the pitch, and the Encoder measures it."""
 
     in_channels: Positive = 768
     channels: Positive = 512
+    f0_bins: Positive | None = None
 
 
 class WavenetSizes(Strict):
@@ -138,6 +139,8 @@ class LiveSettings(Strict):
     """The part of it that the diffusion also renders."""
     right_ms: Positive = 20
     prompt_ms: Positive = 3000
+    style_ms: Positive | None = None
+    """How much of the reference the style vector of calls is made of; None: the prompt itself, as upstream."""
     steps: Positive = 10
     cfg_rate: Annotated[float, Field(ge=0)] = 0.7
     vocoder_frames: Positive | None = None

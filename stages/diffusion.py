@@ -49,22 +49,26 @@ class Diffusion:
                 results[i] = mel
         return results
 
-    def condition(self, content: Content, n_frames: int) -> np.ndarray:
-        """Condition [n_frames, channels] of one content [frames, d_model], as a voice keeps it."""
-        return np.asarray(self._regulate([content], n_frames)[0].cpu().numpy())
+    def condition(self, content: Content, n_frames: int, pitch_hz: np.ndarray) -> np.ndarray:
+        """Condition [n_frames, channels] of one content [frames, d_model] of median pitch [1], as a voice keeps it."""
+        return np.asarray(self._regulate([content], n_frames, [pitch_hz])[0].cpu().numpy())
 
     @torch.inference_mode()
-    def _regulate(self, contents: Sequence[Content], n_frames: int) -> Tensor:
+    def _regulate(self, contents: Sequence[Content], n_frames: int, pitches_hz: Sequence[np.ndarray]) -> Tensor:
+        """Conditions [B, n_frames, channels]; the melody, where there is one, is raised to the pitches [1]."""
         lengths = torch.full((len(contents),), n_frames)
+        content, f0 = self._tensor(contents), None
+        if self._regulator.f0_bins:
+            content, f0 = content[..., :-1], content[..., -1] * self._tensor(pitches_hz)
         with autocast(self._preset, self._device):
-            return self._regulator(self._tensor(contents), lengths).float()  # type: ignore[no-any-return]
+            return self._regulator(content, lengths, f0).float()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def _render(
         self, contents: Sequence[Content], requests: Sequence[DiffuseRequest], prompts: Sequence[Prompt]
     ) -> list[Mel]:
         first, n_prompt = requests[0], prompts[0].frames
-        condition = self._regulate(contents, first.frames)[:, first.start : first.stop]
+        condition = self._regulate(contents, first.frames, [p.pitch_hz for p in prompts])[:, first.start : first.stop]
         mu = torch.cat([self._tensor([p.condition for p in prompts]), condition], dim=1)  # (B, P + T, channels)
         noise = np.zeros((len(requests), self._n_mels, mu.shape[1]), np.float32)
         for row, request in zip(noise, requests, strict=True):

@@ -1,4 +1,4 @@
-"""Encoder stage: windows at 16 kHz to content features."""
+"""Encoder stage: windows at 16 kHz to content features, and to pitch where the preset carries it over."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from configs.schema import Preset
 from stages.checkpoints import Checkpoint, load_network
 from stages.models.whisper import WhisperEncoder, WhisperLogMel
+from stages.pitch import relative_pitch
 from stages.types import BadAudio, Content, EncodeRequest
 
 FRAME_SAMPLES = 320
@@ -40,14 +41,20 @@ class Encoder:
         self._preset, self._device = preset, device
         self._log_mel = WhisperLogMel(checkpoint.sizes.whisper.n_mels).to(device)
         self._network = load_network(WhisperEncoder(checkpoint.sizes.whisper), "whisper", checkpoint, device)
+        self._has_pitch = checkpoint.sizes.regulator.f0_bins is not None
         self._longest = checkpoint.sizes.whisper.max_positions * FRAME_SAMPLES
 
     def __call__(self, requests: Sequence[EncodeRequest]) -> list[Content]:
-        """Features [samples // 320 + 1 - drop_frames, d_model] for each window."""
+        """Features [samples // 320 + 1 - drop_frames, d_model] for each window; with pitch, one more column.
+
+        That last column is the pitch relative to the window's median: 1 there, 0 where unvoiced.
+        """
         results: list[Content] = [np.empty(0, np.float32)] * len(requests)
         for group in same(len(request.samples) for request in requests):
             features = self._encode(np.stack([requests[i].samples for i in group]))
             for i, rows in zip(group, features, strict=True):
+                if self._has_pitch:
+                    rows = np.column_stack([rows, relative_pitch(requests[i].samples, len(rows))])
                 results[i] = np.ascontiguousarray(rows[requests[i].drop_frames :])
         return results
 

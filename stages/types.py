@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 Samples = NDArray[np.float32]
 """Mono sound [samples], full scale at 1."""
 Content = NDArray[np.float32]
-"""Content features [frames, d_model] at 50 Hz."""
+"""Content features [frames, d_model] at 50 Hz; with pitch, its column comes last."""
 Mel = NDArray[np.float32]
 """Log-mel [mels, frames] at 86.13 Hz."""
 
@@ -53,11 +53,12 @@ def as_mono(samples: NDArray[Any]) -> Samples:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A reference as the diffusion takes it: mel [mels, P], condition [P, channels], style [style_dim]."""
+    """A reference as the diffusion takes it: mel [mels, P], condition [P, channels], style [style_dim], pitch [1]."""
 
     mel: NDArray[np.float32]
     condition: NDArray[np.float32]
     style: NDArray[np.float32]
+    pitch_hz: NDArray[np.float32]
 
     @property
     def frames(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,13 +12,14 @@ from configs.schema import ModelSizes, Preset
 from stages.checkpoints import Checkpoint, load_network
 from stages.diffusion import Diffusion
 from stages.encoder import Encoder
-from stages.geometry import MODEL_RATE, TICK_MODEL, mel_frames, prompt_samples
+from stages.geometry import MODEL_RATE, TICK_16K, TICK_MODEL, mel_frames, prompt_samples
 from stages.models.campplus import Campplus, centred_fbank
 from stages.models.mel import MelSpectrogram
+from stages.pitch import median_hz, pitch_hz
 from stages.resample import to_content_rate, to_model_rate
 from stages.types import BadAudio, EncodeRequest, Prompt, Samples, Voice, as_mono
 
-RECIPE = 1
+RECIPE = 2
 """Counts the changes of this file that make other voices of the same recording."""
 MIN_REFERENCE_S = 1.0
 MAX_REFERENCE_S = 30.0
@@ -35,6 +37,7 @@ def fingerprint(preset: Preset, checkpoint: Checkpoint) -> str:
         preset.whisper_window,
         preset.precision,
         preset.live.prompt_ms,
+        preset.live.style_ms,
         preset.file.prompt_ms,
     )
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
@@ -49,6 +52,7 @@ def blank_voice(preset: Preset, sizes: ModelSizes) -> Voice:
             mel=np.zeros((sizes.mel.n_mels, frames), np.float32),
             condition=np.zeros((frames, sizes.regulator.channels), np.float32),
             style=np.zeros(sizes.campplus.style_dim, np.float32),
+            pitch_hz=np.zeros(1, np.float32),
         )
 
     return Voice(live=prompt(preset.live.prompt_ms), file=prompt(preset.file.prompt_ms), fingerprint="blank")
@@ -85,6 +89,7 @@ class VoiceMaker:
         self._mel = MelSpectrogram(checkpoint.sizes.mel).to(device)
         self._campplus = load_network(Campplus(checkpoint.sizes.campplus), "campplus", checkpoint, device)
         self._live_samples = prompt_samples(preset.live.prompt_ms)
+        self._style_samples = prompt_samples(preset.live.style_ms) if preset.live.style_ms else None
         self._file_samples = prompt_samples(preset.file.prompt_ms)
         self.fingerprint = fingerprint(preset, checkpoint)
 
@@ -92,18 +97,25 @@ class VoiceMaker:
         """The voice of a mono recording of 1 to 30 s, and warnings; BadAudio where there is none."""
         samples, warnings = check_reference(samples, sample_rate)
         wave = without_leading_silence(to_model_rate(samples, sample_rate))
-        live = self._prompt(np.resize(wave, self._live_samples))
-        file = self._prompt(wave[: self._file_samples])
+        content_wave = to_content_rate(wave)
+        pitch = np.array([median_hz(pitch_hz(content_wave, len(content_wave) // TICK_16K + 1))], np.float32)
+        live = self._prompt(np.resize(wave, self._live_samples), pitch)
+        if self._style_samples:
+            live = replace(live, style=self._style(wave[: self._style_samples]))
+        file = self._prompt(wave[: self._file_samples], pitch)
         return Voice(live=live, file=file, fingerprint=self.fingerprint), warnings
 
-    def _prompt(self, wave: Samples) -> Prompt:
-        content_wave = to_content_rate(wave)
-        content = self._encoder([EncodeRequest(content_wave)])[0]
+    def _prompt(self, wave: Samples, pitch: np.ndarray) -> Prompt:
+        content = self._encoder([EncodeRequest(to_content_rate(wave))])[0]
         with torch.inference_mode():
             mel = self._mel(torch.from_numpy(wave).unsqueeze(0).to(self._device))[0].cpu().numpy()
-            fbank = centred_fbank(torch.from_numpy(content_wave)).unsqueeze(0)
-            style = self._campplus(fbank.to(self._device))[0].cpu().numpy()
-        return Prompt(mel=mel, condition=self._diffusion.condition(content, mel_frames(len(wave))), style=style)
+        condition = self._diffusion.condition(content, mel_frames(len(wave)), pitch)
+        return Prompt(mel=mel, condition=condition, style=self._style(wave), pitch_hz=pitch)
+
+    @torch.inference_mode()
+    def _style(self, wave: Samples) -> np.ndarray:
+        fbank = centred_fbank(torch.from_numpy(to_content_rate(wave))).unsqueeze(0)
+        return np.asarray(self._campplus(fbank.to(self._device))[0].cpu().numpy())
 
 
 def without_leading_silence(wave: Samples) -> Samples:

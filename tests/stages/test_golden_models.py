@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from configs.schema import MelSettings
+from configs.schema import MelSettings, RegulatorSizes
 from stages.checkpoints import Checkpoint, load_network
 from stages.models.bigvgan import AntiAliasedSnake, BigVgan, kaiser_sinc_filter
 from stages.models.campplus import Campplus, centred_fbank
 from stages.models.dit import Dit
 from stages.models.flow import sample
-from stages.models.length_regulator import LengthRegulator, nearest_index
+from stages.models.length_regulator import LengthRegulator, coarse_pitch, nearest_index
 from stages.models.mel import MelSpectrogram
 from stages.models.whisper import WhisperEncoder, WhisperLogMel
 from stages.resample import to_content_rate
@@ -65,6 +65,19 @@ def test_length_regulator(checkpoint: Checkpoint, case: str) -> None:
     regulator = load_network(LengthRegulator(checkpoint.sizes.regulator), "length_regulator", checkpoint, "cpu")
     out = regulator(golden[f"x_{case}"], golden[f"ylens_{case}"])
     assert_golden("length_regulator", f"out_{case}", out)
+
+
+def test_length_regulator_with_pitch() -> None:
+    """The tolerance is the manifest's of upstream's f0 preset (dit_f0)."""
+    golden = tensors("length_regulator_f0")
+    regulator = LengthRegulator(RegulatorSizes(in_channels=64, channels=40, f0_bins=256)).eval()
+    regulator.load_state_dict(
+        {name.removeprefix("weights."): t for name, t in golden.items() if name.startswith("weights.")}
+    )
+    x, lengths, f0 = golden["lr_x"], golden["lr_ylens"], golden["lr_f0"]
+    assert torch.equal(coarse_pitch(f0, 256), golden["f0_coarse"])
+    for given, expected in ((f0, "lr_out_f0"), (None, "lr_out_nof0")):
+        assert (regulator(x, lengths, given) - golden[expected]).abs().max() <= 5e-5
 
 
 def test_dit(checkpoint: Checkpoint) -> None:
