@@ -29,7 +29,6 @@ PHONES = (
 MODEL_RATE = 22050
 CONTENT_RATE = 16000
 DEFAULT_DATA = os.environ.get("SEEDVC_DATA", "./data")
-SAMPLE_VOICES = ("flite_slt", "flite_rms", "flite_awb", "esp_us_Annie")  # the targets of samples/
 HELD_OUT_PER_1000 = 60
 HELD_OUT_FROM = ("lv", "vctk_", "esp_", "flite_")  # corpora of many speakers, so that no single one is lost whole
 

@@ -1,7 +1,7 @@
 """Write what was trained as the weights of a preset: four fp16 safetensors files in upstream's names.
 
-`python -m training.export --out ./training-out --to configs/presets/tiny`. The narrow layer between content encoder and
-regulator is folded into the regulator's first layer; weight norm is folded; vectors stay float32.
+`python -m training.export --out ./training-out --to configs/presets/tiny`. Weight norm is folded; vectors
+stay float32.
 """
 
 import argparse
@@ -38,11 +38,9 @@ def vocoder_state(sizes: ModelSizes, out: Path) -> State:
 
 
 def converter_state(sizes: ModelSizes, out: Path) -> State:
-    """Regulator and DiT, the regulator taking the encoder's full width."""
-    phones, converter = load_phone_model(sizes.whisper, out), load_converter(sizes, out)
-    regulator = converter.regulator.state_dict()
-    regulator["content_in_proj.weight"] = regulator["content_in_proj.weight"] @ phones.narrow.weight
-    state = {f"length_regulator.{name}": tensor for name, tensor in regulator.items()}
+    """Regulator and DiT in one file."""
+    converter = load_converter(sizes, out)
+    state = {f"length_regulator.{name}": tensor for name, tensor in converter.regulator.state_dict().items()}
     return state | {f"cfm.estimator.{name}": tensor for name, tensor in converter.dit.state_dict().items()}
 
 

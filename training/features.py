@@ -1,4 +1,4 @@
-"""What the diffusion learns from: content, mel and style of every clip, computed once by the trained encoders.
+"""What the diffusion learns from: content, pitch, mel and style of every clip, computed once by the trained encoders.
 
 The content comes in variants that tell the same words: the clip as it is, two warped and coloured copies (another voice
 with the same words, which is what conversion hears), and one made of window ends, as a call's blocks are (no sound to
@@ -19,18 +19,18 @@ from safetensors.numpy import load_file, save_file
 from configs.schema import load_preset
 from stages.models.campplus import Campplus
 from stages.models.mel import MelSpectrogram
+from stages.pitch import pitch_hz
 from training.augment import colour, draw_warp, warp
-from training.data import CONTENT_RATE, SAMPLE_VOICES, Clip, Corpus, Floats
+from training.data import CONTENT_RATE, Clip, Corpus, Floats
 from training.loop import arguments, start_logging
-from training.train_encoder import NARROW, TICK, PhoneModel, load_phone_model
-from training.train_style import fbanks, load_style_encoder
+from training.train_encoder import TICK, PhoneModel, load_phone_model
+from training.train_style import WARPS, fbanks, load_style_encoder
 
 VARIANTS = ("whole", "warped", "warped_again", "ends")
 WHOLE_TICKS, WHOLE_OVERLAP = 500, 50  # a file's segments
-WINDOW_TICKS, END_TICKS = 138, 39  # a call's window, and how much of it the diffusion renders
-STYLE_S = (1.0, 2.5, 5.0)
+WINDOW_TICKS, END_TICKS = 88, 39  # a call's window, and how much of it the diffusion renders
+STYLE_S = (2.0, 5.0)
 SYNTH_CLIPS_PER_VOICE = 15
-SAMPLE_VOICE_CLIPS = 48  # of the voices that the samples show
 ENCODE_BATCH = 16
 
 log = logging.getLogger("training")
@@ -38,23 +38,27 @@ log = logging.getLogger("training")
 
 @dataclass(frozen=True)
 class Features:
-    """Of one clip: content [variants, frames, 24] at 50 Hz, mel [mel frames, 80], style [3, 192] once it is known."""
+    """Of one clip: content [variants, frames, width] and pitch in Hz [frames] at 50 Hz, mel [mel frames, 80].
+
+    `style` [warps, lengths, 192] is there once the style encoder has been trained.
+    """
 
     clip: Clip
     content: np.ndarray
+    pitch: np.ndarray
     mel: np.ndarray
     style: np.ndarray | None = None
 
 
 @torch.inference_mode()
 def encode_whole(model: PhoneModel, wave: Floats) -> Floats:
-    """Narrow features [n // 320 + 1, 24] of a wave [n], in windows of 10 s that overlap by 1 s."""
+    """Content [n // 320 + 1, width] of a wave [n], in windows of 10 s that overlap by 1 s."""
     n_frames = len(wave) // TICK + 1
-    out = np.empty((n_frames, NARROW), dtype=np.float32)
+    out = np.empty((n_frames, model.width), dtype=np.float32)
     start = 0
     while True:
         piece = wave[start * TICK : (start + WHOLE_TICKS) * TICK]
-        rows = model(torch.from_numpy(piece)[None])[0].numpy()
+        rows = model.content(torch.from_numpy(piece)[None])[0].numpy()
         skip = WHOLE_OVERLAP // 2 if start else 0
         out[start + skip : start + len(rows)] = rows[skip : n_frames - start]
         if start + WHOLE_TICKS >= n_frames - 1:
@@ -64,7 +68,7 @@ def encode_whole(model: PhoneModel, wave: Floats) -> Floats:
 
 @torch.inference_mode()
 def encode_ends(model: PhoneModel, wave: Floats) -> Floats:
-    """Narrow features [n // 320 + 1, 24] in which every 39 frames are the end of a window of 2.76 s."""
+    """Content [n // 320 + 1, width] in which every 39 frames are the end of a call's window."""
     n_frames = len(wave) // TICK + 1
     blocks = -(-n_frames // END_TICKS)
     past = np.zeros((WINDOW_TICKS - END_TICKS) * TICK, dtype=np.float32)
@@ -73,14 +77,14 @@ def encode_ends(model: PhoneModel, wave: Floats) -> Floats:
         [padded[i * END_TICKS * TICK :][: WINDOW_TICKS * TICK] for i in range(blocks)]
     )  # (blocks, window samples)
     rows = [
-        model(torch.from_numpy(windows[i : i + ENCODE_BATCH]))[:, -END_TICKS - 1 : -1].numpy()
+        model.content(torch.from_numpy(windows[i : i + ENCODE_BATCH]))[:, -END_TICKS - 1 : -1].numpy()
         for i in range(0, blocks, ENCODE_BATCH)
     ]
-    return np.concatenate(rows).reshape(-1, NARROW)[:n_frames]
+    return np.concatenate(rows).reshape(-1, model.width)[:n_frames]
 
 
 def unwarped(rows: Floats, factor: float, n_frames: int) -> Floats:
-    """Features of a warped copy [about n / factor, 24], put back on the clip's own time [n, 24]."""
+    """Content of a warped copy [about n / factor, width], put back on the clip's own time [n, width]."""
     index = np.minimum(np.round(np.arange(n_frames) / factor).astype(np.int64), len(rows) - 1)
     return rows[index]
 
@@ -89,7 +93,7 @@ def unwarped(rows: Floats, factor: float, n_frames: int) -> Floats:
 def features_of(
     clip: Clip, corpus: Corpus, phones: PhoneModel, mel: MelSpectrogram, rng: np.random.Generator
 ) -> Features:
-    """Content variants and mel of a clip."""
+    """Content variants, pitch and mel of a clip."""
     wave = corpus.wave_16k(clip)
     n_frames = len(wave) // TICK + 1
     content = [encode_whole(phones, wave)]
@@ -97,19 +101,22 @@ def features_of(
         factor = draw_warp(rng)
         content.append(unwarped(encode(phones, colour(warp(wave, factor), rng)), factor, n_frames))
     frames = mel(torch.from_numpy(corpus.wave_22k(clip))[None])[0].T.numpy()
-    return Features(clip, np.stack(content).astype(np.float16), frames.astype(np.float16))
+    pitch = pitch_hz(wave, n_frames)
+    return Features(clip, np.stack(content).astype(np.float16), pitch, frames.astype(np.float16))
 
 
 @torch.inference_mode()
 def style_of(clip: Clip, corpus: Corpus, style: Campplus, rng: np.random.Generator) -> Floats:
-    """Style vectors [3, 192] of a clip, from a second (as in a call) and longer pieces."""
+    """Style vectors [warps, lengths, 192] of a clip, each from another piece of it."""
     wave = corpus.wave_16k(clip)
-    vectors = []
-    for length_s in STYLE_S:
-        n = int(length_s * CONTENT_RATE)
-        start = int(rng.integers(max(1, len(wave) - n)))
-        vectors.append(style(fbanks([np.resize(wave[start : start + n], n)]))[0].numpy())
-    return np.stack(vectors)
+    rows = []
+    for factor in WARPS:
+        warped = warp(wave, factor)
+        for length_s in STYLE_S:
+            n = int(length_s * CONTENT_RATE)
+            start = int(rng.integers(max(1, len(warped) - n)))
+            rows.append(style(fbanks([np.resize(warped[start : start + n], n)]))[0].numpy())
+    return np.stack(rows).reshape(len(WARPS), len(STYLE_S), -1)
 
 
 def chosen(clips: list[Clip]) -> list[Clip]:
@@ -118,8 +125,7 @@ def chosen(clips: list[Clip]) -> list[Clip]:
     kept = []
     for clip in clips:
         taken[clip.speaker] = taken.get(clip.speaker, 0) + 1
-        limit = SAMPLE_VOICE_CLIPS if clip.speaker in SAMPLE_VOICES else SYNTH_CLIPS_PER_VOICE
-        if clip.duration_s >= 1.0 and (clip.kind == "human" or taken[clip.speaker] <= limit):
+        if clip.duration_s >= 1.0 and (clip.kind == "human" or taken[clip.speaker] <= SYNTH_CLIPS_PER_VOICE):
             kept.append(clip)
     return kept
 
@@ -130,13 +136,13 @@ def read_features(root: Path) -> Iterator[Features]:
     styles = load_file(style_file) if style_file.exists() else {}
     for index in sorted((root / "features").glob("*.jsonl")):
         arrays = np.load(index.with_suffix(".npz"))
-        content, mel = arrays["content"], arrays["mel"]
+        content, pitch, mel = arrays["content"], arrays["pitch"], arrays["mel"]
         at_content = at_mel = 0
         for line in index.read_text(encoding="utf8").splitlines():
             row = json.loads(line)
             n_content, n_mel = row.pop("n_content"), row.pop("n_mel")
-            rows, frames = content[:, at_content : at_content + n_content], mel[at_mel : at_mel + n_mel]
-            yield Features(Clip(**row), rows, frames, styles.get(row["path"]))
+            rows, notes = content[:, at_content : at_content + n_content], pitch[at_content : at_content + n_content]
+            yield Features(Clip(**row), rows, notes, mel[at_mel : at_mel + n_mel], styles.get(row["path"]))
             at_content, at_mel = at_content + n_content, at_mel + n_mel
 
 
@@ -147,6 +153,7 @@ def write_features(root: Path, part: int, features: list[Features]) -> None:
     np.savez(
         folder / f"{part}.npz",
         content=np.concatenate([f.content for f in features], axis=1),
+        pitch=np.concatenate([f.pitch for f in features]),
         mel=np.concatenate([f.mel for f in features]),
     )
     lines = [

@@ -1,8 +1,9 @@
-"""Train the length regulator and the DiT together: from content, style and a prompt to mel, by flow matching.
+"""Train the length regulator and the DiT together: from content, pitch, style and a prompt to mel, by flow matching.
 
 `python -m training.train_dit --data ./data --out ./training-out` reads what training.features has written and writes
-training-out/dit.pt. The content that the regulator hears comes mostly from warped copies, so that what they still tell
-of the speaker is wrong, and prompt and style are all that can be believed.
+training-out/dit.pt. The content that the regulator hears comes from warped copies, so that what it still tells of the
+speaker is wrong, and the voice to render is itself disguised anew in every pair (another size of head, another
+microphone): prompt and style are all that can be believed, and a few hundred speakers become any number.
 """
 
 import logging
@@ -11,25 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchaudio
 from torch import Tensor, nn
 
 from configs.schema import ModelSizes, load_preset
 from stages.models.dit import AdaptiveNorm, Dit
 from stages.models.flow import sample
 from stages.models.length_regulator import LengthRegulator
-from training.data import SAMPLE_VOICES, Floats
+from training.data import MODEL_RATE, Floats
 from training.features import END_TICKS, VARIANTS, Features, read_features
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
-from training.train_encoder import NARROW
+from training.train_style import WARPS
 
-TICK_MODEL, HOP = 441, 256
-FRAMES_PER_BATCH = 1400
-HUMAN_SHARE = 0.15  # synthesised speech is learnt far sooner; raise it with the training time
-DROPPED = 0.1  # share of items without any condition, for classifier-free guidance
-# Where two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the start
-# there is nothing but noise, so only there does the network have to read the content.
-STEP_TIMES, STEP_CHANCES, ANY_TIME = (0.0, 0.25, 0.5, 0.75), (0.7, 0.12, 0.12, 0.06), 0.25
-VARIANT_CHANCES = {"whole": 0.2, "warped": 0.3, "warped_again": 0.3, "ends": 0.2}
+TICK_MODEL, HOP, N_MELS = 441, 256, 80
+FRAMES_PER_BATCH = 1800
+HUMAN_SHARE = 0.7
+# Where one, two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the
+# start there is nothing but noise, so only there does the network have to read the content.
+STEP_TIMES, STEP_CHANCES, ANY_TIME = (0.0, 0.25, 0.5, 0.75), (0.64, 0.1, 0.18, 0.08), 0.2
+HEARD, HEARD_CHANCES = ("warped", "warped_again", "ends", "whole"), (0.3, 0.3, 0.3, 0.1)
+HEARD_IN_CALL_CHANCES = (0.1, 0.1, 0.75, 0.05)
+WARPED, WARP_SPREAD = 0.7, 0.03
+COLOURED, COLOUR_KNOTS, COLOUR_SPREAD = 0.7, 6, 0.4  # nepers
+UNVOICED_BY_MISTAKE = 0.03
 MEAN_LOG_MEL = -5.5  # a first guess of the output
 
 log = logging.getLogger("training")
@@ -59,24 +64,55 @@ def mel_frames(ticks: int) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Content [B, ticks + 1, 24] and mel [B, 80, frames] of prompt and source, style [B, 192]."""
+    """Content [B, ticks + 1, width], pitch in Hz [B, ticks + 1] and mel [B, 80, frames] of both; style [B, 192]."""
 
     prompt_content: Tensor
+    prompt_pitch: Tensor
     prompt_mel: Tensor
     source_content: Tensor
+    source_pitch: Tensor
     source_mel: Tensor
     style: Tensor
+
+
+class Disguise:
+    """One made-up voice: mel bands and pitch moved by a factor, and a smooth colouring of the bands."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.warp = int(rng.integers(1, len(WARPS))) if rng.random() < WARPED else 0
+        self.factor = WARPS[self.warp] * float(np.exp(rng.normal(0, WARP_SPREAD)))
+        place = np.interp(BAND_HZ / self.factor, BAND_HZ, np.arange(N_MELS))
+        self.low = np.minimum(place.astype(np.int64), N_MELS - 2)
+        self.share = (place - self.low).astype(np.float32)
+        self.colour = np.zeros(N_MELS, np.float32)
+        if rng.random() < COLOURED:
+            knots = rng.normal(0, COLOUR_SPREAD, COLOUR_KNOTS)
+            self.colour += np.interp(np.arange(N_MELS), np.linspace(0, N_MELS - 1, COLOUR_KNOTS), knots)
+
+    def mel(self, frames: Floats) -> Floats:
+        """Mel [frames, 80] of the made-up voice."""
+        return frames[:, self.low] * (1 - self.share) + frames[:, self.low + 1] * self.share + self.colour
+
+
+def _band_centres_hz() -> np.ndarray:
+    """Frequency of the highest point of each mel filter [80]."""
+    filters = torchaudio.functional.melscale_fbanks(
+        513, 0.0, MODEL_RATE / 2, N_MELS, MODEL_RATE, norm="slaney", mel_scale="slaney"
+    )
+    return np.maximum.accumulate(filters.numpy().argmax(axis=0) * MODEL_RATE / 1024 + np.arange(N_MELS) * 1e-3)
+
+
+BAND_HZ = _band_centres_hz()
 
 
 class Pairs:
     """A prompt and a source of one speaker, from two clips or from two places of one."""
 
-    def __init__(self, features: list[Features], sample_share: float = 0.0) -> None:
-        self.sample_share = sample_share
-        self.speakers: dict[str, list[Features]] = {}
+    def __init__(self, features: list[Features]) -> None:
+        speakers: dict[str, list[Features]] = {}
         for item in features:
-            self.speakers.setdefault(item.clip.speaker, []).append(item)
-        groups = list(self.speakers.values())
+            speakers.setdefault(item.clip.speaker, []).append(item)
+        groups = list(speakers.values())
         self.groups = {kind: [g for g in groups if g[0].clip.kind == kind] for kind in ("human", "synth")}
         self.chances = {kind: _shares(groups) for kind, groups in self.groups.items() if groups}
 
@@ -93,20 +129,15 @@ class Pairs:
         if kind not in self.chances:
             kind = next(iter(self.chances))
         group = self.groups[kind][int(rng.choice(len(self.groups[kind]), p=self.chances[kind]))]
-        if rng.random() < self.sample_share:
-            group = self.speakers[SAMPLE_VOICES[int(rng.integers(len(SAMPLE_VOICES)))]]
         spoken = self._stretch(rng, group, source)
         shown = self._stretch(rng, group, prompt)
-        variants = ("ends", "warped", "whole") if ends else tuple(VARIANT_CHANCES)
-        chances = (0.6, 0.2, 0.2) if ends else tuple(VARIANT_CHANCES.values())
-        heard = variants[int(rng.choice(len(variants), p=chances))]
-        prompt_content, prompt_mel = _piece(shown, "whole" if rng.random() < 0.7 else heard, prompt)
-        source_content, source_mel = _piece(spoken, heard, source)
+        heard = HEARD[int(rng.choice(len(HEARD), p=HEARD_IN_CALL_CHANCES if ends else HEARD_CHANCES))]
+        disguise = Disguise(rng)
         styles = shown[0][0].style
         if styles is None:
             raise ValueError(f"{shown[0][0].clip.path} has no style vectors; run `python -m training.features style`")
-        style = styles[int(rng.integers(len(styles)))]
-        return prompt_content, prompt_mel, source_content, source_mel, style
+        style = styles[disguise.warp, int(rng.integers(styles.shape[1]))]
+        return (*_piece(shown, "whole", prompt, disguise, rng), *_piece(spoken, heard, source, disguise, rng), style)
 
     def _stretch(self, rng: np.random.Generator, group: list[Features], ticks: int) -> list[tuple[Features, int, int]]:
         """(clip, first tick, ticks) of one or more clips that together are `ticks` long."""
@@ -128,28 +159,35 @@ def _shares(groups: list[list[Features]]) -> np.ndarray:
     return np.asarray(weight / weight.sum())
 
 
-def _piece(stretch: list[tuple[Features, int, int]], variant: str, ticks: int) -> tuple[Floats, Floats]:
-    """Content [ticks + 1, 24] and mel [80, frames] of a stretch."""
+def _piece(
+    stretch: list[tuple[Features, int, int]], variant: str, ticks: int, disguise: Disguise, rng: np.random.Generator
+) -> tuple[Floats, Floats, Floats]:
+    """Content [ticks + 1, width], pitch [ticks + 1] and mel [80, frames] of a stretch, disguised."""
     which = VARIANTS.index(variant)
-    contents, mels = [], []
+    contents, pitches, mels = [], [], []
     for item, first, n in stretch:
         contents.append(item.content[which, first : first + n])
+        pitches.append(item.pitch[first : first + n])
         start = mel_frames(first)
         mels.append(item.mel[start : start + mel_frames(n) + 1])
     last, first, n = stretch[-1]
     contents.append(last.content[which, first + n : first + n + 1])
+    pitches.append(last.pitch[first + n : first + n + 1])
+    pitch = np.concatenate(pitches) * disguise.factor
+    pitch = np.where(rng.random(len(pitch)) < UNVOICED_BY_MISTAKE, 0, pitch)
     frames = np.concatenate(mels)
     wanted = mel_frames(ticks)
     frames = np.pad(frames, ((0, max(0, wanted - len(frames))), (0, 0)), mode="edge")[:wanted]
-    return np.concatenate(contents).astype(np.float32), frames.T.astype(np.float32)
+    mel = disguise.mel(frames.astype(np.float32)).T
+    return np.concatenate(contents).astype(np.float32), pitch.astype(np.float32), mel.astype(np.float32)
 
 
 class Converter(nn.Module):
-    """Regulator (fed by the narrow features) and DiT, with the flow-matching loss."""
+    """Regulator and DiT, with the flow-matching loss."""
 
     def __init__(self, sizes: ModelSizes) -> None:
         super().__init__()
-        self.regulator = LengthRegulator(sizes.regulator.model_copy(update={"in_channels": NARROW}))
+        self.regulator = LengthRegulator(sizes.regulator)
         self.dit = Dit(sizes.dit)
         for module in self.dit.modules():
             if isinstance(module, AdaptiveNorm):  # start as a plain norm
@@ -161,24 +199,27 @@ class Converter(nn.Module):
 
     def conditions(self, batch: Batch) -> Tensor:
         """Prompt's and source's conditions [B, P + T, channels], regulated apart, as in a call."""
-        parts = ((batch.prompt_content, batch.prompt_mel), (batch.source_content, batch.source_mel))
+        parts = (
+            (batch.prompt_content, batch.prompt_pitch, batch.prompt_mel),
+            (batch.source_content, batch.source_pitch, batch.source_mel),
+        )
         return torch.cat(
-            [self.regulator(content, torch.full((len(content),), mel.shape[-1])) for content, mel in parts], dim=1
+            [self.regulator(content, torch.full((len(content),), mel.shape[-1]), f0) for content, f0, mel in parts],
+            dim=1,
         )
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> Losses:
         """Squared error of the velocity on the source's frames, at drawn times."""
         size, n_prompt = len(batch.style), batch.prompt_mel.shape[-1]
-        given = torch.from_numpy((rng.random(size) >= DROPPED).astype(np.float32))
-        mu = self.conditions(batch) * given[:, None, None]
+        mu = self.conditions(batch)
         prompt_x = torch.zeros(size, batch.prompt_mel.shape[1], mu.shape[1])
-        prompt_x[..., :n_prompt] = batch.prompt_mel * given[:, None, None]
+        prompt_x[..., :n_prompt] = batch.prompt_mel
         times = np.where(rng.random(size) < ANY_TIME, rng.random(size), rng.choice(STEP_TIMES, size, p=STEP_CHANCES))
         t = torch.from_numpy(times.astype(np.float32))
         noise = torch.randn_like(batch.source_mel)
         mixed = (1 - t)[:, None, None] * noise + t[:, None, None] * batch.source_mel
         x = torch.cat([torch.zeros_like(batch.prompt_mel), mixed], dim=-1)
-        made = self.dit(x, prompt_x, t, batch.style * given[:, None], mu)[..., n_prompt:]
+        made = self.dit(x, prompt_x, t, batch.style, mu)[..., n_prompt:]
         return {"velocity": (made - (batch.source_mel - noise)).square().mean()}
 
     @torch.no_grad()
@@ -199,19 +240,17 @@ def load_converter(sizes: ModelSizes, out: Path) -> Converter:
 
 def main() -> None:
     """Train from the beginning, or go on where the checkpoint stands."""
-    options = arguments(__doc__, minutes=60)
-    options.add_argument("--sample-share", type=float, default=0.0, help="share of pairs drawn from the sample voices")
-    args = options.parse_args()
+    args = arguments(__doc__, minutes=90).parse_args()
     start_logging()
     sizes = load_preset(args.preset).model
     torch.manual_seed(args.seed)
     model = Converter(sizes)
-    pairs = Pairs(list(read_features(args.data)), args.sample_share)
+    pairs = Pairs(list(read_features(args.data)))
 
     def loss_of(rng: np.random.Generator) -> Losses:
         return model.loss(pairs.batch(rng), rng)
 
-    recipe = Recipe(args.minutes, learning_rate=1.5e-3, warmup_steps=100, average=0.99, seed=args.seed)
+    recipe = Recipe(args.minutes, learning_rate=1.5e-3, warmup_steps=100, average=0.995, seed=args.seed)
     train(model, loss_of, recipe, args.out, "dit")
 
 

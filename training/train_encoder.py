@@ -1,8 +1,8 @@
 """Train the content encoder (Whisper's layout) to tell phones through a narrow layer.
 
-The features that leave the encoder still hold the speaker; the narrow layer's 24 numbers hold about half as much of
-him, at nearly the same phone accuracy. `python -m training.train_encoder --data ./data --out ./training-out` writes
-training-out/encoder.pt.
+The layer keeps the phones from being told by the speaker. The regulator then takes the full width in front of it, which
+holds a third more of the sound, and learns from warped copies not to believe what it says of the speaker.
+`python -m training.train_encoder --data ./data --out ./training-out` writes training-out/encoder.pt.
 """
 
 import logging
@@ -45,10 +45,11 @@ def pad_to_frames(waves: Tensor) -> Tensor:
 
 
 class PhoneModel(nn.Module):
-    """Waves at 16 kHz [B, n] to the narrow features [B, n // 320 + 1, 24]; the phone head is for training alone."""
+    """Waves at 16 kHz [B, n] to phones [B, n // 320 + 1, phones]; only `content` is used after training."""
 
     def __init__(self, sizes: WhisperSizes) -> None:
         super().__init__()
+        self.width = sizes.d_model
         self.log_mel = WhisperLogMel(sizes.n_mels)
         self.encoder = WhisperEncoder(sizes)
         self.encoder.embed_positions.weight = nn.Parameter(
@@ -57,9 +58,15 @@ class PhoneModel(nn.Module):
         self.narrow = nn.Linear(sizes.d_model, NARROW, bias=False)
         self.head = nn.Linear(NARROW, len(PHONES))
 
+    def content(self, waves: Tensor) -> Tensor:
+        """What the encoder tells of the waves, as the regulator hears it."""
+        content: Tensor = self.encoder(self.log_mel(pad_to_frames(waves)))
+        return content
+
     def forward(self, waves: Tensor) -> Tensor:
-        narrow: Tensor = self.narrow(self.encoder(self.log_mel(pad_to_frames(waves))))
-        return narrow
+        """Logits of the phones [B, n // 320 + 1, phones]."""
+        logits: Tensor = self.head(self.narrow(self.content(waves)))
+        return logits
 
     def loss(self, waves: Tensor, labels: Tensor, masked: Tensor) -> Losses:
         """Cross-entropy of the phones [B, F]; `masked` [B, n_mels] bands are set to the floor."""
@@ -155,7 +162,7 @@ def accuracy(model: PhoneModel, corpus: Corpus, root: Path, kind: str) -> tuple[
     for clip in clips[:: max(1, len(clips) // 100)]:
         wave = corpus.wave_16k(clip, 0, 138 * TICK)
         labels = frame_labels(phones[clip.path], len(wave) // TICK + 1)
-        guess = model.head(model(torch.from_numpy(wave)[None]))[0].argmax(-1).numpy()
+        guess = model(torch.from_numpy(wave)[None])[0].argmax(-1).numpy()
         for i, judged in enumerate((labels != UNKNOWN, labels > 0)):
             right[i] += (guess == labels)[judged].sum()
             total[i] += judged.sum()

@@ -17,7 +17,7 @@ from torchaudio.compliance import kaldi
 
 from configs.schema import CampplusSizes, load_preset
 from stages.models.campplus import N_BANDS, Campplus, centred_fbank
-from training.augment import colour
+from training.augment import colour, warp
 from training.data import CONTENT_RATE, Clip, Corpus, Floats
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
 from training.pitch import band_shape, median_pitch_hz
@@ -26,7 +26,8 @@ WINDOW_S = (1.0, 1.8)
 BATCH = 24
 HUMAN_SHARE = 0.7
 COLOURED = 0.3
-DESCRIBED_CLIPS, DESCRIBED_S = 4, 8
+DESCRIBED_CLIPS, DESCRIBED_S = 3, 6
+WARPS = (1.0, 0.86, 1.16)  # a resampled voice counts as another speaker: three times as many to tell apart
 
 log = logging.getLogger("training")
 
@@ -64,33 +65,37 @@ class Speakers:
         }
 
     def describe(self) -> None:
-        """Work out each speaker's description [81] from a few clips: log pitch and band shape, standardised."""
+        """Work out each class's description [81] from a few clips: log pitch and band shape, standardised."""
         rows = []
         for group in self.groups:
-            waves = [self.corpus.wave_16k(clip, 0, DESCRIBED_S * CONTENT_RATE) for clip in group[:DESCRIBED_CLIPS]]
-            shapes = [band_shape(uncentred_fbank(wave)) for wave in waves]
-            pitch = np.log(np.median([median_pitch_hz(wave) for wave in waves]))
-            rows.append(np.concatenate([[pitch], np.mean(shapes, axis=0)]))
+            clips = [self.corpus.wave_16k(clip, 0, DESCRIBED_S * CONTENT_RATE) for clip in group[:DESCRIBED_CLIPS]]
+            for factor in WARPS:
+                waves = [warp(wave, factor) for wave in clips]
+                shapes = [band_shape(uncentred_fbank(wave)) for wave in waves]
+                pitch = np.log(np.median([median_pitch_hz(wave) for wave in waves]))
+                rows.append(np.concatenate([[pitch], np.mean(shapes, axis=0)]))
         table = np.stack(rows)
         self.descriptions = ((table - table.mean(axis=0)) / table.std(axis=0)).astype(np.float32)
 
     def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Filterbanks [B, T, 80] of one drawn length, speakers [B] and their descriptions [B, 81]."""
+        """Filterbanks [B, T, 80] of one drawn length, classes [B] (speaker and warp) and their descriptions [B, 81]."""
         n = int(rng.uniform(*WINDOW_S) * CONTENT_RATE)
         waves, classes = [], []
         for _ in range(BATCH):
             kind = "human" if rng.random() < HUMAN_SHARE and self.kinds["human"] else "synth"
             indices = self.kinds[kind] or self.kinds["human"]
             speaker = indices[int(rng.integers(len(indices)))]
-            waves.append(self.window(rng, self.groups[speaker], n))
-            classes.append(speaker)
+            which = int(rng.integers(len(WARPS)))
+            waves.append(self.window(rng, self.groups[speaker], n, WARPS[which]))
+            classes.append(speaker * len(WARPS) + which)
         return fbanks(waves), torch.tensor(classes), torch.from_numpy(self.descriptions[classes])
 
-    def window(self, rng: np.random.Generator, group: list[Clip], n: int) -> Floats:
-        """One window [n], repeated where the clip is shorter."""
+    def window(self, rng: np.random.Generator, group: list[Clip], n: int, factor: float = 1.0) -> Floats:
+        """One window [n], warped by the factor, repeated where the clip is shorter."""
         clip = group[int(rng.integers(len(group)))]
-        start = int(rng.integers(max(1, clip.n_16k - n)))
-        wave = np.resize(self.corpus.wave_16k(clip, start, n), n)
+        n_clip = int(n * factor) + 1
+        start = int(rng.integers(max(1, clip.n_16k - n_clip)))
+        wave = np.resize(warp(self.corpus.wave_16k(clip, start, n_clip), factor), n)
         return colour(wave, rng) if rng.random() < COLOURED else wave
 
 
@@ -135,14 +140,14 @@ def load_style_encoder(sizes: CampplusSizes, out: Path) -> Campplus:
 
 def main() -> None:
     """Train from the beginning, or go on where the checkpoint stands."""
-    args = arguments(__doc__, minutes=9).parse_args()
+    args = arguments(__doc__, minutes=30).parse_args()
     start_logging()
     sizes = load_preset(args.preset).model.campplus
     torch.manual_seed(args.seed)
     corpus = Corpus(args.data)
     speakers = Speakers(corpus, corpus.train())
     speakers.describe()
-    model = SpeakerModel(sizes, len(speakers.names))
+    model = SpeakerModel(sizes, len(speakers.names) * len(WARPS))
 
     def loss_of(rng: np.random.Generator) -> Losses:
         return model.loss(*speakers.batch(rng))

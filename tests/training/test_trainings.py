@@ -22,9 +22,9 @@ from configs.schema import (
 )
 from stages.models.bigvgan import BigVgan
 from stages.models.mel import MelSpectrogram
-from training.export import converter_state, export
+from training.export import export
 from training.loop import Losses, Recipe, averaged_weights, train
-from training.train_dit import Batch, Converter
+from training.train_dit import BAND_HZ, Batch, Converter, Disguise
 from training.train_encoder import TICK, PhoneModel, masked_bands
 from training.train_style import SpeakerModel
 from training.train_vocoder import SpectralLoss, prepare
@@ -32,7 +32,7 @@ from training.train_vocoder import SpectralLoss, prepare
 SIZES = ModelSizes(
     whisper=WhisperSizes(d_model=32, n_heads=2, n_layers=1, ffn_dim=64),
     campplus=CampplusSizes(head_channels=2, init_channels=8, growth=2),
-    regulator=RegulatorSizes(in_channels=32, channels=16),
+    regulator=RegulatorSizes(in_channels=32, channels=16, f0_bins=64),
     dit=DitSizes(
         hidden_dim=32, num_heads=2, depth=3, content_dim=16, wavenet=WavenetSizes(hidden_dim=32, num_layers=2)
     ),
@@ -44,9 +44,11 @@ N_SPEAKERS = 4
 def noise_batch() -> Batch:
     """Two pairs of 20 and 30 frames."""
     return Batch(
-        torch.randn(2, 12, 24),
+        torch.randn(2, 12, 32),
+        torch.full((2, 12), 120.0),
         torch.randn(2, 80, 20),
-        torch.randn(2, 18, 24),
+        torch.randn(2, 18, 32),
+        torch.full((2, 18), 130.0),
         torch.randn(2, 80, 30) - 5,
         torch.randn(2, 192),
     )
@@ -123,15 +125,13 @@ def test_exported_weights_load_and_convert(tmp_path: Path) -> None:
     assert len(converted) == pytest.approx(len(noise), abs=1200)
 
 
-def test_exporting_keeps_the_regulators_arithmetic(tmp_path: Path) -> None:
-    made = trainings()
-    for name, (model, _) in made.items():
-        torch.save({"average": model.state_dict()}, tmp_path / f"{name}.pt")
-    phones, converter = made["encoder"][0], made["dit"][0]
-    assert isinstance(phones, PhoneModel)
-    assert isinstance(converter, Converter)
-    features = torch.randn(1, 5, SIZES.whisper.d_model)
-    state = converter_state(SIZES, tmp_path)
-    folded = features @ state["length_regulator.content_in_proj.weight"].T
-    apart = phones.narrow(features) @ converter.regulator.content_in_proj.weight.T
-    torch.testing.assert_close(folded, apart, atol=1e-5, rtol=1e-4)
+def test_a_disguised_voice_moves_its_bands_and_keeps_its_level() -> None:
+    """A peak at band 30 is found at the band of its frequency times the factor; flat stays flat."""
+    for seed in range(40):
+        disguise = Disguise(np.random.default_rng(seed))
+        frames = np.full((1, 80), -8.0, np.float32)
+        frames[0, 28:33] = (-6.0, -3.0, 0.0, -3.0, -6.0)
+        peak = int((disguise.mel(frames) - disguise.colour)[0].argmax())
+        assert BAND_HZ[peak] == pytest.approx(BAND_HZ[30] * disguise.factor, rel=0.06)
+        flat = disguise.mel(np.full((1, 80), -4.0, np.float32)) - disguise.colour
+        np.testing.assert_allclose(flat, -4.0, atol=1e-5)
