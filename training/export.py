@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from configs.schema import ModelSizes, load_preset
-from stages.models.bigvgan import BigVgan
-from training.loop import averaged_weights, start_logging
+from training.loop import start_logging
 from training.train_dit import load_converter
 from training.train_encoder import load_phone_model
 from training.train_style import load_style_encoder
-from training.train_vocoder import prepare
+from training.train_vocoder import trained_vocoder
 
 log = logging.getLogger("training")
 
@@ -28,9 +27,7 @@ State = dict[str, Tensor]
 
 def vocoder_state(sizes: ModelSizes, out: Path) -> State:
     """BigVGAN's tensors without weight norm."""
-    vocoder = BigVgan(sizes.bigvgan)
-    prepare(vocoder)
-    vocoder.load_state_dict(averaged_weights(out, "vocoder"))
+    vocoder = trained_vocoder(sizes, out)
     for module in vocoder.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")

@@ -1,6 +1,7 @@
 """The loop that all trainings share: schedule, running average of the weights, checkpoints, resume."""
 
 import argparse
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -47,7 +48,8 @@ def train(
 ) -> None:
     """Minimise the sum of the losses; writes `out/stem.pt` every few minutes and resumes from it.
 
-    The checkpoint's "average" is the exponential running average of the weights, which export and scores use.
+    The checkpoint's "average" is the exponential running average of the weights, which export and scores use. Mean
+    losses are appended to `out/stem.jsonl`, from which training.curves draws.
     """
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{stem}.pt"
@@ -83,8 +85,12 @@ def train(
             sums[name] = sums.get(name, 0.0) + float(value.detach())
         summed += 1
         if step % REPORT_EVERY_STEPS == 0:
-            means = " ".join(f"{name} {total / summed:.4f}" for name, total in sums.items())
-            log.info("%s: step %d, %.1f min: %s", stem, step, minutes, means)
+            means = {name: total / summed for name, total in sums.items()}
+            told = " ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+            log.info("%s: step %d, %.1f min: %s", stem, step, minutes, told)
+            row = {"step": step, "minutes": round(minutes, 2), "rate": recipe.rate(step, minutes), "losses": means}
+            with (out / f"{stem}.jsonl").open("a", encoding="utf8") as history:
+                history.write(json.dumps(row) + "\n")
             sums, summed = {}, 0
         minutes += min(time.monotonic() - started_s, PAUSE_S) / 60
         if (minutes - saved_minutes) * 60 > CHECKPOINT_EVERY_S or minutes >= recipe.minutes:

@@ -1,7 +1,12 @@
-"""Train the vocoder (BigVGAN, mel to wave) on mel and multi-resolution spectral losses; no discriminator yet.
+"""Train the vocoder (BigVGAN, mel to wave): first on spectral losses, then against judges.
 
-`python -m training.train_vocoder --data ./data --out ./training-out` writes training-out/vocoder.pt.
+`python -m training.train_vocoder --data ./data --out ./training-out` writes training-out/vocoder.pt from nothing;
+`... --adversarial` goes on from there, with discriminators, to training-out/vocoder_adversarial.pt. In the second part
+the wave is judged after the preset's mel matching, as it will be heard: the network need not spend itself on what the
+matching does, and learns harmonics instead.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from configs.schema import load_preset
+from configs.schema import ModelSizes, load_preset
 from stages.models.bigvgan import AntiAliasedSnake, BigVgan, kaiser_sinc_filter
 from stages.models.mel import MelSpectrogram
+from stages.models.mel_match import MelMatch
 from training.data import Clip, Corpus
-from training.loop import Losses, Recipe, arguments, start_logging, train
+from training.discriminators import Judgement, Judges, judges_loss, likeness_loss, makers_loss
+from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
 
 SEGMENT_FRAMES = 24
+HOP = 256
 CONTEXT_FRAMES = 4  # on each side, synthesised but not judged: what lies beyond is unknown to the network
 BATCH = 4
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512), (256, 64))  # (n_fft, hop)
@@ -106,19 +114,74 @@ def prepare(vocoder: BigVgan) -> None:
                 setattr(module, name, DepthwiseSnake(child))
 
 
+class Contest(nn.Module):
+    """The vocoder and its judges, trained by one optimiser: each loss reaches only the side that it is meant for."""
+
+    def __init__(self, vocoder: BigVgan, mel: MelSpectrogram, match: MelMatch) -> None:
+        super().__init__()
+        self.vocoder, self.judges, self.match = vocoder, Judges(), match
+        self.spectral = SpectralLoss(mel)
+
+    def loss(self, real: Tensor) -> Losses:
+        """All losses for real waves [B, samples]; their edges are context."""
+        mel = self.spectral.mel(real)
+        edge = CONTEXT_FRAMES * HOP
+        made = self.match(self.vocoder(mel), mel)[:, edge:-edge]
+        real = real[:, edge:-edge]
+        own = self.judges(real)
+        frozen = {name: tensor.detach() for name, tensor in self.judges.named_parameters()}
+        heard: list[Judgement] = torch.func.functional_call(self.judges, frozen, (made,))
+        return {
+            **self.spectral(made, real),
+            "makers": 0.5 * makers_loss(heard),
+            "likeness": 2.0 * likeness_loss(own, heard),
+            "judges": judges_loss(own, self.judges(made.detach())),
+        }
+
+
+def prepared(sizes: ModelSizes) -> BigVgan:
+    """A vocoder as it is trained: with weight norm."""
+    vocoder = BigVgan(sizes.bigvgan)
+    prepare(vocoder)
+    return vocoder
+
+
+def trained_vocoder(sizes: ModelSizes, out: Path) -> BigVgan:
+    """The last state of the training, adversarial where it got there, with weight norm."""
+    vocoder = prepared(sizes)
+    if (out / "vocoder_adversarial.pt").exists():
+        weights = averaged_weights(out, "vocoder_adversarial")
+        weights = {k.removeprefix("vocoder."): v for k, v in weights.items() if k.startswith("vocoder.")}
+    else:
+        weights = averaged_weights(out, "vocoder")
+    vocoder.load_state_dict(weights)
+    return vocoder
+
+
 def main() -> None:
     """Train from the beginning, or go on where the checkpoint stands."""
-    args = arguments(__doc__, minutes=60).parse_args()
+    parser = arguments(__doc__, minutes=60)
+    parser.add_argument("--adversarial", action="store_true", help="the second part: against discriminators")
+    args = parser.parse_args()
     start_logging()
-    sizes = load_preset(args.preset).model
+    preset = load_preset(args.preset)
+    sizes = preset.model
     torch.manual_seed(args.seed)
-    vocoder, mel = BigVgan(sizes.bigvgan), MelSpectrogram(sizes.mel)
-    prepare(vocoder)
-    loss, segments = SpectralLoss(mel), Segments(Corpus(args.data), sizes.mel.hop)
+    mel, segments = MelSpectrogram(sizes.mel), Segments(Corpus(args.data), sizes.mel.hop)
     edge = CONTEXT_FRAMES * sizes.mel.hop
 
+    def real_waves(rng: np.random.Generator) -> Tensor:
+        return segments.draw(rng, SEGMENT_FRAMES + 2 * CONTEXT_FRAMES, BATCH)
+
+    if args.adversarial:
+        contest = Contest(trained_vocoder(sizes, args.out), mel, MelMatch(sizes.mel, preset.mel_match_passes))
+        recipe = Recipe(args.minutes, learning_rate=4e-4, betas=(0.8, 0.99), clip_norm=5.0, seed=args.seed)
+        train(contest, lambda rng: contest.loss(real_waves(rng)), recipe, args.out, "vocoder_adversarial")
+        return
+    vocoder, loss = prepared(sizes), SpectralLoss(mel)
+
     def loss_of(rng: np.random.Generator) -> Losses:
-        real = segments.draw(rng, SEGMENT_FRAMES + 2 * CONTEXT_FRAMES, BATCH)
+        real = real_waves(rng)
         made = vocoder(mel(real))
         losses: Losses = loss(made[:, edge:-edge], real[:, edge:-edge])
         return losses
