@@ -1,0 +1,76 @@
+"""How many bits to send, and how much of them as a second copy: from what the listener reports. Pure."""
+
+import math
+from dataclasses import dataclass
+
+MIN_BPS = 16000
+MAX_BPS = 64000
+FEC_BPS = 40000
+"""Below it libopus has no bits to spare for a second copy, whatever loss it is told."""
+
+HARMLESS_LOSS = 0.02
+CONGESTED_LOSS = 0.10
+QUEUE_MS = 60.0
+"""A round trip this much longer than the shortest, and half as long again, means that queues fill up."""
+UP_BPS_PER_S = 2000
+MAX_GAP_S = 5.0
+"""A longer silence between reports does not count: nothing is known about it."""
+LOSS_HALVES_S = 10.0
+FEC_FROM_PERCENT = 5
+"""libopus makes no second copies for less."""
+MAX_PERCENT = 30
+BASE_RTT_CREEP = 0.01
+"""Share per report by which the shortest round trip follows a path that has become longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What the encoder is told."""
+
+    bitrate: int
+    expected_loss_percent: int
+
+
+class RateControl:
+    """Quick down on congestion, slow up.
+
+    Loss alone, up to a tenth of the packets, is answered with second copies and only so far with fewer bits as these
+    still fit in: on a radio link fewer bits would not help, and no copies would hurt.
+    """
+
+    def __init__(self, max_bps: int = MAX_BPS) -> None:
+        self._max = float(min(max(max_bps, MIN_BPS), MAX_BPS))
+        self._bitrate = self._max
+        self._loss = 0.0
+        self._base_rtt: float | None = None
+        self._reported_s: float | None = None
+
+    @property
+    def rate(self) -> Rate:
+        """What holds now."""
+        percent = math.ceil(100 * self._loss - 0.5)
+        if percent > 0:
+            percent = min(max(percent, FEC_FROM_PERCENT), MAX_PERCENT)
+        return Rate(round(self._bitrate), percent)
+
+    def report(self, loss: float, rtt_ms: float | None, at_s: float) -> Rate:
+        """Takes in one receiver report: the share of packets lost since the one before, and the round trip."""
+        elapsed = 0.0 if self._reported_s is None else min(max(at_s - self._reported_s, 0.0), MAX_GAP_S)
+        self._reported_s = at_s
+        self._loss = max(loss, self._loss * 0.5 ** (elapsed / LOSS_HALVES_S))
+        if loss >= CONGESTED_LOSS or self._queues_fill(rtt_ms):
+            self._bitrate = max(MIN_BPS, self._bitrate * max(0.5, 0.8 - loss))
+        elif loss > HARMLESS_LOSS:
+            self._bitrate = max(min(self._bitrate, FEC_BPS), 0.85 * self._bitrate)
+        else:
+            self._bitrate = min(self._max, self._bitrate + UP_BPS_PER_S * elapsed)
+        return self.rate
+
+    def _queues_fill(self, rtt_ms: float | None) -> bool:
+        if rtt_ms is None:
+            return False
+        if self._base_rtt is None or rtt_ms < self._base_rtt:
+            self._base_rtt = rtt_ms
+        else:
+            self._base_rtt += BASE_RTT_CREEP * (rtt_ms - self._base_rtt)
+        return rtt_ms > self._base_rtt + QUEUE_MS and rtt_ms > 1.5 * self._base_rtt
