@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	# torch first: by far the largest download, so a later failure does not repeat it
 	$(BIN)/python -m pip install --quiet "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,quality]'
 	# the judge of voices; its requirements are pinned in pyproject.toml, but for one that has to be compiled
 	$(BIN)/python -m pip install --quiet --no-deps resemblyzer==0.1.4
 	# torchaudio's compiled files are linked against CUDA: beside a CPU build of torch they stop its import, and

@@ -16,8 +16,8 @@ import yaml
 
 import stages
 from benchmarks.blocks import measure, table
+from benchmarks.judges import speaker_similarity
 from benchmarks.serving import GraphFailed, running_graph
-from benchmarks.similarity import speaker_similarity
 from webrtc.codecs import Samples
 from webrtc.files import decode_file
 

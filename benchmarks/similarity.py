@@ -1,93 +1,18 @@
-"""Does a conversion sound like its target, and is it understood? Resemblyzer similarity and PocketSphinx word errors.
+"""The pairs of samples/ at a glance: Resemblyzer similarity and PocketSphinx word errors of each conversion.
 
-`python -m benchmarks.similarity` converts the pairs of samples/pairs.yaml in this process and prints a table;
-`speaker_similarity` and `word_error_rate` serve other programs too. Needs resemblyzer and pocketsphinx.
+`python -m benchmarks.similarity` converts the pairs of samples/pairs.yaml in this process and prints a table.
 """
 
 import argparse
-import functools
 import json
-import re
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
-SAMPLES = Path(__file__).parent.parent / "samples"
-JUDGE_RATE = 16000
-# What samples/make.sh has the sources say.
-TRANSCRIPTS = {
-    "bakery": "The bakery on the corner sells out of rye bread by ten, so we usually stop there on the way to school.",
-    "station": "The next train leaves from platform four. "
-    "Please keep your tickets ready and mind the gap between the doors.",
-    "weather": "Tomorrow will be cloudy in the morning, with a little rain near the coast and sunshine after lunch.",
-    "garden": "We planted twelve apple trees along the wall, and three of them already carry fruit this year.",
-}
-
-Floats = npt.NDArray[np.float32]
-
-
-@functools.cache
-def _speaker_encoder() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # resemblyzer 0.1.4 imports names that newer scipy and setuptools deprecate
-        from resemblyzer import VoiceEncoder
-
-        return VoiceEncoder("cpu", verbose=False)
-
-
-def speaker_embedding(samples: Floats, sample_rate: int) -> Floats:
-    """Resemblyzer's unit vector [256] of a mono recording."""
-    encoder = _speaker_encoder()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from resemblyzer import preprocess_wav
-
-        wave = preprocess_wav(np.asarray(samples, np.float32), source_sr=sample_rate)
-        return np.asarray(encoder.embed_utterance(wave), np.float32)
-
-
-def speaker_similarity(a: Floats, a_rate: int, b: Floats, b_rate: int) -> float:
-    """Cosine of the two recordings' speaker vectors: about 0.5 for strangers, above 0.8 for one speaker."""
-    return float(speaker_embedding(a, a_rate) @ speaker_embedding(b, b_rate))
-
-
-@functools.cache
-def _recogniser() -> Any:
-    from pocketsphinx import Decoder
-
-    return Decoder(loglevel="FATAL")
-
-
-def recognised(samples: Floats, sample_rate: int) -> str:
-    """The English words that PocketSphinx hears."""
-    import soxr
-
-    wave = soxr.resample(np.asarray(samples, np.float32), sample_rate, JUDGE_RATE)
-    decoder = _recogniser()
-    decoder.start_utt()
-    decoder.process_raw((np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
-    decoder.end_utt()
-    return decoder.hyp().hypstr if decoder.hyp() else ""
-
-
-def word_error_rate(samples: Floats, sample_rate: int, transcript: str) -> float:
-    """Insertions, deletions and substitutions over the transcript's words; 0 is perfect, above 1 is possible."""
-    said, heard = _words(transcript), _words(recognised(samples, sample_rate))
-    row = np.arange(len(heard) + 1)
-    for i, word in enumerate(said, start=1):
-        previous, row = row, np.full(len(heard) + 1, i)
-        for j, other in enumerate(heard, start=1):
-            row[j] = min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (word != other))
-    return float(row[-1]) / len(said)
-
-
-def _words(text: str) -> list[str]:
-    return re.sub(r"[^a-z' ]+", " ", text.lower()).split()
+from benchmarks.judges import Floats, speaker_embedding, word_error_rate
+from benchmarks.pairs import SAMPLES, TRANSCRIPTS
 
 
 @dataclass(frozen=True)

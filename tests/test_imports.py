@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "webrtc": {"configs"},
     "serve_app": {"configs", "stages", "webrtc"},
     "training": {"configs", "stages"},
-    "benchmarks": {"configs", "stages", "webrtc", "serve_app"},
+    "benchmarks": {"configs", "stages", "webrtc", "serve_app", "training"},
 }
 # heavy library -> the packages that may import it; benchmarks measure whatever they like
 HOME_OF = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.similarity import TRANSCRIPTS
+from benchmarks.pairs import TRANSCRIPTS
 from webrtc.files import decode_file
 
 SAMPLES = Path(__file__).parent.parent / "samples"
