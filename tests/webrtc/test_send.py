@@ -1,0 +1,158 @@
+"""The pace of packets under a clock of the test's own, and what is in them."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from aiortc.mediastreams import MediaStreamError
+
+from tests.webrtc.speech import speech_48k
+from webrtc.opus import FRAME, OpusDecoder, OpusEncoder, is_dtx
+from webrtc.playout import Playout
+from webrtc.rate import Rate
+from webrtc.send import MAX_BEHIND, TICK_S, Pace, SendTrack
+
+
+class Clock:
+    """Time that passes when somebody sleeps, and a little more, as it does."""
+
+    def __init__(self, begin_s: float = 1000.0) -> None:
+        self.now_s = begin_s
+        self.oversleep_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.now_s += seconds + self.oversleep_s
+        await asyncio.sleep(0)
+
+
+def a_track(playout: Playout, clock: Clock, encoder: OpusEncoder | None = None) -> SendTrack:
+    return SendTrack(playout, encoder or OpusEncoder(), clock=clock, sleep=clock.sleep)
+
+
+def noise(ticks: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.random.default_rng(5).normal(0, 0.1, 441 * ticks).astype(np.float32)
+
+
+def test_late_wake_ups_do_not_add_up() -> None:
+    pace, now = Pace(50.0), 50.0
+    for expected in range(5000):
+        tick, wait_s = pace.next(now)
+        assert tick == expected
+        now += wait_s + 0.007
+    assert now == pytest.approx(50.0 + 4999 * TICK_S + 0.007)
+
+
+def test_a_short_stall_is_made_up_for() -> None:
+    pace = Pace(0.0)
+    pace.next(0.0)
+    assert pace.next(3.5 * TICK_S) == (1, 0.0)
+    assert pace.next(3.5 * TICK_S) == (2, 0.0)
+    assert pace.next(3.5 * TICK_S) == (3, 0.0)
+    tick, wait_s = pace.next(3.5 * TICK_S)
+    assert tick == 4 and wait_s == pytest.approx(0.5 * TICK_S)
+    assert pace.left_out == 0
+
+
+def test_a_long_stall_makes_no_burst() -> None:
+    pace = Pace(0.0)
+    pace.next(0.0)
+    assert pace.next(100.5 * TICK_S) == (100, 0.0)
+    assert pace.left_out == 99
+    tick, wait_s = pace.next(100.5 * TICK_S)
+    assert tick == 101 and wait_s == pytest.approx(0.5 * TICK_S)
+
+
+def test_no_more_is_made_up_for_than_a_listener_can_use() -> None:
+    pace = Pace(0.0)
+    pace.next(0.0)
+    at_once = 0
+    while pace.next((1.5 + MAX_BEHIND) * TICK_S)[1] == 0:
+        at_once += 1
+    assert at_once == MAX_BEHIND + 1 and pace.left_out == 0
+
+
+async def test_packets_come_each_20_ms_with_their_timestamps() -> None:
+    clock, playout = Clock(), Playout(max_ms=2000)
+    clock.oversleep_s = 0.003
+    track = a_track(playout, clock)
+    first = await track.recv()
+    playout.push(noise(60))
+    packets = [await track.recv() for _ in range(50)]
+    assert [packet.pts for packet in (first, *packets)] == [960 * n for n in range(51)]
+    assert clock.now_s == pytest.approx(1000 + 50 * TICK_S + 0.003)
+    assert track.counts.packets == 51 and track.ticks_left_out == 0
+
+
+async def test_a_stall_leaves_a_hole_in_the_timestamps() -> None:
+    clock, playout = Clock(), Playout(max_ms=2000)
+    track = a_track(playout, clock)
+    await track.recv()
+    playout.push(noise(60))
+    await track.recv()
+    clock.now_s += 0.51
+    after = await track.recv()
+    assert after.pts == 26 * FRAME  # the newest at 0.53 s
+    assert track.ticks_left_out == 24
+
+
+async def test_what_is_pushed_is_heard() -> None:
+    clock, playout = Clock(), Playout(max_ms=4000)
+    track, decoder = a_track(playout, clock), OpusDecoder()
+    await track.recv()
+    tone = (0.3 * np.sin(2 * np.pi * 441 / 22050 * np.arange(22050))).astype(np.float32)
+    playout.push(tone)
+    heard = np.concatenate([decoder.decode(bytes(await track.recv())) for _ in range(40)])[9600:]
+    spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
+    assert np.argmax(spectrum) * 48000 / len(heard) == pytest.approx(441, abs=3)
+    assert np.sqrt(np.mean(heard**2)) == pytest.approx(0.3 / np.sqrt(2), rel=0.15)
+
+
+async def test_silence_costs_its_first_packet_and_a_sign_of_life_now_and_then() -> None:
+    clock = Clock()
+    track = a_track(Playout(), clock)
+    packets = [await track.recv() for _ in range(30)]
+    times = np.array([packet.pts for packet in packets]) // FRAME
+    assert np.diff(times).max() >= 10  # what lies between was left out
+    assert clock.now_s - 1000 == pytest.approx(times[-1] * TICK_S)
+    assert track.counts.silent == times[-1] + 1 - len(packets)
+    settled = packets[15:]
+    doubles = [is_dtx(bytes(a)) and is_dtx(bytes(b)) for a, b in zip(settled, settled[1:], strict=False)]
+    assert not any(doubles)
+    assert sum(len(bytes(packet)) for packet in settled) * 8 / (len(settled) * 0.2) < 3000
+
+
+async def test_a_model_that_says_nothing_does_not_hold_up_the_track() -> None:
+    clock = Clock()
+    track = a_track(Playout(), clock)
+    assert (await track.recv()).pts == 0
+    assert (await track.recv()).pts == 960
+    assert clock.now_s == pytest.approx(1000 + TICK_S)
+
+
+async def test_sound_from_before_the_first_packet_is_not_sent_late() -> None:
+    playout = Playout()
+    playout.push(noise(20))
+    await a_track(playout, Clock()).recv()
+    assert playout.buffered_ms == 0
+
+
+async def test_the_bitrate_follows() -> None:
+    clock, playout = Clock(), Playout(max_ms=6000)
+    track = a_track(playout, clock)
+    await track.recv()
+    spoken = np.resize(speech_48k()[::2], 22050 * 5).astype(np.float32)
+    playout.push(spoken)
+    high = sum([len(bytes(await track.recv())) for _ in range(100)])
+    track.set_rate(Rate(16000, 0))
+    low = sum([len(bytes(await track.recv())) for _ in range(100)])
+    assert low < 0.5 * high
+
+
+async def test_a_stopped_track_ends() -> None:
+    track = a_track(Playout(), Clock())
+    track.stop()
+    with pytest.raises(MediaStreamError, match="stopped"):
+        await track.recv()

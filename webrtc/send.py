@@ -1,0 +1,107 @@
+"""The track that a call sends: one Opus packet each 20 ms by its own clock, whatever the model does."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from aiortc import MediaStreamTrack
+from aiortc.mediastreams import MediaStreamError
+from av.packet import Packet
+from av.stream import Stream
+
+from webrtc.opus import FRAME, RATE_HZ, OpusEncoder, is_dtx
+from webrtc.playout import Playout
+from webrtc.rate import Rate
+
+TICK_S = FRAME / RATE_HZ
+TIME_BASE = Fraction(1, RATE_HZ)
+MAX_BEHIND = 2
+"""Ticks made up for after a stall, back to back: a listener still has use for them. Older ones are left out."""
+
+
+class Pace:
+    """Which tick is next, and when: ticks stay on one grid of 20 ms, so that nothing drifts. Pure."""
+
+    def __init__(self, start_s: float) -> None:
+        self._start_s = start_s
+        self._tick = -1
+        self.left_out = 0
+        """Ticks that a stall has cost."""
+
+    def next(self, now_s: float) -> tuple[int, float]:
+        """The number of the next tick, from 0, and the seconds until it is due."""
+        self._tick += 1
+        newest = int((now_s - self._start_s) / TICK_S)
+        if newest - self._tick > MAX_BEHIND:
+            self.left_out += newest - self._tick
+            self._tick = newest
+        return self._tick, max(0.0, self._start_s + self._tick * TICK_S - now_s)
+
+
+@dataclass(slots=True)
+class SendCounts:
+    """What was sent."""
+
+    packets: int = 0
+    payload_bytes: int = 0
+    silent: int = 0
+    """Packets not sent because the packet before says already that there is silence."""
+
+
+class SendTrack(MediaStreamTrack):
+    """Encodes what the playout has, and silence where it has nothing.
+
+    aiortc asks for the next packet as soon as it has sent one, and sends at once what it gets: the pace is here. A
+    track that `recv` has started is read by one sender only.
+    """
+
+    kind = "audio"
+
+    def __init__(
+        self,
+        playout: Playout,
+        encoder: OpusEncoder,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__()
+        self._playout, self._encoder = playout, encoder
+        self._clock, self._sleep = clock, sleep
+        self._pace: Pace | None = None
+        self._was_silent = False
+        self.counts = SendCounts()
+
+    @property
+    def ticks_left_out(self) -> int:
+        """Packets never made because this process stood still."""
+        return 0 if self._pace is None else self._pace.left_out
+
+    def set_rate(self, rate: Rate) -> None:
+        """From the next packet on."""
+        self._encoder.set_bitrate(rate.bitrate)
+        self._encoder.set_expected_loss(rate.expected_loss_percent)
+
+    async def recv(self) -> "Packet[Stream]":
+        """The next packet that is worth sending, when it is due; MediaStreamError after `stop`."""
+        if self._pace is None:
+            self._playout.clear()  # what came before anybody listened is old
+            self._pace = Pace(self._clock())
+        while True:
+            tick, wait_s = self._pace.next(self._clock())
+            await self._sleep(wait_s)  # also where it is 0: the event loop gets its turn
+            if self.readyState != "live":
+                raise MediaStreamError("the track has been stopped")
+            payload = self._encoder.encode(self._playout.frame())
+            silent, before = is_dtx(payload), self._was_silent
+            self._was_silent = silent
+            if silent and before:
+                self.counts.silent += 1
+                continue
+            self.counts.packets += 1
+            self.counts.payload_bytes += len(payload)
+            packet = Packet(payload)
+            packet.pts, packet.time_base = tick * FRAME, TIME_BASE
+            return packet
