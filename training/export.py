@@ -6,9 +6,9 @@ stay float32.
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils import parametrize
@@ -34,14 +34,7 @@ def vocoder_state(sizes: ModelSizes, out: Path) -> State:
     return vocoder.state_dict()
 
 
-def converter_state(sizes: ModelSizes, out: Path) -> State:
-    """Regulator and DiT in one file."""
-    converter = load_converter(sizes, out)
-    state = {f"length_regulator.{name}": tensor for name, tensor in converter.regulator.state_dict().items()}
-    return state | {f"cfm.estimator.{name}": tensor for name, tensor in converter.dit.state_dict().items()}
-
-
-def compact(state: State) -> State:
+def compact(state: Mapping[str, Tensor]) -> State:
     """Matrices in half precision; vectors (biases, norms, statistics) as they are."""
     return {
         name: (tensor.half() if tensor.dim() > 1 and tensor.is_floating_point() else tensor).detach().contiguous()
@@ -50,21 +43,33 @@ def compact(state: State) -> State:
     }
 
 
-@torch.no_grad()
-def export(sizes: ModelSizes, out: Path, to: Path) -> None:
-    """Write dit, campplus, bigvgan and whisper .safetensors into a folder."""
+def write_weights(states: Mapping[str, Mapping[str, Tensor]], to: Path) -> None:
+    """Write all networks, by the names that stages.checkpoints gives them, into a folder."""
     to.mkdir(parents=True, exist_ok=True)
-    whisper = load_phone_model(sizes.whisper, out).encoder.state_dict()
     files = {
-        "dit": converter_state(sizes, out),
-        "campplus": load_style_encoder(sizes.campplus, out).state_dict(),
-        "bigvgan": vocoder_state(sizes, out),
-        "whisper": {f"model.encoder.{name}": tensor for name, tensor in whisper.items()},
+        "dit": {f"length_regulator.{name}": tensor for name, tensor in states["length_regulator"].items()}
+        | {f"cfm.estimator.{name}": tensor for name, tensor in states["cfm"].items()},
+        "campplus": states["campplus"],
+        "bigvgan": states["bigvgan"],
+        "whisper": {f"model.encoder.{name}": tensor for name, tensor in states["whisper"].items()},
     }
     for name, state in files.items():
         path = to / f"{name}.safetensors"
         save_file(compact(state), path)
         log.info("%s: %d tensors, %.2f MB", path.name, len(state), path.stat().st_size / 1e6)
+
+
+def export(sizes: ModelSizes, out: Path, to: Path) -> None:
+    """Write what the trainings have left in a folder as weights."""
+    converter = load_converter(sizes, out)
+    states = {
+        "length_regulator": converter.regulator.state_dict(),
+        "cfm": converter.dit.state_dict(),
+        "campplus": load_style_encoder(sizes.campplus, out).state_dict(),
+        "bigvgan": vocoder_state(sizes, out),
+        "whisper": load_phone_model(sizes.whisper, out).encoder.state_dict(),
+    }
+    write_weights(states, to)
 
 
 def main() -> None:

@@ -11,10 +11,12 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from configs.schema import load_preset
 from stages.models.campplus import Campplus
@@ -23,7 +25,7 @@ from stages.pitch import pitch_hz
 from training.augment import colour, draw_warp, warp
 from training.data import CONTENT_RATE, Clip, Corpus, Floats
 from training.loop import arguments, start_logging
-from training.train_encoder import TICK, PhoneModel, load_phone_model
+from training.train_encoder import TICK, load_phone_model
 from training.train_style import WARPS, fbanks, load_style_encoder
 
 VARIANTS = ("whole", "warped", "warped_again", "ends")
@@ -34,6 +36,15 @@ SYNTH_CLIPS_PER_VOICE = 15
 ENCODE_BATCH = 16
 
 log = logging.getLogger("training")
+
+
+class ContentModel(Protocol):
+    """What makes content of waves at 16 kHz [B, n]: [B, n // 320 + 1, width]."""
+
+    width: int
+
+    def content(self, waves: Tensor) -> Tensor:
+        """Content of the waves."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Features:
 
 
 @torch.inference_mode()
-def encode_whole(model: PhoneModel, wave: Floats) -> Floats:
+def encode_whole(model: ContentModel, wave: Floats) -> Floats:
     """Content [n // 320 + 1, width] of a wave [n], in windows of 10 s that overlap by 1 s."""
     n_frames = len(wave) // TICK + 1
     out = np.empty((n_frames, model.width), dtype=np.float32)
@@ -67,7 +78,7 @@ def encode_whole(model: PhoneModel, wave: Floats) -> Floats:
 
 
 @torch.inference_mode()
-def encode_ends(model: PhoneModel, wave: Floats) -> Floats:
+def encode_ends(model: ContentModel, wave: Floats) -> Floats:
     """Content [n // 320 + 1, width] in which every 39 frames are the end of a call's window."""
     n_frames = len(wave) // TICK + 1
     blocks = -(-n_frames // END_TICKS)
@@ -91,7 +102,7 @@ def unwarped(rows: Floats, factor: float, n_frames: int) -> Floats:
 
 @torch.inference_mode()
 def features_of(
-    clip: Clip, corpus: Corpus, phones: PhoneModel, mel: MelSpectrogram, rng: np.random.Generator
+    clip: Clip, corpus: Corpus, phones: ContentModel, mel: MelSpectrogram, rng: np.random.Generator
 ) -> Features:
     """Content variants, pitch and mel of a clip."""
     wave = corpus.wave_16k(clip)

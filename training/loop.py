@@ -59,7 +59,7 @@ def train(
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
     step, minutes = 0, 0.0
     if file.exists():
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, weights_only=True, map_location=next(model.parameters()).device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average, step, minutes = state["average"], state["step"], state["minutes"]
@@ -127,7 +127,7 @@ def _save(
 
 def averaged_weights(out: Path, stem: str) -> dict[str, Tensor]:
     """The running average that a training has written."""
-    weights: dict[str, Tensor] = torch.load(out / f"{stem}.pt", weights_only=True)["average"]
+    weights: dict[str, Tensor] = torch.load(out / f"{stem}.pt", weights_only=True, map_location="cpu")["average"]
     return weights
 
 
@@ -139,6 +139,7 @@ def arguments(description: str | None, minutes: float) -> argparse.ArgumentParse
     parser.add_argument("--preset", default="tiny", help="preset whose sizes are trained")
     parser.add_argument("--minutes", type=float, default=minutes, help="training time, pauses not counted")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     return parser
 
 

@@ -7,7 +7,7 @@ microphone): prompt and style are all that can be believed, and a few hundred sp
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ HUMAN_SHARE = 0.7
 # Where one, two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the
 # start there is nothing but noise, so only there does the network have to read the content.
 STEP_TIMES, STEP_CHANCES, ANY_TIME = (0.0, 0.25, 0.5, 0.75), (0.64, 0.1, 0.18, 0.08), 0.2
+SHORTCUTS, SHORTCUT_CHANCES, SHORTEST = (1.0, 0.5, 0.25), (0.5, 0.3, 0.2), 0.125
 HEARD, HEARD_CHANCES = ("warped", "warped_again", "ends", "whole"), (0.3, 0.3, 0.3, 0.1)
 HEARD_IN_CALL_CHANCES = (0.1, 0.1, 0.75, 0.05)
 WARPED, WARP_SPREAD = 0.7, 0.03
@@ -74,18 +75,22 @@ class Batch:
     source_mel: Tensor
     style: Tensor
 
+    def to(self, device: str) -> "Batch":
+        """The same batch elsewhere."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class Disguise:
     """One made-up voice: mel bands and pitch moved by a factor, and a smooth colouring of the bands."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.warp = int(rng.integers(1, len(WARPS))) if rng.random() < WARPED else 0
-        self.factor = WARPS[self.warp] * float(np.exp(rng.normal(0, WARP_SPREAD)))
+    def __init__(self, rng: np.random.Generator, warped: float = WARPED, coloured: float = COLOURED) -> None:
+        self.warp = int(rng.integers(1, len(WARPS))) if rng.random() < warped else 0
+        self.factor = WARPS[self.warp] * (float(np.exp(rng.normal(0, WARP_SPREAD))) if warped else 1.0)
         place = np.interp(BAND_HZ / self.factor, BAND_HZ, np.arange(N_MELS))
         self.low = np.minimum(place.astype(np.int64), N_MELS - 2)
         self.share = (place - self.low).astype(np.float32)
         self.colour = np.zeros(N_MELS, np.float32)
-        if rng.random() < COLOURED:
+        if rng.random() < coloured:
             knots = rng.normal(0, COLOUR_SPREAD, COLOUR_KNOTS)
             self.colour += np.interp(np.arange(N_MELS), np.linspace(0, N_MELS - 1, COLOUR_KNOTS), knots)
 
@@ -108,7 +113,8 @@ BAND_HZ = _band_centres_hz()
 class Pairs:
     """A prompt and a source of one speaker, from two clips or from two places of one."""
 
-    def __init__(self, features: list[Features]) -> None:
+    def __init__(self, features: list[Features], disguised: bool = True) -> None:
+        self.disguised = disguised
         speakers: dict[str, list[Features]] = {}
         for item in features:
             speakers.setdefault(item.clip.speaker, []).append(item)
@@ -132,7 +138,7 @@ class Pairs:
         spoken = self._stretch(rng, group, source)
         shown = self._stretch(rng, group, prompt)
         heard = HEARD[int(rng.choice(len(HEARD), p=HEARD_IN_CALL_CHANCES if ends else HEARD_CHANCES))]
-        disguise = Disguise(rng)
+        disguise = Disguise(rng) if self.disguised else Disguise(rng, warped=0.0, coloured=0.0)
         styles = shown[0][0].style
         if styles is None:
             raise ValueError(f"{shown[0][0].clip.path} has no style vectors; run `python -m training.features style`")
@@ -194,6 +200,9 @@ class Converter(nn.Module):
                 nn.init.normal_(module.project_layer.weight, 0.0, 0.01)
                 nn.init.zeros_(module.project_layer.bias)
                 nn.init.ones_(module.project_layer.bias.data[: module.project_layer.out_features // 2])
+        if self.dit.step_embedder is not None:  # begins as if it were not there
+            for parameter in self.dit.step_embedder.mlp[2].parameters():
+                nn.init.zeros_(parameter)
         nn.init.normal_(self.dit.conv2.weight, 0.0, 0.02)
         nn.init.constant_(self.dit.conv2.bias, MEAN_LOG_MEL)  # type: ignore[arg-type]
 
@@ -208,19 +217,41 @@ class Converter(nn.Module):
             dim=1,
         )
 
-    def loss(self, batch: Batch, rng: np.random.Generator) -> Losses:
-        """Squared error of the velocity on the source's frames, at drawn times."""
-        size, n_prompt = len(batch.style), batch.prompt_mel.shape[-1]
-        mu = self.conditions(batch)
-        prompt_x = torch.zeros(size, batch.prompt_mel.shape[1], mu.shape[1])
+    def loss(self, batch: Batch, rng: np.random.Generator, shortcut_share: float = 0.0) -> Losses:
+        """Squared error of the velocity on the source's frames: at drawn times, and of long steps against two short.
+
+        `shortcut_share` of the batches learn that a step of 1, 1/2 or 1/4 leads where two of half its size lead.
+        """
+        mu, n_prompt = self.conditions(batch), batch.prompt_mel.shape[-1]
+        prompt_x = mu.new_zeros(len(mu), batch.prompt_mel.shape[1], mu.shape[1])
         prompt_x[..., :n_prompt] = batch.prompt_mel
-        times = np.where(rng.random(size) < ANY_TIME, rng.random(size), rng.choice(STEP_TIMES, size, p=STEP_CHANCES))
-        t = torch.from_numpy(times.astype(np.float32))
         noise = torch.randn_like(batch.source_mel)
-        mixed = (1 - t)[:, None, None] * noise + t[:, None, None] * batch.source_mel
-        x = torch.cat([torch.zeros_like(batch.prompt_mel), mixed], dim=-1)
-        made = self.dit(x, prompt_x, t, batch.style, mu)[..., n_prompt:]
-        return {"velocity": (made - (batch.source_mel - noise)).square().mean()}
+
+        def velocity(source: Tensor, t: Tensor, step: Tensor) -> Tensor:
+            x = torch.cat([torch.zeros_like(batch.prompt_mel), source], dim=-1)
+            made: Tensor = self.dit(x, prompt_x, t, batch.style, mu, step=step)
+            return made[..., n_prompt:]
+
+        def between(t: Tensor) -> Tensor:
+            return (1 - t)[:, None, None] * noise + t[:, None, None] * batch.source_mel
+
+        size = len(mu)
+        if rng.random() >= shortcut_share:
+            times = np.where(
+                rng.random(size) < ANY_TIME, rng.random(size), rng.choice(STEP_TIMES, size, p=STEP_CHANCES)
+            )
+            t = torch.from_numpy(times.astype(np.float32)).to(mu.device)
+            wanted = batch.source_mel - noise
+            return {"velocity": (velocity(between(t), t, torch.zeros_like(t)) - wanted).square().mean()}
+        steps = rng.choice(SHORTCUTS, size, p=SHORTCUT_CHANCES)
+        starts = np.floor(rng.random(size) / steps) * steps
+        step, t = (torch.from_numpy(times.astype(np.float32)).to(mu.device) for times in (steps, starts))
+        x, half = between(t), step / 2
+        with torch.no_grad():  # the shortest steps are the flow's own
+            told = torch.where(half > SHORTEST, half, 0.0)
+            first = velocity(x, t, told)
+            second = velocity(x + half[:, None, None] * first, t + half, told)
+        return {"shortcut": (velocity(x, t, step) - (first + second) / 2).square().mean()}
 
     @torch.no_grad()
     def convert(self, batch: Batch, steps: int, seed: int = 0) -> Tensor:
@@ -240,15 +271,17 @@ def load_converter(sizes: ModelSizes, out: Path) -> Converter:
 
 def main() -> None:
     """Train from the beginning, or go on where the checkpoint stands."""
-    args = arguments(__doc__, minutes=90).parse_args()
+    options = arguments(__doc__, minutes=90)
+    options.add_argument("--shortcut-share", type=float, default=0.0, help="share of batches that learn long steps")
+    args = options.parse_args()
     start_logging()
     sizes = load_preset(args.preset).model
     torch.manual_seed(args.seed)
-    model = Converter(sizes)
+    model = Converter(sizes).to(args.device)
     pairs = Pairs(list(read_features(args.data)))
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        return model.loss(pairs.batch(rng), rng)
+        return model.loss(pairs.batch(rng).to(args.device), rng, args.shortcut_share)
 
     recipe = Recipe(args.minutes, learning_rate=1.5e-3, warmup_steps=100, average=0.995, seed=args.seed)
     train(model, loss_of, recipe, args.out, "dit")

@@ -183,7 +183,7 @@ def main() -> None:
     start_logging()
     sizes = load_preset(args.preset).model.whisper
     torch.manual_seed(args.seed)
-    model, corpus = PhoneModel(sizes), Corpus(args.data)
+    model, corpus = PhoneModel(sizes).to(args.device), Corpus(args.data)
     windows = Windows(corpus, args.data, corpus.train())
     steps = 0
 
@@ -193,7 +193,8 @@ def main() -> None:
         if steps % REREAD_STEPS == 0:
             windows.reread()
         waves, labels = windows.batch(rng)
-        return model.loss(waves, labels, masked_bands(rng, len(waves), sizes.n_mels))
+        masked = masked_bands(rng, len(waves), sizes.n_mels)
+        return model.loss(waves.to(args.device), labels.to(args.device), masked.to(args.device))
 
     recipe = Recipe(args.minutes, learning_rate=1e-3, seed=args.seed)
     train(model, loss_of, recipe, args.out, "encoder")

@@ -147,10 +147,10 @@ def main() -> None:
     corpus = Corpus(args.data)
     speakers = Speakers(corpus, corpus.train())
     speakers.describe()
-    model = SpeakerModel(sizes, len(speakers.names) * len(WARPS))
+    model = SpeakerModel(sizes, len(speakers.names) * len(WARPS)).to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        return model.loss(*speakers.batch(rng))
+        return model.loss(*(tensor.to(args.device) for tensor in speakers.batch(rng)))
 
     recipe = Recipe(args.minutes, learning_rate=2e-3, warmup_steps=20, average=0.99, seed=args.seed)
     train(model, loss_of, recipe, args.out, "style")

@@ -167,18 +167,19 @@ def main() -> None:
     preset = load_preset(args.preset)
     sizes = preset.model
     torch.manual_seed(args.seed)
-    mel, segments = MelSpectrogram(sizes.mel), Segments(Corpus(args.data), sizes.mel.hop)
+    mel, segments = MelSpectrogram(sizes.mel).to(args.device), Segments(Corpus(args.data), sizes.mel.hop)
     edge = CONTEXT_FRAMES * sizes.mel.hop
 
     def real_waves(rng: np.random.Generator) -> Tensor:
-        return segments.draw(rng, SEGMENT_FRAMES + 2 * CONTEXT_FRAMES, BATCH)
+        return segments.draw(rng, SEGMENT_FRAMES + 2 * CONTEXT_FRAMES, BATCH).to(args.device)
 
     if args.adversarial:
-        contest = Contest(trained_vocoder(sizes, args.out), mel, MelMatch(sizes.mel, preset.mel_match_passes))
+        match = MelMatch(sizes.mel, preset.mel_match_passes)
+        contest = Contest(trained_vocoder(sizes, args.out), mel, match).to(args.device)
         recipe = Recipe(args.minutes, learning_rate=4e-4, betas=(0.8, 0.99), clip_norm=5.0, seed=args.seed)
         train(contest, lambda rng: contest.loss(real_waves(rng)), recipe, args.out, "vocoder_adversarial")
         return
-    vocoder, loss = prepared(sizes), SpectralLoss(mel)
+    vocoder, loss = prepared(sizes).to(args.device), SpectralLoss(mel).to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
         real = real_waves(rng)
