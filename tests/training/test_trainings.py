@@ -34,7 +34,12 @@ SIZES = ModelSizes(
     campplus=CampplusSizes(head_channels=2, init_channels=8, growth=2),
     regulator=RegulatorSizes(in_channels=32, channels=16, f0_bins=64),
     dit=DitSizes(
-        hidden_dim=32, num_heads=2, depth=3, content_dim=16, wavenet=WavenetSizes(hidden_dim=32, num_layers=2)
+        hidden_dim=32,
+        num_heads=2,
+        depth=3,
+        content_dim=16,
+        step_size=True,
+        wavenet=WavenetSizes(hidden_dim=32, num_layers=2),
     ),
     bigvgan=BigvganSizes(initial_channels=64, resblock_kernels=(3,), resblock_dilations=((1, 3, 5),)),
 )
@@ -59,6 +64,7 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     phones, speakers, converter = PhoneModel(SIZES.whisper), SpeakerModel(SIZES.campplus, N_SPEAKERS), Converter(SIZES)
+    shortcut = Converter(SIZES)
     vocoder, mel = BigVgan(SIZES.bigvgan), MelSpectrogram(SIZES.mel)
     prepare(vocoder)
     spectral = SpectralLoss(mel)
@@ -70,6 +76,7 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
         "encoder": (phones, lambda: phones.loss(waves, labels, masked_bands(rng, 2, 80))),
         "style": (speakers, lambda: speakers.loss(fbank, owners, descriptions)),
         "dit": (converter, lambda: converter.loss(batch, rng)),
+        "dit_shortcut": (shortcut, lambda: shortcut.loss(batch, rng, shortcut_share=1.0)),
         "vocoder": (vocoder, lambda: spectral(vocoder(mel(real)), real)),
     }
     results: dict[str, tuple[nn.Module, list[Losses]]] = {}
