@@ -40,6 +40,41 @@ class Limits(Strict):
     """What a refused client is told to wait."""
 
 
+class IceServerArgs(Strict):
+    """One STUN or TURN server, by the URLs that clients and this server reach it under."""
+
+    urls: Annotated[tuple[Annotated[str, Field(pattern=r"^(stun|stuns|turn|turns):.+")], ...], Field(min_length=1)]
+
+    @property
+    def relays(self) -> bool:
+        """Whether it relays, and so asks for a credential."""
+        return self.urls[0].startswith("turn")
+
+
+class RtcArgs(Strict):
+    """Live calls: how they get through, how many at once, and when one is given up."""
+
+    ice_servers: tuple[IceServerArgs, ...] = ()
+    """None: clients reach this machine's own addresses. TURN servers are coturn with a shared secret."""
+    turn_secret_env: str = "SEEDVC_TURN_SECRET"
+    """The environment variable that holds coturn's `static-auth-secret`."""
+    credential_s: Positive = 3600
+    """How long a TURN credential made from it is good for; a call may last longer."""
+    api_key_env: str = "SEEDVC_API_KEY"
+    """Where this environment variable is set, the routes of calls ask for its value as a Bearer token."""
+    max_calls: Positive = 8
+    """Calls at once per ingress replica; leave room below its `max_ongoing_requests` for other requests."""
+    retry_after_s: Positive = 2
+    """What a refused client is told to wait."""
+    max_call_s: Seconds = 14400.0
+    connect_timeout_s: Seconds = 20.0
+    """How long media may take to flow after the answer, and a socket to start its call."""
+    idle_timeout_s: Seconds = 30.0
+    """How long a call may receive nothing at all; a muted client still sends."""
+    page: bool = True
+    """Whether the browser page is served at `/`."""
+
+
 class ServeArgs(Strict):
     """The application's arguments; replicas, CPUs, GPUs and autoscaling are Serve's own `deployments` section."""
 
@@ -58,6 +93,7 @@ class ServeArgs(Strict):
     voice_cache_mb: Positive = 256
     """Bound of the voices that a Diffusion replica keeps in memory."""
     limits: Limits = Limits()
+    rtc: RtcArgs = RtcArgs()
 
     @model_validator(mode="after")
     def _device_known(self) -> ServeArgs:

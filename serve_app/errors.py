@@ -34,6 +34,25 @@ class Unavailable(RuntimeError):
     """Part of the service does not answer now; nothing is wrong with the request."""
 
 
+class CallsFull(AtCapacity):
+    """No room for one more call."""
+
+    def __init__(self, message: str, retry_after_s: int, status: str = "at_capacity") -> None:
+        super().__init__(message, retry_after_s, status)
+
+
+class Refused(Exception):
+    """A request that is answered with this status code, short code and sentence."""
+
+    def __init__(self, status_code: int, status: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status_code, status, message, headers)  # all, so that the error survives pickling
+        self.status_code, self.status, self.message = status_code, status, message
+        self.headers = headers or {}
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class SourceTooLong(ValueError):
     """More sound than one conversion takes."""
 
@@ -127,6 +146,10 @@ def refusal(error: Exception) -> Refusal | None:
             return _refused(413, "source_too_long", error)
         case UploadTooLarge():
             return _refused(413, "upload_too_large", error)
+        case Refused():
+            return _refused(error.status_code, error.status, error, error.headers)
+        case CallsFull():
+            return _refused(503, error.status, error, {"Retry-After": str(error.retry_after_s)})
         case AtCapacity():
             return _refused(429, error.status, error, {"Retry-After": str(error.retry_after_s)})
         case Unavailable():

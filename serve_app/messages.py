@@ -1,0 +1,140 @@
+"""What clients and server say to each other about a call, on the socket and on the data channel: docs/protocol.md."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from serve_app.errors import AtCapacity, Refused, refusal
+
+MAX_MESSAGE_BYTES = 65536
+MAX_CANDIDATE = 1024
+MAX_STEPS = 100
+MAX_BLOCK_MS = 1000
+
+Mode = Literal["lowest", "constant"]
+BlockMs = Annotated[int, Field(ge=40, le=MAX_BLOCK_MS, multiple_of=20)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+VoiceId = Annotated[str, Field(min_length=1, max_length=64)]
+Sdp = Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE_BYTES)]
+Told = dict[str, Any]
+"""A message of the server, as it goes into JSON."""
+
+
+class Message(BaseModel):
+    """Base of what a client says; an unknown field is an error, so that a typing mistake is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Wishes(Message):
+    """What a call is started with; None takes the server's own choice."""
+
+    voice: VoiceId
+    mode: Mode | None = None
+    block_ms: BlockMs | None = None
+    steps: Steps | None = None
+    bypass: bool = False
+
+
+class Start(Wishes):
+    """The first message on a socket."""
+
+    type: Literal["start"]
+    sdp: Sdp
+    replaces: Annotated[str, Field(max_length=128)] | None = None
+    """A session of the same client that may not know yet that it has ended, as after a lost connection."""
+
+
+class IceCandidate(BaseModel):
+    """As browsers write one; they add fields of their own."""
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: Annotated[str, Field(max_length=MAX_CANDIDATE)]
+    sdpMid: Annotated[str, Field(max_length=64)] | None = None  # noqa: N815 - W3C's name
+    sdpMLineIndex: int | None = None  # noqa: N815 - W3C's name
+
+
+class Candidate(Message):
+    """One more way to reach the client; None: that was the last."""
+
+    type: Literal["candidate"]
+    candidate: IceCandidate | None
+
+
+class Change(Message):
+    """Other settings from the next block on; what is left out stays."""
+
+    type: Literal["change"]
+    voice: VoiceId | None = None
+    mode: Mode | None = None
+    block_ms: BlockMs | None = None
+    steps: Steps | None = None
+    bypass: bool | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Change:
+        if not self.wanted:
+            raise ValueError("a change names at least one of voice, mode, block_ms, steps, bypass")
+        return self
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The fields that are to change."""
+        return self.model_dump(exclude={"type"}, exclude_none=True)
+
+
+class Stop(Message):
+    """The client hangs up."""
+
+    type: Literal["stop"]
+
+
+_KINDS = {("start",), ("candidate",), ("change",), ("stop",)}
+_MESSAGES: TypeAdapter[Start | Candidate | Change | Stop] = TypeAdapter(
+    Annotated[Start | Candidate | Change | Stop, Field(discriminator="type")]
+)
+
+
+def parse(text: str) -> Start | Candidate | Change | Stop:
+    """A client's message; Refused with one sentence where it is none."""
+    if len(text) > MAX_MESSAGE_BYTES:
+        raise Refused(413, "invalid_message", f"the message is longer than the limit of {MAX_MESSAGE_BYTES} characters")
+    try:
+        return _MESSAGES.validate_json(text)
+    except ValidationError as error:
+        raise Refused(422, "invalid_message", sentence(error)) from None
+
+
+def sentence(error: ValidationError) -> str:
+    """The first problem, with where it is."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    loc = problem["loc"][1:] if problem["loc"][:1] in _KINDS else problem["loc"]  # a union names the kind first
+    place = ".".join(map(str, loc))
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def write(message: Told) -> str:
+    """A message of the server as text."""
+    return json.dumps(message, separators=(",", ":"))
+
+
+def problem(error: Exception) -> Told:
+    """An error as the message that tells it, or as one of ours that tells nothing of its inside."""
+    known = refusal(error)
+    if known is None:
+        return {"type": "error", "code": "internal_error", "message": "something failed on our side"}
+    detail = known.detail
+    told: Told = {"type": "error"}
+    if isinstance(detail, dict):
+        told |= {"code": detail["status"], "message": detail["message"]}
+    else:
+        first = known.detail[0]  # type: ignore[index]
+        told |= {"code": first["type"], "message": first["msg"]}
+    if isinstance(error, AtCapacity):
+        told["retry_after_s"] = error.retry_after_s
+    return told

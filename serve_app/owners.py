@@ -1,0 +1,88 @@
+"""Reaching one particular ingress replica: the one that holds a session. Serve itself calls any replica."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.request_router import LocalityMixin, PendingRequest, RequestRouter, RunningReplica
+
+from serve_app.errors import Unavailable
+from serve_app.graph import cause_of
+
+ANSWER_S = 10.0
+CHOICES = 2
+LOOK_EVERY_S = 0.3
+
+
+class OwnerRouter(LocalityMixin, RequestRouter):  # type: ignore[misc]  # Ray leaves its router untyped
+    """Sends a call that names a replica to that replica, any other to the shorter of two random queues.
+
+    The name travels as the handle's session id. Where no such replica runs the call goes to any, which finds that it
+    does not know the session: an answer at once, in place of a wait for a replica that will not come back.
+    """
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The replicas to try in this round; the less busy of them takes the call."""
+        if pending_request is not None and (owner := pending_request.metadata.session_id):
+            named = [replica for replica in candidate_replicas if replica.replica_id.unique_id == owner]
+            if named:
+                return [named]
+        near = [self._replicas[replica_id] for replica_id in self.apply_locality_routing(pending_request)]
+        return [random.sample(near, min(CHOICES, len(near)))] if near else []
+
+
+class ServeOwners:
+    """The ingress replicas of this application, seen from one of them."""
+
+    def __init__(self) -> None:
+        context = serve.get_replica_context()
+        self.name: str = context.replica_id.unique_id
+        self._ingress: DeploymentHandle[Any] = serve.get_deployment_handle(context.deployment, context.app_name)
+
+    async def ask(self, owner: str, method: str, *args: Any) -> Any:
+        """Calls a method of the replica `owner`, or of any where that one is gone.
+
+        Raises:
+            Unavailable: no replica answered in time.
+        """
+        response = self._ingress.options(session_id=owner, method_name=method).remote(*args)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await response
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        except (TimeoutError, RayError, RayServeException) as error:
+            response.cancel()
+            raise Unavailable("the server that holds this session does not answer; try again soon") from error
+
+    async def hold(self, method: str, *args: Any) -> None:
+        """Calls a method of this very replica that returns when a session ends.
+
+        So the session is one of this replica's ongoing requests: it takes a place of `max_ongoing_requests`,
+        autoscaling counts it, and the replica waits for its end before it stops.
+        """
+        response = self._ingress.options(session_id=self.name, method_name=method).remote(*args)
+        try:
+            with suppress(RayError, RayServeException):  # the session itself needs no such call
+                await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+
+async def stopping() -> None:
+    """Returns when Serve has asked this replica to stop. It tells no user code, so this reads its own record (Ray 2.60)."""
+    worker = ray._private.worker.global_worker
+    replica = worker.actors[worker.actor_id]._replica_impl
+    while not replica._shutting_down:
+        await asyncio.sleep(LOOK_EVERY_S)
