@@ -83,6 +83,8 @@ class DitSizes(Strict):
     in_channels: Positive = 80
     content_dim: Positive = 512
     style_dim: Positive = 192
+    step_size: bool = False
+    """Whether the network is told how large a step it is asked for (shortcut models, Frans et al. 2024)."""
     wavenet: WavenetSizes = WavenetSizes()
 
     @model_validator(mode="after")
@@ -128,6 +130,14 @@ class ModelSizes(Strict):
         return self
 
 
+class CallMode(Strict):
+    """A way to hold a call: the new sound in each block, and how long after its capture a block may come out."""
+
+    block_ms: Positive
+    deadline_ms: Annotated[int, Field(gt=0, le=1000)]
+    """A block that is not there by then is concealed; in the constant mode every block comes out at this very time."""
+
+
 class LiveSettings(Strict):
     """The real-time path: block geometry in milliseconds (whole 20 ms ticks) and sampling."""
 
@@ -145,6 +155,8 @@ class LiveSettings(Strict):
     cfg_rate: Annotated[float, Field(ge=0)] = 0.7
     vocoder_frames: Positive | None = None
     """How many of the last mel frames the vocoder renders; None: all, as upstream."""
+    lowest: CallMode = CallMode(block_ms=120, deadline_ms=240)
+    constant: CallMode = CallMode(block_ms=180, deadline_ms=200)
 
 
 def mel_frames_in(milliseconds: int) -> int:
