@@ -61,6 +61,17 @@ def parser() -> Parser:
     for action in (listing, adding, removing):
         action.add_argument("--server", metavar="URL", default=DEFAULT_SERVER, help=f"default: {DEFAULT_SERVER}")
 
+    call = commands.add_parser("call", help="speak live in another voice")
+    call.add_argument("--voice", required=True, help="name or id of a voice of the server, or a recording of one")
+    call.add_argument("--server", metavar="URL", default=DEFAULT_SERVER, help=f"default: {DEFAULT_SERVER}")
+    call.add_argument("--mode", choices=("lowest", "constant"), help="delay: as short as it goes, or never varying")
+    call.add_argument("--steps", type=_whole(1, 100), help="sampling steps (default: the preset's)")
+    call.add_argument("--bypass", action="store_true", help="be heard in your own voice")
+    call.add_argument("--in", dest="source", metavar="FILE", help="say a recording instead of what a microphone hears")
+    call.add_argument("--out", metavar="FILE", help="write a .wav file instead of playing on a speaker")
+    call.add_argument("--microphone", metavar="NAME", help="input device (default: the system's)")
+    call.add_argument("--speaker", metavar="NAME", help="output device (default: the system's)")
+
     commands.add_parser("presets", help="list the presets")
 
     pull = commands.add_parser("pull", help="fetch the weights of a preset from the model hub")

@@ -1,0 +1,75 @@
+"""A real Chromium, headless, with a recording as its microphone and a recorder in every page."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from playwright.sync_api import ConsoleMessage, Page, sync_playwright
+
+from webrtc.codecs import Samples
+
+RECORDED_RATE = 48000
+RECORDER = Path(__file__).with_name("recorder.js")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium() -> str | None:
+    """Where the browser is."""
+    return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+
+
+@dataclass
+class Tab:
+    """One page, with what it complained about."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    def sound(self, side: int) -> Samples:
+        """What was recorded so far at 48 kHz: 0 the microphone, 1 the other side of the call; one clock for both."""
+        pcm = np.frombuffer(base64.b64decode(self.page.evaluate("(side) => recorder.sound(side)", side)), "<i2")
+        return np.asarray(pcm, np.float32) / np.float32(32768)
+
+    def route(self) -> dict[str, Any]:
+        """The pair of candidates in use, as `getStats` tells it."""
+        route: dict[str, Any] = self.page.evaluate("recorder.route()")
+        return route
+
+
+@contextmanager
+def open_tab(url: str, microphone: Path, *, relay_only: bool = False) -> Iterator[Tab]:
+    """Opens a page in a browser of its own whose microphone hears a WAV file once, from the moment it is asked for."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium(),
+            args=[
+                "--no-sandbox",  # tests may run as root
+                "--disable-gpu",
+                "--use-fake-ui-for-media-stream",
+                "--use-fake-device-for-media-stream",
+                f"--use-file-for-fake-audio-capture={microphone}%noloop",
+            ],
+        )
+        try:
+            page = browser.new_page()
+            tab = Tab(page)
+            page.on("console", lambda message: _note(tab, message))
+            page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+            page.add_init_script(f"window.relayOnly = {str(relay_only).lower()};")
+            page.add_init_script(path=RECORDER)
+            page.goto(url)
+            yield tab
+        finally:
+            browser.close()
+
+
+def _note(tab: Tab, message: ConsoleMessage) -> None:
+    if message.type in ("error", "warning"):
+        tab.complaints.append(f"{message.type}: {message.text}")
