@@ -1,0 +1,51 @@
+/** The server's routes, relative to where this page is. */
+
+export const apiUrl = (path) => new URL(path, document.baseURI);
+
+/** A server may ask for a key; this window keeps it until it is closed. */
+const KEY = "seedvc.key";
+const key = () => sessionStorage.getItem(KEY);
+export const setKey = (value) => sessionStorage.setItem(KEY, value);
+
+export function socketUrl() {
+  const url = apiUrl("v1/rtc/ws");
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  if (key()) url.searchParams.set("access_token", key());
+  return url;
+}
+
+/** An answer that is not what was asked for: `status` is 0 where none came; `message` is for the user. */
+export class Refused extends Error {
+  constructor(status, message, retryAfterS = null) {
+    super(message);
+    this.status = status;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+/** The JSON answer of a route; throws Refused. */
+export async function request(path, options = {}) {
+  let answer;
+  const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
+  try {
+    answer = await fetch(apiUrl(path), { cache: "no-store", headers, ...options });
+  } catch {
+    throw new Refused(0, "The server does not answer.");
+  }
+  const body = await answer.json().catch(() => null);
+  if (answer.ok && body !== null) return body;
+  const retryAfterS = Number(answer.headers.get("Retry-After")) || null;
+  throw new Refused(answer.status, reasonIn(body) ?? `The server answered with status ${answer.status}.`, retryAfterS);
+}
+
+/** Errors are {detail: {message}} or, of a form's fields, {detail: [{msg}]}. */
+function reasonIn(body) {
+  const detail = body?.detail;
+  const reason = Array.isArray(detail) ? detail.map((problem) => problem.msg).join("; ") : (detail?.message ?? detail);
+  return typeof reason === "string" && reason ? sentence(reason) : null;
+}
+
+export function sentence(text) {
+  const capital = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(capital) ? capital : `${capital}.`;
+}

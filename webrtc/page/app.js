@@ -1,0 +1,458 @@
+/** The page: joins what the user touches with the call, and the call with what the user sees. */
+
+import { AddVoice } from "./addvoice.js";
+import { request, setKey } from "./api.js";
+import { DelayMeter } from "./delay.js";
+import { MicrophoneError, canChooseOutput, listDevices, missingFeatures, openMicrophone } from "./devices.js";
+import { Meter } from "./meters.js";
+import { Notice } from "./notice.js";
+import { NetworkWatch, clearReadouts, showBlocks, showDelay, showNetwork, showWork } from "./readouts.js";
+import { Session } from "./session.js";
+import { loadSettings, saveSettings } from "./settings.js";
+import { Takes } from "./takes.js";
+import { Tap } from "./tap.js";
+import { Trace } from "./trace.js";
+import { VoiceList, deleteVoice, fetchVoices } from "./voices.js";
+
+const STEP_S = 256 / 48000; // one point of trace and delay meter, see tap-worklet.js
+const CALM_MS = 1000; // between two pictures where the user asked for less motion
+
+const $ = (id) => document.getElementById(id);
+const radios = (name) => [...document.querySelectorAll(`input[name="${name}"]`)];
+
+const settings = loadSettings();
+const session = new Session({ voice: settings.voice, mode: settings.mode || null, steps: settings.steps, bypass: false });
+const notice = new Notice(act);
+const meters = [new Meter($("meter-in"), $("meter-in-word")), new Meter($("meter-out"), $("meter-out-word"))];
+const trace = new Trace($("trace"), STEP_S);
+const delayMeter = new DelayMeter(STEP_S);
+const network = new NetworkWatch();
+const takes = new Takes($("takes"), { onFull: (minutes) => (showRecording(), notice.show("recording_full", { minutes })) });
+const voiceList = new VoiceList($("voice-list"), { onChoose: chooseVoice, onDelete: askDelete });
+const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+
+let usable = false; // this browser can make calls at all
+let muted = false;
+let tap = null;
+let track = null;
+let effective = {}; // settings of the running call, as the server told
+let autoSteps = null; // how many steps "Auto" means, once known
+let heardMs = null;
+let progress = {}; // which try this is of how many, while none succeeds
+let cause = null; // why the call is ended from this side, where the user did not ask for it
+let drawnAt = 0;
+
+// Voices
+
+async function loadVoices() {
+  try {
+    const voices = await fetchVoices();
+    const known = voices.some((voice) => voice.voice_id === settings.voice);
+    voiceList.show(voices, settings.voice);
+    $("voices-empty").hidden = voices.length > 0;
+    if (!known && voices.length > 0) {
+      voiceList.choose(voiceList.voices[0].voice_id);
+      chooseVoice(voiceList.voices[0].voice_id);
+    }
+    if (voices.length === 0) remember({ voice: "" });
+  } catch (error) {
+    notice.show(error.status === 0 ? "server_unreachable" : "voices_failed", { reason: error.message, action: "voices" });
+  }
+  refresh();
+}
+
+function chooseVoice(voiceId) {
+  remember({ voice: voiceId });
+  session.change({ voice: voiceId });
+  refresh();
+}
+
+function askDelete(voice) {
+  $("remove-title").textContent = `Delete ${voice.name}?`;
+  $("remove-problem").textContent = "";
+  $("remove-confirm").onclick = async () => {
+    try {
+      await deleteVoice(voice.voice_id);
+    } catch (error) {
+      if (error.status !== 404) return ($("remove-problem").textContent = error.message);
+    }
+    $("remove").close();
+    await loadVoices();
+    voiceList.focus();
+  };
+  $("remove").showModal();
+  $("remove-cancel").focus();
+}
+
+// The call
+
+async function start() {
+  if (session.active || !usable) return;
+  if (!settings.voice) return notice.show("no_voice");
+  notice.hide();
+  $("start").disabled = true;
+  say("Opening the microphone", "connecting");
+  try {
+    track = await openMicrophone(microphoneWishes());
+    tap = await Tap.open(hear);
+  } catch (error) {
+    closeSound();
+    finish(problem(error));
+    return;
+  }
+  watchMicrophone();
+  listDevices($("input-device"), $("output-device"), settings);
+  tap.connect(0, new MediaStream([track]));
+  session.wanted.bypass = false;
+  trace.running = true;
+  requestAnimationFrame(draw);
+  finish(await session.run(track));
+}
+
+const problem = (error) => ({
+  code: error instanceof MicrophoneError ? error.code : "microphone_failed",
+  reason: error.message,
+});
+
+/** After the last try: everything is put away, but for what was recorded. */
+function finish(ended) {
+  const outcome = cause ?? ended;
+  cause = null;
+  takes.stop();
+  closeSound();
+  trace.running = false;
+  trace.delayMs = null;
+  meters.forEach((meter) => meter.rest("off"));
+  clearReadouts();
+  setMuted(false);
+  if (outcome.code === "stopped") notice.hide();
+  else {
+    const passing = ["media_failed", "server_unreachable", "shutting_down"].includes(outcome.code);
+    notice.show(outcome.code, { ...outcome, ...(passing && { action: "retry" }) });
+  }
+  refresh();
+}
+
+function closeSound() {
+  tap?.close();
+  track?.stop();
+  tap = track = null;
+  $("remote").srcObject = null;
+}
+
+const microphoneWishes = () => ({
+  deviceId: settings.input,
+  echoCancellation: settings.echoCancellation,
+  noiseSuppression: settings.noiseSuppression,
+});
+
+/** Opens the microphone anew, as now chosen, and puts it into the running call; where none opens, the call ends. */
+async function changeMicrophone(code = null) {
+  if (!track) return;
+  const old = track;
+  old.onended = null;
+  old.stop(); // some systems give a device to one user at a time
+  try {
+    track = await openMicrophone(microphoneWishes());
+  } catch (error) {
+    cause = { ...problem(error), ...(code && { code }) };
+    return session.stop();
+  }
+  track.enabled = !muted;
+  watchMicrophone();
+  tap.connect(0, new MediaStream([track]));
+  await session.replaceTrack(track);
+}
+
+/** A microphone that goes away gives way to the default one, or ends the call where there is no other. */
+function watchMicrophone() {
+  track.onended = async () => {
+    remember({ input: "" });
+    await changeMicrophone("microphone_lost");
+    listDevices($("input-device"), $("output-device"), settings);
+  };
+}
+
+session.addEventListener("state", ({ detail }) => {
+  progress = detail;
+  if (detail.state === "live") {
+    notice.hidePassing();
+    network.clear();
+  } else {
+    delayMeter.clear();
+    heardMs = trace.delayMs = null;
+    tap?.connect(1, null);
+    if (detail.state === "reconnecting" || detail.state === "waiting") {
+      clearReadouts();
+      meters[1].rest("off");
+      notice.show(detail.code, detail);
+    }
+  }
+  refresh();
+});
+session.addEventListener("countdown", ({ detail }) => notice.count(detail.leftS));
+session.addEventListener("hello", ({ detail }) => showModes(detail));
+session.addEventListener("settings", ({ detail }) => {
+  if (session.wanted.steps === null) autoSteps = detail.steps ?? autoSteps;
+  effective = detail;
+  refresh();
+});
+session.addEventListener("refused", ({ detail }) => {
+  notice.show(detail.code, detail);
+  if (effective.voice && effective.voice !== settings.voice) {
+    session.wanted.voice = effective.voice;
+    remember({ voice: effective.voice });
+  }
+  loadVoices();
+});
+session.addEventListener("remote", ({ detail: stream }) => {
+  $("remote").srcObject = stream;
+  tap?.connect(1, stream);
+  listen();
+});
+session.addEventListener("stats", async ({ detail: server }) => {
+  const report = await session.getStats();
+  if (session.state !== "live" || !tap) return;
+  const figures = network.read(report);
+  if (!figures) return;
+  heardMs = muted ? null : (delayMeter.measure() ?? heardMs);
+  const microphoneMs = 1000 * (track?.getSettings().latency ?? 0.01);
+  showNetwork(figures, server);
+  showDelay({ network: figures, server, microphoneMs, outputMs: 1000 * tap.outputLatencyS, heardMs });
+  showWork(server.stages_ms ?? {}, effective.block_ms);
+  showBlocks(server.blocks ?? {});
+  trace.delayMs = heardMs;
+});
+
+/** Lets the remote stream sound; a browser may want one more click first. */
+async function listen() {
+  try {
+    await $("remote").play();
+  } catch (error) {
+    if (error.name === "NotAllowedError") notice.show("sound_blocked");
+  }
+}
+
+// What is heard and seen
+
+function hear({ peaks, levels, chunk }) {
+  trace.push(peaks);
+  delayMeter.push(peaks);
+  meters[0].push(levels[0], Math.max(...peaks[0]));
+  meters[1].push(levels[1], Math.max(...peaks[1]));
+  if (chunk) takes.add(chunk);
+}
+
+function draw(now) {
+  if (!tap) return;
+  requestAnimationFrame(draw);
+  if (calm.matches && now - drawnAt < CALM_MS) return;
+  drawnAt = now;
+  trace.draw();
+  meters[0].draw(now);
+  if (session.state === "live") meters[1].draw(now);
+  $("record-time").textContent = takes.running ? takes.time : "";
+}
+
+function say(text, state) {
+  if ($("status-text").textContent !== text) $("status-text").textContent = text;
+  $("status").dataset.state = state;
+}
+
+function statusText() {
+  const name = voiceList.name(effective.voice ?? settings.voice);
+  switch (session.state) {
+    case "connecting":
+      return "Connecting";
+    case "reconnecting":
+      return `Connecting again, try ${progress.tries} of ${progress.limit}`;
+    case "waiting":
+      return "Waiting for a free place";
+    case "live":
+      if (muted) return "Muted: nothing is heard of you";
+      return session.wanted.bypass ? "Live: heard in your own voice" : `Live: heard as ${name}`;
+    default:
+      return usable ? (settings.voice ? "Ready" : "Ready, without a voice") : "Not usable here";
+  }
+}
+
+/** Brings everything that depends on the state in line with it. */
+function refresh() {
+  const { active, state } = session;
+  say(statusText(), state);
+  const held = document.activeElement === $("start") || document.activeElement === $("stop");
+  $("start").hidden = active;
+  $("stop").hidden = !active;
+  $("start").disabled = !usable || !settings.voice;
+  if (held) (active ? $("stop") : $("start")).focus();
+  for (const id of ["mute", "bypass", "record"]) $(id).disabled = !active;
+  document.body.dataset.state = state;
+  document.body.dataset.bypass = String(active && session.wanted.bypass);
+  $("bypass").setAttribute("aria-checked", String(active && session.wanted.bypass));
+  const name = settings.voice ? voiceList.name(settings.voice) : "The other voice";
+  $("lane-voice").textContent = active && session.wanted.bypass ? "You, unconverted" : name;
+  $("ab-voice").textContent = settings.voice ? name : "Converted";
+  $("chart-hint").hidden = active;
+  voiceList.choose(settings.voice);
+  showRecording();
+}
+
+function setMuted(on) {
+  muted = on;
+  if (track) track.enabled = !on;
+  $("mute").setAttribute("aria-pressed", String(on));
+  refresh();
+}
+
+function toggleBypass() {
+  if (!session.active) return;
+  session.change({ bypass: !session.wanted.bypass });
+  refresh();
+}
+
+function toggleRecording() {
+  if (takes.running) takes.stop();
+  else if (tap) takes.start(tap.rateHz, voiceList.name(settings.voice));
+  tap?.record(takes.running ? 1 : null);
+  showRecording();
+}
+
+function showRecording() {
+  if (!takes.running) tap?.record(null);
+  $("record").setAttribute("aria-pressed", String(takes.running));
+  $("record-label").textContent = takes.running ? "Recording" : "Record";
+  if (!takes.running) $("record-time").textContent = "";
+}
+
+/** The server says what each mode costs, and which one it prefers. */
+function showModes({ modes, default_mode: preferred }) {
+  const lowest = modes?.lowest?.delay_ms;
+  const constant = modes?.constant?.delay_ms;
+  if (lowest) $("mode-lowest-delay").textContent = `up to ${Math.round(lowest)} ms`;
+  if (constant) $("mode-constant-delay").textContent = `always ${Math.round(constant)} ms`;
+  if (!settings.mode) check("mode", preferred ?? "lowest");
+}
+
+// Settings
+
+function remember(fields) {
+  Object.assign(settings, fields);
+  saveSettings(settings);
+}
+
+function check(name, value) {
+  for (const radio of radios(name)) radio.checked = radio.value === value;
+}
+
+function chooseSteps(value) {
+  const steps = value === "" ? null : Number(value);
+  remember({ steps });
+  session.wanted.steps = steps;
+  const now = steps ?? autoSteps; // a running call takes only numbers; where "Auto" is unknown the next one has it
+  if (session.active && now !== null) {
+    session.change({ steps: now });
+    session.wanted.steps = steps;
+  }
+}
+
+async function chooseOutput(deviceId) {
+  try {
+    await $("remote").setSinkId(deviceId);
+    remember({ output: deviceId });
+  } catch (error) {
+    $("output-device").value = settings.output;
+    notice.show("output_failed", { reason: error.message });
+  }
+}
+
+function bindSettings() {
+  check("mode", settings.mode || "lowest");
+  check("steps", settings.steps === null ? "" : String(settings.steps));
+  $("volume").value = settings.volume;
+  $("remote").volume = settings.volume / 100;
+  $("output-field").hidden = !canChooseOutput();
+  if (canChooseOutput() && settings.output) $("remote").setSinkId(settings.output).catch(() => remember({ output: "" }));
+  for (const radio of radios("mode"))
+    radio.addEventListener("change", () => (remember({ mode: radio.value }), session.change({ mode: radio.value })));
+  for (const radio of radios("steps")) radio.addEventListener("change", () => chooseSteps(radio.value));
+  $("input-device").addEventListener("change", ({ target }) => (remember({ input: target.value }), changeMicrophone()));
+  $("output-device").addEventListener("change", ({ target }) => chooseOutput(target.value));
+  $("volume").addEventListener("input", ({ target }) => {
+    remember({ volume: Number(target.value) });
+    $("remote").volume = settings.volume / 100;
+  });
+  const switches = { "echo-cancellation": "echoCancellation", "noise-suppression": "noiseSuppression", shortcuts: "shortcuts" };
+  for (const [id, name] of Object.entries(switches)) {
+    $(id).checked = settings[name];
+    $(id).addEventListener("change", ({ target }) => {
+      remember({ [name]: target.checked });
+      if (name !== "shortcuts") changeMicrophone();
+    });
+  }
+}
+
+/** Single letters are shortcuts only where nothing else takes letters, and can be switched off. */
+function onKey(event) {
+  if (!settings.shortcuts || event.repeat || event.ctrlKey || event.metaKey || event.altKey || !session.active) return;
+  if (event.target.closest("input[type=text], select, textarea, dialog")) return;
+  const shortcut = { m: () => setMuted(!muted), b: toggleBypass }[event.key.toLowerCase()];
+  if (!shortcut) return;
+  event.preventDefault();
+  shortcut();
+}
+
+function act(action) {
+  const actions = {
+    retry: start,
+    now: () => session.tryNow(),
+    listen,
+    voices: init,
+    key: () => $("key").showModal(),
+  };
+  actions[action]();
+}
+
+function bind() {
+  $("start").addEventListener("click", start);
+  $("stop").addEventListener("click", () => session.stop());
+  $("mute").addEventListener("click", () => setMuted(!muted));
+  $("bypass").addEventListener("click", toggleBypass);
+  $("record").addEventListener("click", toggleRecording);
+  $("remove-cancel").addEventListener("click", () => $("remove").close());
+  $("key-cancel").addEventListener("click", () => $("key").close());
+  $("key-form").addEventListener("submit", () => (setKey($("key-value").value), init()));
+  document.addEventListener("keydown", onKey);
+  navigator.mediaDevices?.addEventListener("devicechange", () =>
+    listDevices($("input-device"), $("output-device"), settings),
+  );
+  new AddVoice({
+    microphone: () => settings.input,
+    onAdded: async (voiceId) => {
+      chooseVoice(voiceId);
+      await loadVoices();
+      voiceList.focus();
+    },
+  });
+}
+
+/** Asks the server what it offers. */
+async function init() {
+  notice.hide();
+  const missing = missingFeatures();
+  usable = window.isSecureContext && missing.length === 0;
+  await loadVoices();
+  if (!window.isSecureContext) return notice.show("insecure_context");
+  if (!usable) return notice.show("unsupported_browser", { missing: missing.join(" and ") });
+  await listDevices($("input-device"), $("output-device"), settings);
+  try {
+    showModes(await request("v1/rtc/config"));
+  } catch (error) {
+    if (error.status === 401) notice.show("invalid_api_key");
+    if (error.status === 404) notice.show("no_live_calls");
+  }
+}
+
+bindSettings();
+bind();
+clearReadouts();
+init();

@@ -1,0 +1,54 @@
+/** The strip that says what went wrong, with the one thing that helps. */
+
+import { ACTIONS, describe } from "./messages.js";
+
+const $ = (id) => document.getElementById(id);
+
+export class Notice {
+  #onAction;
+  #shown = null;
+
+  /** `onAction` takes the name of the action whose key was pressed. */
+  constructor(onAction) {
+    this.#onAction = onAction;
+    $("notice-close").addEventListener("click", () => this.hide());
+    $("notice-action").addEventListener("click", () => {
+      const { action } = this.#shown;
+      if (action !== "now") this.hide();
+      this.#onAction(action);
+    });
+  }
+
+  /** Shows a message; `action` in the details replaces its usual one. Words that stand there already are not said again. */
+  show(code, details = {}) {
+    const message = { ...describe(code, details), ...("action" in details && { action: details.action }) };
+    const same = this.#shown?.title === message.title && this.#shown?.text === message.text;
+    this.#shown = message;
+    $("notice").hidden = false;
+    $("notice").dataset.code = message.code;
+    $("notice").dataset.passing = String(message.passing && message.action === "now");
+    if (!same) {
+      $("notice-title").textContent = message.title;
+      $("notice-text").textContent = message.text;
+    }
+    $("notice-count").textContent = "";
+    $("notice-action").hidden = message.action === null;
+    $("notice-action").textContent = ACTIONS[message.action] ?? "";
+  }
+
+  count(leftS) {
+    $("notice-count").textContent = `${leftS} s`;
+  }
+
+  hide() {
+    this.#shown = null;
+    $("notice").hidden = true;
+    $("notice").dataset.code = "";
+    $("notice-title").textContent = $("notice-text").textContent = "";
+  }
+
+  /** Takes away what has passed, and leaves the rest. */
+  hidePassing() {
+    if ($("notice").dataset.passing === "true") this.hide();
+  }
+}
