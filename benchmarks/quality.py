@@ -20,7 +20,7 @@ from benchmarks.judges import Dnsmos, Floats, JudgeMissing
 from benchmarks.machine import machine
 from benchmarks.pairs import RATE, DataMissing, Pair, Speaker, choose_pairs, held_out_speakers, sample_pairs
 from benchmarks.pictures import draw
-from benchmarks.scores import Bench, Judged, Mean, Way, gaps, means, source_means
+from benchmarks.scores import WEIGHED_BY, Bench, Judged, Mean, Way, gaps, means, source_means
 from configs.schema import ConfigError, load_preset
 from stages.local import LocalStages, open_weights
 from training.data import DEFAULT_DATA
@@ -29,7 +29,7 @@ STREAMING, OFFLINE, TEACHER = "streaming", "offline", "teacher"
 GAPS = {"streaming less offline": (STREAMING, OFFLINE), "student less teacher": (OFFLINE, TEACHER)}
 GAP_MEASURES = ("to_target", "wer_own_words", "wer", "pitch_correlation", "overall")
 PICTURES_PER_GROUP = 2
-PERCENT = ("nearer_to_target", "wer", "wer_added", "wer_own_words", "source_wer", "source_wer_own_words")
+PERCENT = {"nearer_to_target", *WEIGHED_BY}
 
 # What the table says of each measure; those that nothing was measured for are left out.
 ROWS = {
@@ -43,6 +43,7 @@ ROWS = {
     "wer_added": "word errors added, transcript",
     "source_wer_own_words": "word errors of the source with noise 30 dB below, own words",
     "wer_own_words": "word errors of the converted, own words",
+    "wer_own_words_added": "word errors added, own words",
     "pitch_correlation": "pitch, correlation to the source",
     "semitones_off": "pitch above the target's, semitones",
     "semitones_away": "pitch away from the target's, semitones",

@@ -45,6 +45,8 @@ class Score:
     """The same, less the source's."""
     wer_own_words: float | None
     """Against what the same recogniser hears in the source."""
+    wer_own_words_added: float | None
+    """The same, less those of the source with a little noise."""
     pitch_correlation: float | None
     """Of log pitch to the source's, where both are voiced."""
     semitones_off: float | None
@@ -186,7 +188,7 @@ class Bench:
         source, target = self.heard(pair.source), self.heard(pair.target)
         to_target, to_source = made.similarity(target), made.similarity(source)
         said = words(pair.source.transcript)
-        wer, source_wer = made.word_error_rate(said), source.word_error_rate(said)
+        own_words, noisy = made.word_error_rate(source.words), self._noisy(pair.source).word_error_rate(source.words)
         semitones = semitones_above(made.pitch, target.pitch)
         ratings: Ratings | None = made.ratings
         return Score(
@@ -194,9 +196,10 @@ class Bench:
             to_source=to_source,
             to_target_unheard=made.similarity(self.heard(pair.unheard)) if pair.unheard else None,
             nearer_to_target=float(to_target > to_source),
-            wer=wer,
-            wer_added=wer - source_wer if wer is not None and source_wer is not None else None,
-            wer_own_words=made.word_error_rate(source.words),
+            wer=made.word_error_rate(said),
+            wer_added=_less(made.word_error_rate(said), source.word_error_rate(said)),
+            wer_own_words=own_words,
+            wer_own_words_added=_less(own_words, noisy),
             pitch_correlation=pitch_correlation(source.pitch, made.pitch),
             semitones_off=semitones,
             semitones_away=abs(semitones) if semitones is not None else None,
@@ -208,6 +211,10 @@ class Bench:
         )
 
 
+def _less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
 MEASURES = tuple(field.name for field in fields(Score))
 SOURCE_MEASURES = ("source_to_target", "source_wer", "source_wer_own_words", "source_overall")
 # Shares of words are weighted by their number, so that the mean is errors over words of all pairs together.
@@ -215,6 +222,7 @@ WEIGHED_BY = {
     "wer": "words_said",
     "wer_added": "words_said",
     "wer_own_words": "words_heard",
+    "wer_own_words_added": "words_heard",
     "source_wer": "words_said",
     "source_wer_own_words": "words_heard",
 }
@@ -240,6 +248,5 @@ def gaps(judged: list[Judged], way: str, other: str) -> dict[str, Mean | None]:
     differences = dict[str, Mean | None]()
     for name in MEASURES:
         twos = [(getattr(pair.ways[way], name), getattr(pair.ways[other], name)) for pair in judged]
-        values = [a - b if a is not None and b is not None else None for a, b in twos]
-        differences[name] = _mean(judged, name, values)
+        differences[name] = _mean(judged, name, [_less(a, b) for a, b in twos])
     return differences
