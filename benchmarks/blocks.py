@@ -24,9 +24,11 @@ from ray.serve.handle import DeploymentHandle
 
 import stages
 from benchmarks.serving import APPLICATION, running_graph
+from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE
 from stages.local import LocalStages
-from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+from stages.pipeline import BlockRequests, Sampling
+from stages.types import Samples, Voice
 from webrtc.files import decode_file
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -73,24 +75,13 @@ class BlockCost:
         return {way: round(spread.p50_ms - self.in_process.p50_ms, 1) for way, spread in ways.items()}
 
 
-@dataclass(frozen=True)
-class Block:
-    """The three requests of one block, as `Stream` sends them."""
-
-    encode: EncodeRequest
-    diffuse: DiffuseRequest
-    vocode: VocodeRequest
-
-
-def make_block(local: LocalStages, voice: Voice | str) -> Block:
+def make_block(local: LocalStages, voice: Voice | str) -> BlockRequests:
     """A window out of the middle of a sample recording."""
     geometry, live = local.geometry, local.preset.live
     source, rate = decode_file(SAMPLES / "sources" / f"{SOURCE}.flac")
-    window: Samples = soxr.resample(source, rate, CONTENT_RATE)[CONTENT_RATE:][: geometry.window_samples_16k]
-    frames = geometry.target_frames
-    diffuse = DiffuseRequest(voice, frames, 0, frames, 0, 0, live.steps, live.cfg_rate, live=True)
-    encode = EncodeRequest(window, geometry.drop_ticks, live=True)
-    return Block(encode, diffuse, VocodeRequest(live.vocoder_frames, live=True))
+    sound: Samples = soxr.resample(source, rate, CONTENT_RATE)[CONTENT_RATE:][: geometry.window_samples_16k]
+    sampling = Sampling(0, live.steps, live.cfg_rate, live.vocoder_frames)
+    return BlockRequests.of(BlockWindow(sound, geometry.window_ticks, geometry), voice, sampling)
 
 
 def measure(local: LocalStages) -> BlockCost:
@@ -114,7 +105,7 @@ def measure(local: LocalStages) -> BlockCost:
     return BlockCost(round(block_ms, 1), local.preset.live.steps, **spreads)
 
 
-def _stages_s(local: LocalStages, block: Block) -> dict[str, float]:
+def _stages_s(local: LocalStages, block: BlockRequests) -> dict[str, float]:
     marks = [time.perf_counter()]
     content = local.encode(block.encode)
     marks.append(time.perf_counter())
@@ -137,13 +128,13 @@ def _handles(*, by_reference: bool) -> list[DeploymentHandle[Any]]:
     return [serve.get_deployment_handle(name, APPLICATION).options(_by_reference=by_reference) for name in names]
 
 
-def _through_object_store(handles: list[DeploymentHandle[Any]], block: Block) -> object:
+def _through_object_store(handles: list[DeploymentHandle[Any]], block: BlockRequests) -> object:
     encoder, diffusion, vocoder = handles
     mel = diffusion.remote(encoder.remote(block.encode), block.diffuse)
     return vocoder.remote(mel, block.vocode).result()
 
 
-def _through_grpc(handles: list[DeploymentHandle[Any]], block: Block) -> object:
+def _through_grpc(handles: list[DeploymentHandle[Any]], block: BlockRequests) -> object:
     encoder, diffusion, vocoder = handles
     content = encoder.remote(block.encode).result()
     mel = diffusion.remote(content, block.diffuse).result()

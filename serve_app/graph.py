@@ -1,9 +1,10 @@
-"""The three stages behind Serve handles: the calls of pipeline.Stages, with deadlines, retries and cancelling."""
+"""The three stages behind Serve handles: the calls of pipeline.Stages, with retries and cancelling."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]  # ships no stubs
@@ -16,15 +17,16 @@ from serve_app.errors import AtCapacity, Unavailable
 from serve_app.metrics import BlockMetrics
 from serve_app.stores.voices import VoiceNotFound, VoiceStore
 from stages.geometry import Geometry
+from stages.live import CallSettings, LiveStream
 from stages.offline import FileSampling, FileStream, LiveFileStream
-from stages.pipeline import BlockDropped, Stream
+from stages.pipeline import BlockLost, Sampling, Stream
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 
 MAX_ATTEMPTS = 5
 RETRY_WAIT_S = 0.5
 
 
-class StagesUnavailable(Unavailable):
+class StagesUnavailable(Unavailable, BlockLost):
     """The stages did not answer, however often they were asked."""
 
 
@@ -50,8 +52,8 @@ class Call:
 
     def __init__(self, stage: StageHandle, request: Any, source: Call | None = None) -> None:
         self._stage, self._request, self.source = stage, request, source
-        self.live: bool = request.live
-        self.started: float = asyncio.get_running_loop().time() if source is None else source.started
+        self.took_ms: float | None = None
+        """From the source's result to this one's, where each hop is awaited."""
         self._response: Any = None
         self._hop: asyncio.Task[Any] | None = None
         self.start()
@@ -94,12 +96,13 @@ class Call:
         self._response = self._hop = None
 
     async def _await_hop(self) -> Any:
-        if self.source is None:
-            response = self._stage.handle.remote(self._request)
-        else:
-            response = self._stage.handle.remote(await self.source.value(), self._request)
+        sources = () if self.source is None else (await self.source.value(),)
+        started = perf_counter()
+        response = self._stage.handle.remote(*sources, self._request)
         try:
-            return await response
+            result = await response
+            self.took_ms = (perf_counter() - started) * 1000
+            return result
         except asyncio.CancelledError:
             response.cancel()  # type: ignore[no-untyped-call]
             raise
@@ -113,11 +116,10 @@ class ServeStages:
         encoder: StageHandle,
         diffusion: StageHandle,
         vocoder: StageHandle,
-        deadline_s: float | None,
         metrics: BlockMetrics,
     ) -> None:
         self._encoder, self._diffusion, self._vocoder = encoder, diffusion, vocoder
-        self._deadline_s, self._metrics = deadline_s, metrics
+        self.metrics = metrics
 
     def encode(self, request: EncodeRequest) -> Call:
         return Call(self._encoder, request)
@@ -129,35 +131,27 @@ class ServeStages:
         return Call(self._vocoder, request, mel)
 
     async def collect(self, wave: Call) -> Samples:
-        """Wait for a chain's samples: a live one until its deadline, a file's for as long as it takes.
+        """Wait for a chain's samples for as long as it takes; deadlines are the caller's, who cancels.
 
         A chain that lost a replica is started again; blocks carry all they need, so the result is the same.
 
         Raises:
-            BlockDropped: a live block is late or failed. StagesUnavailable: a file's chain failed too often.
+            StagesUnavailable: the chain failed too often.
         """
-        deadline = wave.started + self._deadline_s if wave.live and self._deadline_s else None
         try:
-            async with asyncio.timeout_at(deadline):
-                return await self._collect(wave)
-        except TimeoutError:
-            wave.cancel()
-            self._metrics.late.inc()
-            self._metrics.dropped.inc()
-            raise BlockDropped("a live block missed its deadline") from None
-        except StagesUnavailable:
-            wave.cancel()
-            if not wave.live:
-                raise
-            self._metrics.dropped.inc()
-            raise BlockDropped("a live block failed") from None
-        except asyncio.CancelledError:
+            return await self._collect(wave)
+        except (StagesUnavailable, asyncio.CancelledError):
             wave.cancel()
             raise
 
     def cancel(self, wave: Call) -> None:
         """Cancel all three calls of a chain."""
         wave.cancel()
+
+    def stage_ms(self, wave: Call) -> dict[str, float]:
+        """What each hop of a chain took, queue and way included; by reference there is nothing to measure here."""
+        hops = (("encoder", wave.source and wave.source.source), ("diffusion", wave.source), ("vocoder", wave))
+        return {stage: hop.took_ms for stage, hop in hops if hop is not None and hop.took_ms is not None}
 
     async def _collect(self, wave: Call) -> Samples:
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -176,7 +170,7 @@ class ServeStages:
                 lost = error
             if attempt == MAX_ATTEMPTS:
                 raise StagesUnavailable(f"a stage did not answer in {MAX_ATTEMPTS} attempts") from lost
-            self._metrics.retried.inc()
+            self.metrics.retried.inc()
             await asyncio.sleep(RETRY_WAIT_S * (attempt - 1))
             wave.restart()
         raise AssertionError("unreachable")
@@ -263,13 +257,9 @@ class ServeBackend:
     def open_live(self, voice_id: str, *, sample_rate: int, seed: int, steps: int | None) -> LiveFileStream:
         """A conversion through the blocks of calls; a file has no deadline there either."""
         live = self._preset.live
-        stream = Stream(
-            self._stages,
-            voice_id,
-            self._geometry,
-            seed=seed,
-            steps=steps or live.steps,
-            cfg_rate=live.cfg_rate,
-            vocoder_frames=live.vocoder_frames,
-        )
-        return LiveFileStream(stream, self._geometry, sample_rate)
+        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_frames)
+        return LiveFileStream(Stream(self._stages, voice_id, self._geometry, sampling), self._geometry, sample_rate)
+
+    def open_call(self, settings: CallSettings, *, seed: int = 0) -> LiveStream:
+        """A live call in the running event loop; its voice is an id. ConfigError where a setting cannot work."""
+        return LiveStream(self._stages, self._preset.live, settings, seed=seed, observe=self._stages.metrics.count)

@@ -37,8 +37,7 @@ class Ingress:
             StageHandle.of(encoder, args.encoder.transport),
             StageHandle.of(diffusion, args.diffusion.transport),
             StageHandle.of(vocoder, args.vocoder.transport),
-            deadline_s=None,  # recordings wait for as long as it takes, also on the path of a call
-            metrics=BlockMetrics(),
+            BlockMetrics(),
         )
         fingerprint = await voice_maker.fingerprint.remote()
         self._backend = ServeBackend(preset, stages, voice_maker, voices, fingerprint, args.limits.retry_after_s)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from stages.live import Outcome
 
 MS_BOUNDARIES = [1.0, 2, 5, 10, 20, 40, 60, 90, 120, 180, 250, 360, 500, 1000, 2500, 10000]
 SIZE_BOUNDARIES = [1.0, 2, 3, 4, 6, 8, 12, 16, 24, 32]
@@ -28,9 +30,52 @@ class StageMetrics:
 
 
 class BlockMetrics:
-    """Counters of an ingress replica's live blocks."""
+    """Counters of an ingress replica's blocks."""
 
     def __init__(self) -> None:
-        self.late = Counter("seedvc_blocks_late", "live blocks that missed their deadline")
-        self.dropped = Counter("seedvc_blocks_dropped", "live blocks without a result, late or failed")
         self.retried = Counter("seedvc_calls_retried", "chains started again because a replica was lost")
+        self._of_outcome: dict[Outcome, Counter] = {
+            "done": Counter("seedvc_blocks_done", "blocks of calls that were converted in time"),
+            "bypassed": Counter("seedvc_blocks_bypassed", "blocks of calls that were passed on as they were"),
+            "skipped": Counter("seedvc_blocks_skipped", "blocks of calls without speech, which the stages were spared"),
+            "late": Counter("seedvc_blocks_late", "blocks of calls that missed their deadline"),
+            "dropped": Counter("seedvc_blocks_dropped", "blocks of calls for which there was no room, or that failed"),
+        }
+        self._concealed = Counter("seedvc_blocks_concealed", "blocks of calls heard as a gap, late or dropped")
+
+    def count(self, outcome: Outcome) -> None:
+        """One block has come out."""
+        self._of_outcome[outcome].inc()
+        if outcome in ("late", "dropped"):
+            self._concealed.inc()
+
+
+class SessionMetrics:
+    """Gauges and counters of an ingress replica's calls."""
+
+    def __init__(self) -> None:
+        self.live = Gauge("seedvc_sessions_live", "calls that are running")
+        self.refused = Counter("seedvc_sessions_refused", "calls that found no place")
+        self._mouth_to_ear = Histogram(
+            "seedvc_mouth_to_ear_ms", "estimated delay of a call, each second", MS_BOUNDARIES
+        )
+        self._lost = Counter("seedvc_packets_lost", "packets of speakers that did not come")
+        self._bitrate = Gauge("seedvc_bitrate_out_bps", "sent to all calls together")
+        self._sent_bps: dict[str, float] = {}
+        self._known_lost: dict[str, int] = {}
+
+    def follow(self, session_id: str, packets_lost: int, bitrate_out_bps: float, mouth_to_ear_ms: float) -> None:
+        """Takes one second's figures of one call; `packets_lost` counts from its begin."""
+        self._mouth_to_ear.observe(mouth_to_ear_ms)
+        lost = packets_lost - self._known_lost.get(session_id, 0)
+        if lost > 0:
+            self._lost.inc(lost)
+        self._known_lost[session_id] = packets_lost
+        self._sent_bps[session_id] = bitrate_out_bps
+        self._bitrate.set(sum(self._sent_bps.values()))
+
+    def forget(self, session_id: str) -> None:
+        """The call is over."""
+        self._known_lost.pop(session_id, None)
+        if self._sent_bps.pop(session_id, None) is not None:
+            self._bitrate.set(sum(self._sent_bps.values()))

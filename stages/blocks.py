@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.geometry import Geometry
+from stages.geometry import TICK_16K, Geometry
 from stages.types import Samples
 
 
@@ -17,6 +17,12 @@ class BlockWindow:
 
     samples: Samples
     end_tick: int
+    geometry: Geometry
+
+    def returned_ticks(self, per_tick: np.ndarray) -> np.ndarray:
+        """What belongs to the ticks that the stitcher gets, out of one value for each tick of the window."""
+        first = self.geometry.window_ticks - self.geometry.right_ticks - self.geometry.return_ticks
+        return per_tick[first : first + self.geometry.return_ticks]
 
 
 class BlockMaker:
@@ -24,16 +30,26 @@ class BlockMaker:
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
-        self._past = np.zeros(geometry.window_samples_16k - geometry.block_samples_16k, np.float32)
+        self._past = np.zeros(geometry.window_samples_16k, np.float32)
         self._new = np.zeros(0, np.float32)
         self._end_tick = 0
 
+    @property
+    def n_samples(self) -> int:
+        """How many samples have come."""
+        return self._end_tick * TICK_16K + len(self._new)
+
+    def resize(self, geometry: Geometry) -> None:
+        """Make blocks of another size out of the same window, from the next block on; no sample is lost."""
+        if geometry.window_ticks != self._geometry.window_ticks:
+            raise ValueError(f"the window is {self._geometry.window_ticks} ticks long, got {geometry.window_ticks}")
+        self._geometry = geometry
+
     def push(self, samples: Samples) -> Iterator[BlockWindow]:
         """Take samples of any number; yield the windows that they complete, in order."""
-        size = self._geometry.block_samples_16k
         self._new = np.concatenate([self._new, samples])
-        while len(self._new) >= size:
-            window = np.concatenate([self._past, self._new[:size]])
-            self._past, self._new = window[size:], self._new[size:]
+        while len(self._new) >= (size := self._geometry.block_samples_16k):
+            self._past = np.concatenate([self._past[size:], self._new[:size]])
+            self._new = self._new[size:]
             self._end_tick += self._geometry.block_ticks
-            yield BlockWindow(window, self._end_tick)
+            yield BlockWindow(self._past, self._end_tick, self._geometry)

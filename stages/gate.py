@@ -20,8 +20,13 @@ def tick_gains(source_16k: Samples) -> NDArray[np.float32]:
     padded = np.zeros(n_ticks * TICK_16K, np.float32)
     padded[: len(source_16k)] = source_16k
     loud = np.abs(padded).reshape(n_ticks, TICK_16K).max(axis=1) > SILENCE_PEAK
-    around = np.convolve(loud, np.ones(HOLD_TICKS + AHEAD_TICKS + 1))  # reaches from t - HOLD to t + AHEAD
-    return (around[AHEAD_TICKS : AHEAD_TICKS + n_ticks] > 0.5).astype(np.float32)
+    return widened(loud, HOLD_TICKS, AHEAD_TICKS)
+
+
+def widened(flags: NDArray[np.bool_], hold: int, ahead: int) -> NDArray[np.float32]:
+    """Gain 1 for each flagged tick, `hold` ticks after it and `ahead` ticks before it, else 0."""
+    around = np.convolve(flags, np.ones(hold + ahead + 1))  # reaches from t - hold to t + ahead
+    return (around[ahead : ahead + len(flags)] > 0.5).astype(np.float32)
 
 
 def apply_gains(

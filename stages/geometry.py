@@ -21,6 +21,7 @@ TICK_MODEL = MODEL_RATE // TICKS_PER_S
 HOP = 256
 SEARCH_TICKS = 1
 MAX_SOLA_TICKS = 4
+MIN_BLOCK_MS = 40
 
 
 def ticks_of(milliseconds: int, name: str) -> int:
@@ -59,8 +60,8 @@ class Geometry:
             )
 
     @classmethod
-    def from_settings(cls, live: LiveSettings) -> Geometry:
-        """The geometry of a preset; every length must be a whole number of ticks."""
+    def from_settings(cls, live: LiveSettings, block_ms: int | None = None) -> Geometry:
+        """The geometry of a preset, or of its window in blocks of another size; lengths must be whole ticks."""
         left = ticks_of(live.context_ms, "context_ms")
         kept = ticks_of(live.diffusion_context_ms, "diffusion_context_ms")
         if kept > left:
@@ -77,7 +78,12 @@ class Geometry:
         needed = -(-(geometry.return_samples + geometry.tail_samples) // HOP)
         if live.vocoder_frames is not None and live.vocoder_frames < needed:
             raise ConfigError(f"vocoder_frames is {live.vocoder_frames}; a block needs at least {needed}")
-        return geometry
+        if block_ms is None:
+            return geometry
+        largest_ms = geometry.largest_block(live.vocoder_frames) * TICK_MS
+        if not MIN_BLOCK_MS <= block_ms <= largest_ms:
+            raise ConfigError(f"block_ms is {block_ms}; this preset allows {MIN_BLOCK_MS} to {largest_ms}")
+        return geometry.with_block(ticks_of(block_ms, "block_ms"))
 
     @classmethod
     def from_seconds(
@@ -112,6 +118,14 @@ class Geometry:
         shift = self.block_ticks - block_ticks
         return replace(self, block_ticks=block_ticks, left_ticks=self.left_ticks + shift)
 
+    def largest_block(self, vocoder_frames: int | None) -> int:
+        """Ticks of the largest block that the window, and what the vocoder renders of it, have room for."""
+        largest = self.block_ticks + self.left_ticks - self.drop_ticks
+        if vocoder_frames is not None:
+            around = self.return_ticks + self.right_ticks - self.block_ticks
+            largest = min(largest, vocoder_frames * HOP // TICK_MODEL - around)
+        return largest
+
     @property
     def window_ticks(self) -> int:
         """What the content encoder sees."""
@@ -134,6 +148,11 @@ class Geometry:
     def return_ticks(self) -> int:
         """What the stitcher needs of each block: block, cross-fade and search room."""
         return self.block_ticks + self.sola_ticks + SEARCH_TICKS
+
+    @property
+    def lag_ticks(self) -> int:
+        """How far behind its newest sample a block's output ends; SOLA's search moves it by up to a tick less."""
+        return self.sola_ticks + SEARCH_TICKS + self.right_ticks
 
     @property
     def rendered_ticks(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,12 +11,15 @@ import numpy as np
 import torch
 
 from configs.schema import ConfigError, Preset, load_preset
+from stages.blocks import BlockWindow
 from stages.checkpoints import Checkpoint, open_checkpoint
 from stages.diffusion import Diffusion
 from stages.encoder import Encoder
 from stages.geometry import Geometry
+from stages.live import CallSettings, LiveStream
 from stages.offline import FileSampling, FileStream, LiveFileStream
-from stages.pipeline import Stream
+from stages.pipeline import BlockRequests, Sampling, Stream
+from stages.threaded import ThreadedStages
 from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest, Voice, as_mono
 from stages.vocoder import Vocoder
 from stages.voice import VoiceMaker
@@ -107,12 +111,9 @@ class LocalStages:
         geometry, live = self.geometry, self.preset.live
         if len(source_16k) != geometry.window_samples_16k:
             raise ValueError(f"the window has {len(source_16k)} samples, expected {geometry.window_samples_16k}")
-        n_frames = geometry.target_frames
-        content = self.encode(EncodeRequest(as_mono(source_16k), geometry.drop_ticks, live=True))
-        request = DiffuseRequest(
-            voice, n_frames, 0, n_frames, seed, 0, live.steps, live.cfg_rate, live=True, noise=noise
-        )
-        return self.vocode(self.diffuse(content, request), VocodeRequest(live=True))
+        window = BlockWindow(as_mono(source_16k), geometry.window_ticks, geometry)
+        wave: Samples = BlockRequests.of(window, voice, Sampling(seed, live.steps, live.cfg_rate), noise).start(self)
+        return wave
 
     def convert(
         self,
@@ -153,16 +154,16 @@ class LocalStages:
     def open_live(self, voice: Voice, *, sample_rate: int, seed: int = 0, steps: int | None = None) -> LiveFileStream:
         """The same through the path of a call."""
         live = self.preset.live
-        stream = Stream(
-            self,
-            voice,
-            self.geometry,
-            seed=seed,
-            steps=steps or live.steps,
-            cfg_rate=live.cfg_rate,
-            vocoder_frames=live.vocoder_frames,
-        )
-        return LiveFileStream(stream, self.geometry, sample_rate)
+        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_frames)
+        return LiveFileStream(Stream(self, voice, self.geometry, sampling), self.geometry, sample_rate)
+
+    def open_call(self, settings: CallSettings, *, seed: int = 0) -> LiveStream:
+        """A live call in the running event loop, computed in a thread; ConfigError where a setting cannot work."""
+        return LiveStream(self._threaded, self.preset.live, settings, seed=seed)
+
+    @cached_property
+    def _threaded(self) -> ThreadedStages:
+        return ThreadedStages(self)
 
 
 def drain(iterate: Callable[[], AsyncIterator[Item]]) -> list[Item]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from configs.schema import ConfigError, FileSettings
 from stages.gate import apply_gains, tick_gains
-from stages.geometry import CONTENT_RATE, HOP, SEARCH_TICKS, TICK_16K, TICK_MODEL, Geometry, mel_frames
+from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, Geometry, mel_frames
 from stages.pipeline import Pending, Stages, Stream
 from stages.resample import ContentRateStream, ModelRateStream
 from stages.stitch import ChunkJoiner
@@ -207,10 +207,8 @@ class LiveFileStream:
     def __init__(self, stream: Stream, geometry: Geometry, sample_rate: int) -> None:
         self._stream = stream
         self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
-        # A block comes out this far behind its newest sample, and SOLA's search moves it by up to a tick more.
-        delay_ticks = geometry.sola_ticks + SEARCH_TICKS + geometry.right_ticks
-        self._to_skip = delay_ticks * TICK_MODEL
-        self._flush_16k = (delay_ticks + geometry.block_ticks) * TICK_16K
+        self._to_skip = geometry.lag_ticks * TICK_MODEL
+        self._flush_16k = (geometry.lag_ticks + geometry.block_ticks) * TICK_16K
         self._n_in = self._n_out = 0
 
     async def push(self, samples: Samples) -> AsyncIterator[Samples]:

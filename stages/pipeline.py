@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +21,8 @@ Pending = Any
 """A result that may still be on its way: an array in process, a call on a cluster."""
 
 
-class BlockDropped(Exception):
-    """A live block did not make its deadline."""
+class BlockLost(Exception):
+    """The stages gave a block up; a call goes on without it, a recording cannot."""
 
 
 class Stages(Protocol):
@@ -37,28 +38,69 @@ class Stages(Protocol):
         """Start making a mel audible."""
 
     async def collect(self, wave: Pending) -> Samples:
-        """Wait for the samples [256 * frames]; BlockDropped where a live block is late."""
+        """Wait for the samples [256 * frames]; BlockLost where the stages gave up."""
 
     def cancel(self, wave: Pending) -> None:
         """Give up a result that nobody will collect."""
 
 
-class Stream:
-    """One live conversion: remembers the past sound and the last tail, nothing else."""
+@dataclass(frozen=True)
+class Sampling:
+    """How blocks are rendered."""
 
-    def __init__(
-        self,
-        stages: Stages,
-        voice: Voice | str,
-        geometry: Geometry,
-        *,
-        seed: int,
-        steps: int,
-        cfg_rate: float,
-        vocoder_frames: int | None = None,
-    ) -> None:
-        self._stages, self._voice, self._geometry = stages, voice, geometry
-        self._seed, self._steps, self._cfg_rate, self._vocoder_frames = seed, steps, cfg_rate, vocoder_frames
+    seed: int
+    steps: int
+    cfg_rate: float
+    vocoder_frames: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockRequests:
+    """One block as the three stages are asked for it."""
+
+    encode: EncodeRequest
+    diffuse: DiffuseRequest
+    vocode: VocodeRequest
+
+    @classmethod
+    def of(
+        cls, window: BlockWindow, voice: Voice | str, sampling: Sampling, noise: np.ndarray | None = None
+    ) -> BlockRequests:
+        """The whole window to the encoder; `noise` [mels, P + T] or [mels, T] replaces the drawn start noise."""
+        geometry = window.geometry
+        n_frames = geometry.target_frames
+        diffuse = DiffuseRequest(
+            voice=voice,
+            frames=n_frames,
+            start=0,
+            stop=n_frames,
+            seed=sampling.seed,
+            first_frame=mel_frames(window.end_tick * TICK_MODEL) - n_frames,
+            steps=sampling.steps,
+            cfg_rate=sampling.cfg_rate,
+            live=True,
+            noise=noise,
+        )
+        encode = EncodeRequest(window.samples, geometry.drop_ticks, live=True)
+        return cls(encode, diffuse, VocodeRequest(sampling.vocoder_frames, live=True))
+
+    def start(self, stages: Stages) -> Pending:
+        """Send them; what comes back is the wave's to `collect`."""
+        return stages.vocode(stages.diffuse(stages.encode(self.encode), self.diffuse), self.vocode)
+
+
+def stitchable(wave: Samples | None, gains: np.ndarray, geometry: Geometry) -> Samples:
+    """The returned slice of a vocoder's output, silent where the source is; None: a block that was not sent."""
+    if wave is None:
+        return np.zeros(geometry.return_samples, np.float32)
+    return apply_gains(geometry.returned(wave), gains)
+
+
+class Stream:
+    """One conversion in blocks that may take as long as it takes: remembers the past sound and the last tail."""
+
+    def __init__(self, stages: Stages, voice: Voice | str, geometry: Geometry, sampling: Sampling) -> None:
+        self._stages, self._voice, self._geometry, self._sampling = stages, voice, geometry, sampling
         self._blocks = BlockMaker(geometry)
         self._stitcher = Stitcher(geometry)
         self._in_flight: deque[tuple[Pending | None, np.ndarray]] = deque()
@@ -81,38 +123,16 @@ class Stream:
 
     def _start(self, window: BlockWindow) -> tuple[Pending | None, np.ndarray]:
         """Send one window through the stages; a window that would be silent anyway is not sent."""
-        geometry = self._geometry
-        first = geometry.window_ticks - geometry.right_ticks - geometry.return_ticks
-        gains = tick_gains(window.samples)[first : first + geometry.return_ticks]
+        gains = window.returned_ticks(tick_gains(window.samples))
         if not gains.any():
             return None, gains
-        n_frames = geometry.target_frames
-        content = self._stages.encode(EncodeRequest(window.samples, geometry.drop_ticks, live=True))
-        mel = self._stages.diffuse(
-            content,
-            DiffuseRequest(
-                voice=self._voice,
-                frames=n_frames,
-                start=0,
-                stop=n_frames,
-                seed=self._seed,
-                first_frame=mel_frames(window.end_tick * TICK_MODEL) - n_frames,
-                steps=self._steps,
-                cfg_rate=self._cfg_rate,
-                live=True,
-            ),
-        )
-        return self._stages.vocode(mel, VocodeRequest(self._vocoder_frames, live=True)), gains
+        return BlockRequests.of(window, self._voice, self._sampling).start(self._stages), gains
 
     async def _finish(self) -> Samples:
         """Wait for the oldest block and stitch it on."""
         pending, gains = self._in_flight[0]
         try:
-            if pending is None:
-                return self._stitcher.push(np.zeros(self._geometry.return_samples, np.float32))
-            wave = await self._stages.collect(pending)
-            return self._stitcher.push(apply_gains(self._geometry.returned(wave), gains))
-        except BlockDropped:
-            return self._stitcher.conceal()
+            wave = None if pending is None else await self._stages.collect(pending)
         finally:
             self._in_flight.popleft()
+        return self._stitcher.push(stitchable(wave, gains, self._geometry))

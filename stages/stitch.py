@@ -14,7 +14,6 @@ class Stitcher:
     """Aligns each block to the tail of the one before (SOLA, Roucos and Wilgus 1985) and cross-fades."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self._block = geometry.block_samples
         self._fade = geometry.sola_ticks * TICK_MODEL
         self._search = SEARCH_TICKS * TICK_MODEL
         self._fade_in = np.sin(np.pi / 2 * np.linspace(0, 1, self._fade)) ** 2
@@ -24,19 +23,20 @@ class Stitcher:
         """Where the last block was found to fit, in samples from 0 to the search length."""
 
     def push(self, wave: Samples) -> Samples:
-        """Returned slice [block + fade + search] of one block to its final samples [block]."""
+        """Returned slice [block + fade + search] of a block of any size to its final samples [block]."""
+        block = len(wave) - self._fade - self._search
         self.offset = self._best_offset(wave)
         aligned = wave[self.offset :].astype(np.float64)
         aligned[: self._fade] = aligned[: self._fade] * self._fade_in + self._tail * self._fade_out
-        self._tail = aligned[self._block : self._block + self._fade]
-        return aligned[: self._block].astype(np.float32)
+        self._tail = aligned[block : block + self._fade]
+        return aligned[:block].astype(np.float32)
 
-    def conceal(self) -> Samples:
-        """Samples [block] in place of a block that was lost: fade out, then silence; the next block fades in."""
-        out = np.zeros(self._block, np.float32)
+    def conceal(self, n_samples: int) -> Samples:
+        """Samples [n] in place of a block that was lost: fade out, then silence; the next block fades in."""
+        out = np.zeros(max(n_samples, self._fade))
         out[: self._fade] = self._tail * self._fade_out
-        self._tail = np.zeros(self._fade)
-        return out
+        self._tail = np.concatenate([out[n_samples:], np.zeros(self._fade)])[: self._fade]
+        return out[:n_samples].astype(np.float32)
 
     def _best_offset(self, wave: Samples) -> int:
         """First offset of the highest signed correlation with the tail, normalised by the candidate's energy."""

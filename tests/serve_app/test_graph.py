@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,12 +16,16 @@ import ray
 from ray import serve
 from ray.experimental import get_object_locations
 
-from serve_app.graph import ServeStages, StageHandle
+from configs.schema import CallMode
+from serve_app.graph import ServeBackend, ServeStages, StageHandle
 from serve_app.metrics import BlockMetrics
-from stages.geometry import MODEL_RATE
+from serve_app.stores.voices import open_voice_store
+from stages.geometry import CONTENT_RATE, MODEL_RATE
+from stages.live import CallSettings, LiveStream
 from stages.offline import FileSampling, FileStream
-from stages.pipeline import BlockDropped, Stream
+from stages.pipeline import Sampling, Stream
 from stages.resample import to_content_rate
+from stages.threaded import ThreadedStages
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 from tests.serve_app.deploy import Deployed, speechlike
 from tests.serve_app.fakes import wait_until
@@ -28,15 +34,17 @@ pytestmark = pytest.mark.ray
 
 TRANSPORTS = ("object_store", "grpc")
 INLINED_BYTES = 100 * 1024
+PATIENT_MS = 60_000
+"""A deadline that no machine misses."""
 
 
-def stages_over(transport: str, deadline_s: float | None = None) -> ServeStages:
+def stages_over(transport: str) -> ServeStages:
     """What the ingress has, in this process."""
     encoder, diffusion, vocoder = (
         StageHandle.of(serve.get_deployment_handle(name, "seedvc"), transport)
         for name in ("Encoder", "Diffusion", "Vocoder")
     )
-    return ServeStages(encoder, diffusion, vocoder, deadline_s, BlockMetrics())
+    return ServeStages(encoder, diffusion, vocoder, BlockMetrics())
 
 
 async def whole(stream: FileStream, source: Samples, after_first: Callable[[], None] | None = None) -> Samples:
@@ -63,7 +71,7 @@ def file_stream(stages: Any, graph: Deployed, voice: Voice | str, seed: int = 5)
 
 
 def live_stream(stages: Any, graph: Deployed, voice: Voice | str, seed: int = 5) -> Stream:
-    return Stream(stages, voice, graph.local.geometry, seed=seed, steps=2, cfg_rate=0.7)
+    return Stream(stages, voice, graph.local.geometry, Sampling(seed, steps=2, cfg_rate=0.7))
 
 
 async def blocks(stream: Stream, source_16k: Samples) -> Samples:
@@ -166,32 +174,81 @@ async def test_streams_share_batches(graph: Deployed) -> None:
         assert_close(together, alone)
 
 
+def backend_over(transport: str, graph: Deployed, voices: Path, deadline_ms: int) -> ServeBackend:
+    """What the ingress has for calls, with another deadline in mode `lowest`."""
+    mode = CallMode.model_construct(block_ms=180, deadline_ms=deadline_ms)
+    preset = graph.preset.model_copy(update={"live": graph.preset.live.model_copy(update={"lowest": mode})})
+    maker = serve.get_deployment_handle("VoiceMaker", "seedvc")
+    return ServeBackend(preset, stages_over(transport), maker, open_voice_store(str(voices)), "", retry_after_s=1)
+
+
+async def converse(stream: LiveStream, source_16k: Samples) -> Samples:
+    """A call whose speaker waits for each block, so that no machine is too slow for it."""
+    size, waves = stream.settings.block_ms * CONTENT_RATE // 1000, []
+    async with aclosing(stream.blocks()) as out:  # type: ignore[type-var]
+        for start in range(0, len(source_16k) - size + 1, size):
+            stream.push(source_16k[start : start + size])
+            waves.append(await anext(out))
+    stream.close()
+    return np.concatenate(waves)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport: str) -> None:
-    stages = stages_over(transport, deadline_s=0.001)
-    source_16k = to_content_rate(speechlike(1.0, 0))
-    geometry = graph.local.geometry
-    content = stages.encode(EncodeRequest(source_16k[: geometry.window_samples_16k], geometry.drop_ticks, live=True))
-    n_frames = geometry.target_frames
-    request = DiffuseRequest(graph.voice_id, n_frames, 0, n_frames, 0, 0, steps=50, cfg_rate=0.7, live=True)
-    mel = stages.diffuse(content, request)
-    wave = stages.vocode(mel, VocodeRequest(live=True))
-    calls: list[Any] = [call._response or call._hop for call in (content, mel, wave)]
-    with pytest.raises(BlockDropped):
-        await stages.collect(wave)
+async def test_live_call_equals_in_process(graph: Deployed, transport: str, tmp_path: Path) -> None:
+    backend = backend_over(transport, graph, tmp_path, PATIENT_MS)
+    source_16k = to_content_rate(speechlike(1.5, 3))
+    chosen = CallSettings.of(graph.preset.live, graph.voice_id, block_ms=180, steps=2)
+    stream = backend.open_call(chosen, seed=5)
+    got = await converse(stream, source_16k)
+    assert stream.report.done > 0
+    assert stream.report.concealed == 0
+    assert np.abs(got).max() > 0.01
+    assert set(stream.report.stages_ms) == (
+        set() if transport == "object_store" else {"encoder", "diffusion", "vocoder"}
+    )
+    live = graph.preset.live.model_copy(
+        update={"lowest": CallMode.model_construct(block_ms=180, deadline_ms=PATIENT_MS)}
+    )
+    here = LiveStream(ThreadedStages(graph.local), live, replace(chosen, voice=graph.voice), seed=5)
+    assert np.array_equal(got, await converse(here, source_16k))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport: str, tmp_path: Path) -> None:
+    chosen = CallSettings.of(graph.preset.live, graph.voice_id, block_ms=180, steps=50)
+    stream = backend_over(transport, graph, tmp_path, 1).open_call(chosen)
+    stream.push(to_content_rate(speechlike(0.18, 0))[:2880])
+    wave = stream._waiting[0].pending
+    assert wave is not None
+    calls: list[Any] = [call._response or call._hop for call in (wave.source.source, wave.source, wave)]
+    block = await anext(stream.blocks())
+    assert stream.report.late == 1
+    assert len(block) == graph.local.geometry.block_samples
+    assert not block.any()
     await asyncio.sleep(0)  # a task learns of its cancelling on the loop's next turn
     assert all(call.cancelled() for call in calls)
-    silence = await blocks(live_stream(stages, graph, graph.voice_id), source_16k)
-    assert len(silence) == 5 * geometry.block_samples
-    assert not silence.any()
+    stream.close()
 
 
-async def test_metrics_are_readable_at_the_node(graph: Deployed) -> None:
-    """A late block and the stages' histograms, at the port that Prometheus scrapes."""
-    source_16k = to_content_rate(speechlike(0.5, 0))
-    await blocks(live_stream(stages_over("object_store", deadline_s=0.001), graph, graph.voice_id), source_16k)
-    await blocks(live_stream(stages_over("object_store"), graph, graph.voice_id), source_16k)
-    metrics = {f"ray_seedvc_blocks_{what}_total" for what in ("late", "dropped")}
+async def test_hanging_up_cancels_what_is_in_flight(graph: Deployed, tmp_path: Path) -> None:
+    chosen = CallSettings.of(graph.preset.live, graph.voice_id, block_ms=180, steps=50)
+    stream = backend_over("object_store", graph, tmp_path, PATIENT_MS).open_call(chosen)
+    for _ in range(2):
+        stream.push(to_content_rate(speechlike(0.18, 0))[:2880])
+    waves: list[Any] = [block.pending for block in stream._waiting]
+    responses = [call._response for wave in waves for call in (wave.source.source, wave.source, wave)]
+    stream.close()
+    assert [response.cancelled() for response in responses] == [True] * 6
+    assert [block async for block in stream.blocks()] == []
+
+
+async def test_metrics_are_readable_at_the_node(graph: Deployed, tmp_path: Path) -> None:
+    """Blocks by what became of them and the stages' histograms, at the port that Prometheus scrapes."""
+    source_16k = np.concatenate([to_content_rate(speechlike(0.5, 0)), np.zeros(CONTENT_RATE, np.float32)])
+    chosen = CallSettings.of(graph.preset.live, graph.voice_id, block_ms=180, steps=2)
+    for deadline_ms in (1, PATIENT_MS):
+        await converse(backend_over("object_store", graph, tmp_path, deadline_ms).open_call(chosen), source_16k)
+    metrics = {f"ray_seedvc_blocks_{what}_total" for what in ("done", "late", "concealed", "skipped")}
     metrics |= {f"ray_seedvc_stage_{what}_count" for what in ("queue_ms", "compute_ms", "batch_size")}
     wanted = metrics | {f'stage="{stage}"' for stage in ("encoder", "diffusion", "vocoder")}
 

@@ -14,7 +14,7 @@ from configs.schema import FileSettings, LiveSettings
 from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, Geometry
 from stages.local import drain
 from stages.offline import FileSampling, FileStream, LiveFileStream
-from stages.pipeline import BlockDropped, Stages, Stream
+from stages.pipeline import Sampling, Stages, Stream
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest
 
 ENCODER_LIMIT = 30 * CONTENT_RATE
@@ -77,13 +77,7 @@ def quick_preset() -> Preset:
 
 
 class SineStages:
-    """Stages that render one sine of absolute time, so that any misplaced or unmatched seam shows.
-
-    `lost` numbers the waves that come too late.
-    """
-
-    def __init__(self, lost: frozenset[int] = frozenset()) -> None:
-        self._lost, self._n_collected = lost, 0
+    """Stages that render one sine of absolute time, so that any misplaced or unmatched seam shows."""
 
     def encode(self, request: EncodeRequest) -> Samples:
         if len(request.samples) > ENCODER_LIMIT:
@@ -98,9 +92,6 @@ class SineStages:
         return np.asarray(np.sin(2 * np.pi * 220.0 / MODEL_RATE * mel), np.float32)
 
     async def collect(self, wave: Samples) -> Samples:
-        self._n_collected += 1
-        if self._n_collected - 1 in self._lost:
-            raise BlockDropped
         return wave
 
     def cancel(self, wave: Samples) -> None:
@@ -120,7 +111,7 @@ class EchoStages(SineStages):
 
 def call(stages: Stages) -> Stream:
     """A call in the default geometry."""
-    return Stream(stages, "anyone", Geometry.from_settings(LiveSettings()), seed=3, steps=1, cfg_rate=0.0)
+    return Stream(stages, "anyone", Geometry.from_settings(LiveSettings()), Sampling(seed=3, steps=1, cfg_rate=0.0))
 
 
 def recording(stages: Stages, sample_rate: int, *, streaming: bool = False) -> FileStream:

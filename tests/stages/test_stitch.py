@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from configs.schema import LiveSettings
-from stages.geometry import CONTENT_RATE, MODEL_RATE, TICK_MODEL, Geometry
-from stages.local import drain
+from stages.geometry import MODEL_RATE, TICK_MODEL, Geometry
 from stages.stitch import ChunkJoiner, Stitcher
 from stages.types import Samples
-from tests.stages.sounds import SineStages, call, noise, sine
+from tests.stages.sounds import noise, sine
 
 STEEPEST = 2 * np.pi * 220 / MODEL_RATE
 """Largest step between two samples of the sine."""
@@ -37,9 +36,15 @@ def test_blocks_of_a_sine_are_continuous(geometry: Geometry) -> None:
 
 
 def test_a_lost_block_leaves_no_click(geometry: Geometry) -> None:
-    stream = call(SineStages(lost=frozenset({5, 6})))
-    blocks = np.stack(drain(lambda: stream.push(noise(3.0, CONTENT_RATE))))
-    assert blocks.shape == (16, geometry.block_samples)
+    stitcher, whole = Stitcher(geometry), sine(20 * MODEL_RATE)
+    blocks = np.stack(
+        [
+            stitcher.conceal(geometry.block_samples)
+            if k in (5, 6)
+            else stitcher.push(whole[k * geometry.block_samples :][: geometry.return_samples])
+            for k in range(16)
+        ]
+    )
     fade = geometry.sola_ticks * TICK_MODEL
     assert np.abs(blocks[5][:fade]).max() > 0.5  # the tail of the block before
     assert not blocks[5][fade:].any()
@@ -49,8 +54,19 @@ def test_a_lost_block_leaves_no_click(geometry: Geometry) -> None:
     assert largest_step(blocks.ravel()) <= 1.05 * STEEPEST + np.pi / 2 / fade
 
 
+@pytest.mark.parametrize("n_samples", [1, 100, 881, 882, 883, 2000])
+def test_concealment_of_any_length_fades_the_same_tail(geometry: Geometry, n_samples: int) -> None:
+    whole, wave = Stitcher(geometry), sine(geometry.return_samples)
+    parts = Stitcher(geometry)
+    whole.push(wave), parts.push(wave)
+    expected = whole.conceal(4000)
+    got = np.concatenate([parts.conceal(n_samples) for _ in range(-(-4000 // n_samples))])[:4000]
+    assert np.allclose(got[:n_samples], expected[:n_samples], atol=1e-6)
+    assert largest_step(got) <= 1.05 * STEEPEST + np.pi / 2 / 882
+
+
 def test_conceal_before_any_block_is_silence(geometry: Geometry) -> None:
-    assert not Stitcher(geometry).conceal().any()
+    assert not Stitcher(geometry).conceal(geometry.block_samples).any()
 
 
 def test_offset_is_where_the_tail_fits(geometry: Geometry) -> None:

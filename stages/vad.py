@@ -1,0 +1,35 @@
+"""Speech gate of a call: only what sounds like speech, and what surrounds it, is worth the networks' time."""
+
+from __future__ import annotations
+
+import numpy as np
+import webrtcvad
+from numpy.typing import NDArray
+
+from stages.gate import widened
+from stages.geometry import CONTENT_RATE, TICK_16K
+from stages.types import Samples
+
+AGGRESSIVENESS = 2
+"""Of 0 to 3. White, pink and low noise up to -40 dBFS passes for speech below this, soft consonants do not at 3."""
+HOLD_TICKS = 12
+"""Kept after the last speech (240 ms): quiet word ends, and pauses inside a sentence."""
+AHEAD_TICKS = 4
+"""Kept before the first (80 ms, as much as a block looks ahead): soft beginnings, which are recognised late."""
+
+
+class SpeechGate:
+    """Gains 0 or 1 for each tick of a call's windows, by WebRTC's voice activity detector; remembers one window."""
+
+    def __init__(self) -> None:
+        self._detector = webrtcvad.Vad(AGGRESSIVENESS)
+        self._flags = np.zeros(0, bool)
+
+    def __call__(self, window: Samples, new_ticks: int) -> NDArray[np.float32]:
+        """Gains of all ticks of a window at 16 kHz whose last `new_ticks` have not been seen before."""
+        n_ticks = len(window) // TICK_16K
+        pcm = (np.clip(window[-new_ticks * TICK_16K :], -1, 1) * 32767).astype("<i2").reshape(new_ticks, TICK_16K)
+        flags = [self._detector.is_speech(tick.tobytes(), CONTENT_RATE) for tick in pcm]
+        known = np.concatenate([np.zeros(n_ticks, bool), self._flags, flags])
+        self._flags = known[-n_ticks:]
+        return widened(self._flags, HOLD_TICKS, AHEAD_TICKS)

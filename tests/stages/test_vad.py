@@ -1,0 +1,102 @@
+"""The speech gate: no word loses its begin or end, silence and background noise spare the networks."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soxr
+from numpy.typing import NDArray
+
+from configs.schema import LiveSettings
+from stages.blocks import BlockMaker
+from stages.geometry import CONTENT_RATE, TICK_16K, Geometry
+from stages.types import Samples
+from stages.vad import AHEAD_TICKS, HOLD_TICKS, SpeechGate
+from tests.stages.sounds import noise
+from webrtc.files import decode_file
+
+SOURCES = sorted((Path(__file__).parents[2] / "samples" / "sources").glob("*.flac"))
+PAUSE_TICKS = 125
+PHRASE_TICKS = 75
+AUDIBLE_DB = -45.0
+
+
+@cache
+def speech() -> Samples:
+    """All sample recordings at 16 kHz, one after the other."""
+    decoded = [decode_file(path) for path in SOURCES]
+    return np.concatenate([soxr.resample(sound, rate, CONTENT_RATE) for sound, rate in decoded]).astype(np.float32)
+
+
+def level_db(samples: Samples) -> NDArray[np.float64]:
+    """RMS of each tick."""
+    power = (samples.astype(np.float64).reshape(-1, TICK_16K) ** 2).mean(axis=1)
+    return np.asarray(10 * np.log10(power + 1e-12))
+
+
+def with_pauses(sound: Samples) -> Samples:
+    """Phrases of 1.5 s, cut anywhere, with 2.5 s of silence around each."""
+    size = PHRASE_TICKS * TICK_16K
+    pause = np.zeros(PAUSE_TICKS * TICK_16K, np.float32)
+    phrases = [sound[start : start + size] for start in range(0, len(sound) - size + 1, size)]
+    return np.concatenate([part for phrase in phrases for part in (pause, phrase)] + [pause])
+
+
+def gated(sound: Samples, block_ms: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which ticks of a call are let through, as its blocks have it, and which blocks go to the networks."""
+    geometry = Geometry.from_settings(LiveSettings(), block_ms)
+    gate, opened, sent = SpeechGate(), [], []
+    for window in BlockMaker(geometry).push(sound):
+        gains = window.returned_ticks(gate(window.samples, geometry.block_ticks))
+        opened.append(gains[: geometry.block_ticks] > 0)
+        sent.append(gains.any())
+    # A block's output ends `lag` ticks before its newest sample.
+    return np.concatenate(opened)[geometry.lag_ticks :], np.array(sent)
+
+
+@pytest.mark.parametrize("block_ms", [60, 120, 180])
+@pytest.mark.parametrize(
+    ("speech_db", "noise_db", "may_miss"),
+    [(0, None, 0.0), (0, -50, 0.001), (0, -40, 0.002), (-15, None, 0.002), (-15, -50, 0.005)],
+)
+def test_words_are_whole_and_pauses_are_skipped(
+    block_ms: int, speech_db: float, noise_db: float | None, may_miss: float
+) -> None:
+    clean = with_pauses(speech())
+    sound = clean * np.float32(10 ** (speech_db / 20))
+    if noise_db is not None:
+        sound = sound + noise(len(sound) / CONTENT_RATE, CONTENT_RATE, peak=10 ** (noise_db / 20) * 3**0.5)
+    opened, sent = gated(sound, block_ms)
+    audible = np.asarray(level_db(clean) > AUDIBLE_DB)[: len(opened)]
+    assert audible.sum() > 1000
+    assert (audible & ~opened).sum() <= may_miss * audible.sum()
+    n = block_ms // 20
+    pauses: NDArray[np.bool_] = ~audible[: len(audible) // n * n].reshape(-1, n).any(axis=1)
+    assert sent[: len(pauses)][pauses].mean() <= 0.25  # with all hang-overs, in pauses of 2.5 s
+
+
+@pytest.mark.parametrize("peak", [0.0, 1e-3, 1e-2])
+def test_lasting_background_noise_is_skipped(peak: float) -> None:
+    _, sent = gated(noise(20.0, CONTENT_RATE, peak=peak), 180)
+    assert sent.mean() <= 0.05
+
+
+def test_the_gate_is_open_no_longer_than_it_says() -> None:
+    tone = np.sin(2 * np.pi * 150 * np.arange(CONTENT_RATE) / CONTENT_RATE)
+    burst = (0.3 * tone * np.sign(tone)).astype(np.float32)
+    pause = np.zeros(2 * CONTENT_RATE, np.float32)
+    opened, _ = gated(np.concatenate([pause, burst, pause]), 180)
+    first, last = np.flatnonzero(opened)[[0, -1]]
+    assert 100 - AHEAD_TICKS <= first <= 100
+    assert 150 + HOLD_TICKS - 1 <= last <= 150 + HOLD_TICKS + 10  # the detector has a little hang-over of its own
+
+
+def test_how_the_sound_is_cut_into_blocks_does_not_matter() -> None:
+    sound = with_pauses(speech()[: 8 * CONTENT_RATE])
+    small, large = gated(sound, 60)[0], gated(sound, 180)[0]
+    n = min(len(small), len(large))
+    # A larger block knows a little more of what comes: it may open earlier, never later.
+    assert not (small[:n] & ~large[:n]).any()
