@@ -44,7 +44,7 @@ class DataMissing(RuntimeError):
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Some seconds of one speaker at 22.05 kHz, and the words in it where they are known."""
+    """Some seconds of one speaker at 22.05 kHz under a name of their own, and the words in it where they are known."""
 
     name: str
     samples: Floats
@@ -123,7 +123,7 @@ def _excerpts(root: Path, clips: Iterable[Clip]) -> Iterator[Excerpt]:
 
 
 def _pieces(root: Path, clip: Clip) -> Iterator[Excerpt]:
-    name, wave = clip.path.partition("/")[2], read_wave(root / clip.path, RATE)
+    name, wave = clip.path, read_wave(root / clip.path, RATE)
     if len(wave) <= WHOLE_S * RATE:
         yield Excerpt(name, wave, clip.transcript)
         return

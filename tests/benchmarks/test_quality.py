@@ -230,6 +230,8 @@ def test_no_pair_has_a_speaker_that_was_trained_on(tmp_path: Path) -> None:
         assert names[kind] == {clip.speaker for clip in everyone if held_out(clip)}
         pairs = choose_pairs(speakers[kind], 24, seed=0)
         assert pairs and {p.source_speaker for p in pairs} | {p.target_speaker for p in pairs} <= names[kind]
+    excerpts = [excerpt.name for own in speakers.values() for speaker in own for excerpt in speaker.excerpts]
+    assert len(set(excerpts)) == len(excerpts), "what is judged once is found by its name"
     assert {speaker.sex for own in speakers.values() for speaker in own} <= {"F", "M"}
 
 
