@@ -74,7 +74,7 @@ def test_words_are_whole_and_pauses_are_skipped(
     assert audible.sum() > 1000
     assert (audible & ~opened).sum() <= may_miss * audible.sum()
     n = block_ms // 20
-    pauses: NDArray[np.bool_] = ~audible[: len(audible) // n * n].reshape(-1, n).any(axis=1)
+    pauses = np.asarray(~audible[: len(audible) // n * n].reshape(-1, n).any(axis=1))
     assert sent[: len(pauses)][pauses].mean() <= 0.25  # with all hang-overs, in pauses of 2.5 s
 
 
