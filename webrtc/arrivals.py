@@ -1,0 +1,49 @@
+"""How late packets come against their sender's clock: what the jitter buffer's delay follows.
+
+A packet's transit is its arrival on our clock minus its place on the sender's, in seconds. The two clocks share no
+zero, so only differences mean something: the fastest packets tell where no delay is, the slowest how much is needed.
+"""
+
+from collections import deque
+
+SLOWEST_LEFT_OUT = (
+    40  # one packet in so many (and one more) may come later than `slow_s`: a delay for all would cost more
+)
+REMEMBERED = 128  # packets, 2.6 s of 20 ms each
+REMEMBERED_S = 8.0  # ... and no longer than this, while the sender leaves silence out
+FAST_OVER = 50  # packets: long enough to hold one that came unhindered, short enough to follow a drifting clock
+FAST_NOW_OVER = 10
+
+
+class Arrivals:
+    """The transits of the last packets, in order of arrival. Never empty."""
+
+    def __init__(self, arrival_s: float, transit_s: float) -> None:
+        self._latest: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        self.add(arrival_s, transit_s)
+
+    def add(self, arrival_s: float, transit_s: float) -> None:
+        """Remembers one packet and forgets those that are too old."""
+        self._latest.append((arrival_s, transit_s))
+        while len(self._latest) > FAST_NOW_OVER and self._latest[0][0] < arrival_s - REMEMBERED_S:
+            self._latest.popleft()
+        transits = [transit for _, transit in self._latest]
+        self.fast_s = min(transits[-FAST_OVER:])  # the transit where nothing was in the way
+        self.fast_now_s = min(transits[-FAST_NOW_OVER:])  # the same in the last moments: follows a jump at once
+        left_out = min(1 + len(transits) // SLOWEST_LEFT_OUT, len(transits) - 1)
+        self.slow_s = sorted(transits)[-1 - left_out]  # the transit that nearly all packets keep
+
+    @property
+    def last_s(self) -> float:
+        """When the last packet came."""
+        return self._latest[-1][0]
+
+    @property
+    def last_transit_s(self) -> float:
+        """What it took."""
+        return self._latest[-1][1]
+
+    @property
+    def spread_s(self) -> float:
+        """How much later than the fastest nearly all packets come."""
+        return max(0.0, self.slow_s - self.fast_s)
