@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCDtlsTransport, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
 from aiortc.stats import RTCRemoteInboundRtpStreamStats
@@ -27,14 +27,13 @@ from webrtc.jitter import Event, JitterBuffer, Lost, Silence, Skip
 from webrtc.jitter import Packet as Due
 from webrtc.opus import FRAME, RATE_HZ, OpusDecoder, OpusEncoder, OpusError, Samples48k, is_dtx
 from webrtc.rate import Rate, RateControl
+from webrtc.sdp import with_opus_parameters
 
 MAX_WAITING_PACKETS = 10
 """200 ms of the microphone that the network has not taken; beyond it the oldest is dropped."""
 MAX_HELD = 2 * FRAME
 """Decoded sound beyond the frame that is played; more means that the sound card is slower than the network."""
 QUIET = 0.003  # -50 dBFS
-# What the other side may send us: our decoder knows in-band FEC and pauses.
-OPUS_PARAMETERS = "minptime=10;useinbandfec=1;usedtx=1;maxaveragebitrate=64000"
 _TIME_BASE = Fraction(1, RATE_HZ)
 
 
@@ -81,6 +80,11 @@ class Caller:
             raise RuntimeError(f"this aiortc's receiver has no {name}; 1.16.0 has")
         setattr(self._receiver, name, self._heard)
         self._connection.on("connectionstatechange", self._follow)
+
+    @property
+    def transport(self) -> RTCDtlsTransport:
+        """What carries the sound, for those who measure it; there after `offer`."""
+        return self._receiver.transport
 
     async def offer(self) -> str:
         """The offer, with all candidates in it."""
@@ -240,13 +244,3 @@ class _HeardVoice:
         self._quiet = bool(np.abs(samples).max(initial=0.0) < QUIET)
         self._held.append(samples)
         self._n_held += len(samples)
-
-
-def with_opus_parameters(sdp: str) -> str:
-    """An offer that says what our decoder can do: aiortc writes no parameters for Opus."""
-    lines = []
-    for line in sdp.split("\r\n"):
-        lines.append(line)
-        if line.startswith("a=rtpmap:") and "opus/48000" in line.lower():
-            lines.append(f"a=fmtp:{line[len('a=rtpmap:') :].split()[0]} {OPUS_PARAMETERS}")
-    return "\r\n".join(lines)
