@@ -89,6 +89,11 @@ class Playout:
         """Sound that waits to be played."""
         return len(self._waiting) / MS
 
+    @property
+    def delay_ms(self) -> float:
+        """How long each block waits before its first sample is played: the least that was left in the last second."""
+        return max(0, min(self._levels, default=0)) / MS
+
     def push(self, samples: Samples) -> None:
         """Appends sound; beyond the bound the oldest is dropped."""
         resampled: Samples = self._resampler.resample_chunk(np.ascontiguousarray(samples, np.float32))

@@ -1,0 +1,334 @@
+"""One media connection of a call: what the client says comes in as frames, blocks go out to it, messages both ways."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc.rtcrtptransceiver import RTCRtpTransceiver
+from aiortc.sdp import candidate_from_sdp
+from aiortc.stats import RTCRemoteInboundRtpStreamStats, RTCStatsReport, RTCTransportStats
+from numpy.typing import NDArray
+
+from webrtc.ice import IceServer, configuration
+from webrtc.opus import OpusEncoder
+from webrtc.playout import Playout
+from webrtc.rate import RateControl
+from webrtc.receive import AudioReceiver
+from webrtc.sdp import MAX_CANDIDATES, OPUS, Direction, Offer, OfferError, is_usable, read_offer, with_opus_parameters
+from webrtc.send import SendTrack
+
+log = logging.getLogger("seedvc.media")
+
+Samples = NDArray[np.float32]  # (T,) mono, full scale at 1
+
+CHANNEL = "control"
+MAX_MESSAGE = 65536  # characters
+MAX_UNSENT_BYTES = 262144
+"""Messages that the network has not taken; beyond it new ones are dropped."""
+MEASURE_EVERY_S = 1.0
+CONNECT_TIMEOUT_S = 20.0
+LOST_AFTER_S = 15.0
+"""Nothing at all has come in: browsers send a report each 5 s even when they only listen. ICE consent takes 30 s."""
+HANG_UP_S = 5.0
+"""How long a TURN server may take to hear that its relay is not needed any more."""
+CONNECT_WAKES_S = 0.06
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """How the connection is doing, over the last second where it says nothing else."""
+
+    rtt_ms: float | None = None
+    """Round trip by the client's reports, smoothed; None: not measured yet."""
+    loss_in: float = 0.0
+    """Share of the client's packets that were not there when they were due."""
+    loss_out: float = 0.0
+    """Share of our packets that the client missed, by its last report."""
+    packets_lost: int = 0
+    """Of the client's, since the start."""
+    jitter_ms: float = 0.0
+    jitter_buffer_ms: float = 0.0
+    playout_ms: float = 0.0
+    """How long converted sound waits before it is sent."""
+    bitrate_in_bps: float = 0.0
+    """RTP, RTCP and data as received, without UDP and IP."""
+    bitrate_out_bps: float = 0.0
+    """Opus payload."""
+    target_bps: int = 0
+    """What the encoder aims at."""
+    gaps: int = 0
+    """How often there was nothing to send, since the start."""
+    messages_dropped: int = 0
+
+
+class Peer:
+    """Answers one offer; lives in the event loop that makes it. `closed` is set when all is over, `reason` says why.
+
+    Args:
+        ice_servers: what this side itself uses to be reached; mostly none.
+        on_frame: called each 20 ms with 320 samples of the client at 16 kHz, from the connection's start to its end.
+        on_message: called with each text that the client sends on the data channel `control`.
+        direction: what this side is willing to do; the offer decides whether it comes to that.
+    """
+
+    def __init__(
+        self,
+        ice_servers: Iterable[IceServer],
+        *,
+        on_frame: Callable[[Samples], None],
+        on_message: Callable[[str], None] | None = None,
+        direction: Direction = "sendrecv",
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        lost_after_s: float = LOST_AFTER_S,
+        measure_every_s: float = MEASURE_EVERY_S,
+    ) -> None:
+        self.direction: Direction = direction
+        self.connected = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.reason: str | None = None
+        self._on_message = on_message
+        self._connect_timeout_s, self._lost_after_s = connect_timeout_s, lost_after_s
+        self._measure_every_s = measure_every_s
+        self._playout = Playout()
+        self._track = SendTrack(self._playout, OpusEncoder())
+        self._receiver = AudioReceiver(on_frame)
+        self._rate = RateControl()
+        self._stats = PeerStats()
+        self._seen = _Seen()
+        self._channel: RTCDataChannel | None = None
+        self._messages_dropped = 0
+        self._mids: tuple[str, ...] = ()
+        self._candidates: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_CANDIDATES)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: asyncio.Task[None] | None = None
+        self._connection = RTCPeerConnection(configuration(ice_servers))
+        self._connection.on("connectionstatechange", self._follow_state)
+        self._connection.on("datachannel", self._adopt)
+
+    async def answer(self, offer_sdp: str) -> str:
+        """The answer, with all candidates of this side in it.
+
+        Raises:
+            OfferError: the offer cannot be answered; the peer is closed then.
+        """
+        try:
+            offer = read_offer(offer_sdp, self.direction)
+            self.direction = offer.direction
+            return await self._negotiate(offer)
+        except BaseException:
+            await self.close()
+            raise
+
+    def add_candidate(self, candidate: Mapping[str, Any] | None) -> None:
+        """One more address of the client, in the form browsers have; used in the order of the calls.
+
+        None and the empty candidate, the end of them all, change nothing: see `webrtc.sdp`. What cannot be read or
+        reached, and what is beyond the limit of 64 that may wait, is left out.
+        """
+        line = str((candidate or {}).get("candidate") or "")
+        if not line:
+            return
+        if not is_usable(line) or self._candidates.full():
+            log.debug("candidate left out")
+            return
+        self._candidates.put_nowait(dict(candidate or {}))
+
+    def play(self, samples: Samples) -> None:
+        """Sends sound at 22.05 kHz; never waits."""
+        if self.connected.is_set():
+            self._playout.push(samples)
+
+    def send_message(self, message: Mapping[str, Any]) -> None:
+        """Says something on the client's data channel; dropped and counted where there is none, or it is stuck."""
+        channel = self._channel
+        if channel is None or channel.readyState != "open" or channel.bufferedAmount > MAX_UNSENT_BYTES:
+            self._messages_dropped += 1
+            return
+        channel.send(json.dumps(message, separators=(",", ":")))
+
+    def stats(self) -> PeerStats:
+        """What was measured last."""
+        return self._stats
+
+    async def close(self) -> None:
+        """Hangs up, and frees sockets, tasks and codecs; more than once does no harm."""
+        await asyncio.shield(self._close_because("this side hung up"))
+
+    def _close_because(self, reason: str) -> asyncio.Task[None]:
+        if self._closing is None:
+            self.reason = reason
+            self._closing = asyncio.create_task(self._free())
+        return self._closing
+
+    async def _free(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._receiver.close()
+        self._track.stop()
+        try:
+            async with asyncio.timeout(HANG_UP_S):
+                await self._hang_up()
+        except Exception:
+            log.warning("the connection did not close in order", exc_info=True)
+        self._channel = None
+        self._playout.clear()
+        self.closed.set()
+
+    async def _hang_up(self) -> None:
+        transports = {transceiver.receiver.transport.transport for transceiver in self._connection.getTransceivers()}
+        checking = [transport for transport in transports if transport.state == "checking"]
+        await self._connection.close()
+        if checking:
+            # aioice's connect() looks up each 20 ms; where it finds that it had just succeeded, it begins to ask for
+            # consent on what is closed by now, and would do so for half a minute.
+            await asyncio.sleep(CONNECT_WAKES_S)
+            for transport in checking:
+                await transport._connection.close()
+
+    async def _negotiate(self, offer: Offer) -> str:
+        connection = self._connection
+        self._mids = offer.mids
+        sends, receives = offer.direction != "recvonly", offer.direction != "sendonly"
+        transceiver = connection.addTransceiver(self._track if sends else "audio", direction=offer.direction)
+        codecs = RTCRtpSender.getCapabilities("audio").codecs
+        transceiver.setCodecPreferences([codec for codec in codecs if codec.mimeType == OPUS])
+        if sends:
+            self._rate = RateControl(offer.max_bps)
+            self._track.set_rate(self._rate.rate)
+        try:
+            await connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+        except Exception as error:
+            raise OfferError("the offer is not one that a WebRTC audio call can be made of") from error
+        if receives:
+            self._receiver.attach(transceiver.receiver)
+        await connection.setLocalDescription(await connection.createAnswer())
+        self._start(self._pass_candidates(), "candidates")
+        self._start(self._watch(transceiver), "watch")
+        return with_opus_parameters(connection.localDescription.sdp)
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(coroutine, name=f"peer-{name}"))
+
+    async def _pass_candidates(self) -> None:
+        """Hands candidates on one by one."""
+        while True:
+            given = await self._candidates.get()
+            try:
+                candidate = candidate_from_sdp(given["candidate"].removeprefix("candidate:"))
+                candidate.sdpMid, candidate.sdpMLineIndex = self._section(given)
+                await self._connection.addIceCandidate(candidate)
+            except (AssertionError, ValueError):
+                log.debug("candidate left out", exc_info=True)
+
+    def _section(self, given: Mapping[str, Any]) -> tuple[str | None, int | None]:
+        """Which section of the offer a candidate belongs to: the first where it does not say (WHIP fragments)."""
+        mid, index = given.get("sdpMid"), given.get("sdpMLineIndex")
+        if mid in self._mids:
+            return mid, None
+        return None, index if isinstance(index, int) and 0 <= index < len(self._mids) else 0
+
+    async def _watch(self, transceiver: RTCRtpTransceiver) -> None:
+        """Gives up on a connection that does not come about or goes quiet; measures one that works."""
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self.connected.wait()
+        except TimeoutError:
+            self._close_because(f"no media connection came about within {self._connect_timeout_s:g} s")
+            return
+        now = asyncio.get_running_loop().time
+        heard_s = now()
+        while True:
+            await asyncio.sleep(self._measure_every_s)
+            reports = await transceiver.sender.getStats()
+            if self._measure(reports, now()):
+                heard_s = now()
+            elif now() - heard_s >= self._lost_after_s:
+                self._close_because(f"nothing came from the client for {self._lost_after_s:g} s")
+                return
+
+    def _measure(self, reports: RTCStatsReport, now_s: float) -> bool:
+        """Renews the statistics and the bitrate; whether anything has come from the client since the last time."""
+        before, seen = self._seen, _Seen(now_s)
+        rtt_ms, loss_out = self._stats.rtt_ms, self._stats.loss_out
+        seen.report = before.report
+        for entry in reports.values():
+            if isinstance(entry, RTCTransportStats):
+                seen.bytes_in = entry.bytesReceived
+            elif isinstance(entry, RTCRemoteInboundRtpStreamStats):
+                seen.report = entry
+        if seen.report is not None and seen.report is not before.report:
+            if seen.report.roundTripTime is not None:
+                rtt_ms = 1000 * seen.report.roundTripTime
+            loss_out = seen.report.fractionLost / 256  # aiortc hands on RTCP's fixed-point byte
+            self._track.set_rate(self._rate.report(loss_out, rtt_ms, now_s))
+        network = self._receiver.stats()
+        seen.lost, seen.received = network.lost, network.received
+        seen.bytes_out = self._track.counts.payload_bytes
+        lost, received = seen.lost - before.lost, seen.received - before.received
+        seconds = max(now_s - before.at_s, 1e-3)
+        self._stats = PeerStats(
+            rtt_ms=rtt_ms,
+            loss_in=lost / (lost + received) if lost + received > 0 else 0.0,
+            loss_out=loss_out,
+            packets_lost=network.lost,
+            jitter_ms=network.jitter_ms,
+            jitter_buffer_ms=network.delay_ms,
+            playout_ms=self._playout.delay_ms,
+            bitrate_in_bps=8 * (seen.bytes_in - before.bytes_in) / seconds if before.at_s else 0.0,
+            bitrate_out_bps=8 * (seen.bytes_out - before.bytes_out) / seconds if before.at_s else 0.0,
+            target_bps=self._rate.rate.bitrate if self.direction != "recvonly" else 0,
+            gaps=self._playout.counts.gaps,
+            messages_dropped=self._messages_dropped,
+        )
+        self._seen = seen
+        return seen.bytes_in > before.bytes_in
+
+    def _follow_state(self) -> None:
+        match self._connection.connectionState:
+            case "connected":
+                self.connected.set()
+            case "failed":
+                self._close_because("the media connection failed")
+            case "closed":
+                self._close_because("the client hung up")
+
+    def _adopt(self, channel: RTCDataChannel) -> None:
+        """Takes the client's channel for messages; there is one, and none of another name."""
+        if channel.label != CHANNEL or self._channel is not None:
+            channel.close()
+            return
+        self._channel = channel
+        channel.on("message", self._hear)
+        channel.on("close", self._forget_channel)
+
+    def _forget_channel(self) -> None:
+        self._channel = None
+
+    def _hear(self, message: str | bytes) -> None:
+        if not isinstance(message, str) or len(message) > MAX_MESSAGE:
+            wrong = f"a message is text of at most {MAX_MESSAGE} characters"
+            self.send_message({"type": "error", "code": "invalid_message", "message": wrong})
+        elif self._on_message is not None:
+            try:
+                self._on_message(message)
+            except Exception:
+                # It must not unwind into the transport, which would take it for the end of the connection.
+                log.exception("a message could not be handled")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Counters at a measurement, to take the next one's differences from."""
+
+    at_s: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    lost: int = 0
+    received: int = 0
+    report: RTCRemoteInboundRtpStreamStats | None = None
