@@ -8,6 +8,7 @@ their right). `python -m training.features content` writes `data/features/`, and
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ VARIANTS = ("whole", "warped", "warped_again", "ends")
 WHOLE_TICKS, WHOLE_OVERLAP = 500, 50  # a file's segments
 WINDOW_TICKS, END_TICKS = 88, 39  # a call's window, and how much of it the diffusion renders
 STYLE_S = (2.0, 5.0)
+STYLE_CLIPS_PER_VOICE = 4
 SYNTH_CLIPS_PER_VOICE = 15
 ENCODE_BATCH = 16
 
@@ -51,7 +53,7 @@ class ContentModel(Protocol):
 class Features:
     """Of one clip: content [variants, frames, width] and pitch in Hz [frames] at 50 Hz, mel [mel frames, 80].
 
-    `style` [warps, lengths, 192] is there once the style encoder has been trained.
+    `style` [warps, lengths, 192] is there for a few clips of each voice, once the style encoder has been trained.
     """
 
     clip: Clip
@@ -186,8 +188,12 @@ def main() -> None:
     rng = np.random.default_rng((args.seed, args.part))
     if args.what == "style":
         encoder = load_style_encoder(sizes.campplus, args.out)
-        known = [features.clip for features in read_features(args.data)]
-        styles = {clip.path: style_of(clip, corpus, encoder, rng) for clip in known}
+        taken: Counter[str] = Counter()
+        styles = {}
+        for clip in (features.clip for features in read_features(args.data)):
+            taken[clip.speaker] += 1
+            if taken[clip.speaker] <= STYLE_CLIPS_PER_VOICE:
+                styles[clip.path] = style_of(clip, corpus, encoder, rng)
         save_file(styles, args.data / "features" / "style.safetensors")
         return
     phones, mel = load_phone_model(sizes.whisper, args.out), MelSpectrogram(sizes.mel)

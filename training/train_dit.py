@@ -139,9 +139,10 @@ class Pairs:
         shown = self._stretch(rng, group, prompt)
         heard = HEARD[int(rng.choice(len(HEARD), p=HEARD_IN_CALL_CHANCES if ends else HEARD_CHANCES))]
         disguise = Disguise(rng) if self.disguised else Disguise(rng, warped=0.0, coloured=0.0)
-        styles = shown[0][0].style
-        if styles is None:
-            raise ValueError(f"{shown[0][0].clip.path} has no style vectors; run `python -m training.features style`")
+        known = [item.style for item in group if item.style is not None]
+        if not known:
+            raise ValueError(f"{group[0].clip.speaker} has no style vectors; run `python -m training.features style`")
+        styles = known[int(rng.integers(len(known)))]
         style = styles[disguise.warp, int(rng.integers(styles.shape[1]))]
         return (*_piece(shown, "whole", prompt, disguise, rng), *_piece(spoken, heard, source, disguise, rng), style)
 
