@@ -6,13 +6,9 @@ block in flight, from a driver, so the added cost is that of the three hops.
 
 import argparse
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 import stages
+from benchmarks.machine import machine
 from benchmarks.serving import APPLICATION, running_graph
 from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE
@@ -158,26 +155,6 @@ def table(cost: BlockCost) -> str:
     return "\n".join([*lines, f"the graph adds {added}; real-time factor of the stages: {cost.real_time_factor:.2f}"])
 
 
-def machine() -> dict[str, object]:
-    """What the figures were measured on, and when."""
-    cpu = next(
-        (line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python -m benchmarks.blocks " + " ".join(sys.argv[1:]),
-    }
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
 def main() -> None:
     """Measures, prints, keeps."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -189,7 +166,7 @@ def main() -> None:
     with running_graph(preset=args.preset, weights=args.weights):
         cost = measure(local)
     print(table(cost))
-    result = {"machine": machine(), "preset": args.preset, **asdict(cost), "added_ms": cost.added_ms}
+    result = {"machine": machine("benchmarks.blocks"), "preset": args.preset, **asdict(cost), "added_ms": cost.added_ms}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
