@@ -32,15 +32,19 @@ class StagesUnavailable(Unavailable, BlockLost):
 
 @dataclass(frozen=True)
 class StageHandle:
-    """One stage's handle and how its results travel."""
+    """One stage's handles: results of recordings travel as the config says, those of calls by value.
 
-    handle: DeploymentHandle[Any]
-    by_reference: bool
+    A block's features are small (benchmarks/blocks.py): by value they are there sooner, and
+    what each stage took is known.
+    """
+
+    by_value: DeploymentHandle[Any]
+    by_reference: DeploymentHandle[Any] | None
 
     @classmethod
     def of(cls, handle: DeploymentHandle[Any], transport: str) -> StageHandle:
-        by_reference = transport == "object_store"
-        return cls(handle.options(_by_reference=by_reference), by_reference)
+        by_reference = handle.options(_by_reference=True) if transport == "object_store" else None
+        return cls(handle.options(_by_reference=False), by_reference)
 
 
 class Call:
@@ -52,6 +56,7 @@ class Call:
 
     def __init__(self, stage: StageHandle, request: Any, source: Call | None = None) -> None:
         self._stage, self._request, self.source = stage, request, source
+        self._by_reference = None if request.live else stage.by_reference
         self.took_ms: float | None = None
         """From the source's result to this one's, where each hop is awaited."""
         self._response: Any = None
@@ -61,12 +66,12 @@ class Call:
     def start(self) -> None:
         """Send the request, or have it sent when its source is there."""
         source = self.source
-        if not self._stage.by_reference or (source is not None and source._response is None):
-            self._hop = asyncio.create_task(self._await_hop())
+        if self._by_reference is None or (source is not None and source._response is None):
+            self._hop = asyncio.create_task(self._await_hop(self._by_reference or self._stage.by_value))
         elif source is None:
-            self._response = self._stage.handle.remote(self._request)
+            self._response = self._by_reference.remote(self._request)
         else:
-            self._response = self._stage.handle.remote(source._response, self._request)
+            self._response = self._by_reference.remote(source._response, self._request)
 
     async def value(self) -> Any:
         """The stage's result; the stage's own exception where it failed."""
@@ -95,16 +100,16 @@ class Call:
             self._hop.cancel()
         self._response = self._hop = None
 
-    async def _await_hop(self) -> Any:
+    async def _await_hop(self, handle: DeploymentHandle[Any]) -> Any:
         sources = () if self.source is None else (await self.source.value(),)
         started = perf_counter()
-        response = self._stage.handle.remote(*sources, self._request)
+        response: Any = handle.remote(*sources, self._request)
         try:
             result = await response
             self.took_ms = (perf_counter() - started) * 1000
             return result
         except asyncio.CancelledError:
-            response.cancel()  # type: ignore[no-untyped-call]
+            response.cancel()
             raise
 
 
@@ -149,7 +154,7 @@ class ServeStages:
         wave.cancel()
 
     def stage_ms(self, wave: Call) -> dict[str, float]:
-        """What each hop of a chain took, queue and way included; by reference there is nothing to measure here."""
+        """What each hop of a chain took, queue and way included."""
         hops = (("encoder", wave.source and wave.source.source), ("diffusion", wave.source), ("vocoder", wave))
         return {stage: hop.took_ms for stage, hop in hops if hop is not None and hop.took_ms is not None}
 

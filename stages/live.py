@@ -33,6 +33,10 @@ PAUSE_S = 0.5
 """A push that is so much later than the samples before it: the source has paused, and its clock starts again."""
 DRIFT = 0.01
 """How fast the estimate of the capture time follows a source that comes later and later, per push."""
+USUAL_SHARE = 0.6
+"""How much of the deadline the stages are thought to take before they have shown it."""
+USUAL_BLOCKS = 10
+"""Over about so many blocks their usual time is averaged."""
 WARY_BLOCKS = 8
 """For so many blocks after a late one, a block is not sent that would be late behind those sent before it."""
 
@@ -192,7 +196,8 @@ class LiveStream:
         self._free_s = 0.0
         """When the stages should be done with all that was sent, given up or not."""
         self._wary = 0
-        self._usual_s = 0.0
+        self._usual_s = USUAL_SHARE * call_mode(live, settings.mode).deadline_ms / 1000
+        self._n_results = 0
 
     @property
     def settings(self) -> CallSettings:
@@ -322,7 +327,8 @@ class LiveStream:
         self._last_result_s = now_s
         self._free_s = now_s + (self._n_in_flight - 1) * self._pace_s  # this one still counts as in flight
         took_s = now_s - block.captured_s
-        self._usual_s += (took_s - self._usual_s) * (0.1 if self._usual_s else 1.0)
+        self._n_results += 1
+        self._usual_s += (took_s - self._usual_s) / min(self._n_results, USUAL_BLOCKS)
         self._report.block_ms = took_s * 1000
         self._report.stages_ms = self._stages.stage_ms(block.pending)
         return wave

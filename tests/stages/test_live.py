@@ -445,6 +445,8 @@ def test_silence_is_silent_and_spares_the_networks(mode: Mode) -> None:
     assert not heard.wave.any()
     assert not stages.windows
     assert heard.stream.report.skipped == len(heard.blocks)
+    # As late as the networks are expected to be, so that the first word does not come later than the silence before.
+    assert np.allclose(heard.at_s, ends_s(heard.blocks) + (0.2 if mode == "constant" else 0.6 * 0.24))
 
 
 def test_a_gate_opens_and_closes_without_a_click() -> None:
