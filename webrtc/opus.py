@@ -33,6 +33,9 @@ _SET_EXPECTED_LOSS = 4014
 _SET_DTX = 4016
 _SET_SIGNAL = 4024
 
+# From RFC 6716 table 2: from these configurations on, packets are of another mode
+_HYBRID, _CELT_ONLY = 12, 16
+
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "opus_strerror": (ctypes.c_char_p, [ctypes.c_int]),
@@ -149,14 +152,25 @@ def is_dtx(packet: bytes) -> bool:
     return len(packet) <= 2
 
 
+def has_copy(packet: bytes) -> bool:
+    """Whether the packet holds a copy of the frame before it (RFC 6716 section 4.2.4); told of single-frame packets."""
+    if len(packet) < 2 or packet[0] & 3 or packet[0] >> 3 >= _CELT_ONLY:
+        return False
+    frames = (1, 1, 2, 3)[packet[0] >> 3 & 3] if packet[0] >> 3 < _HYBRID else 1  # of 20 ms, or one of 10
+    flags = packet[1] >> 7 - frames  # one bit of voice activity for each, then the one that is looked for
+    if packet[0] & 4:  # stereo: the same once more for the side signal
+        flags |= packet[1] >> 6 - 2 * frames
+    return bool(flags & 1)
+
+
 def packet_samples(packet: bytes) -> int:
     """How long the packet lasts at 48 kHz, from its first bytes (RFC 6716 section 3); 0 where they make no sense."""
     if not packet:
         return 0
     config, code = packet[0] >> 3, packet[0] & 3
-    if config < 12:
+    if config < _HYBRID:
         frame = (480, 960, 1920, 2880)[config & 3]
-    elif config < 16:
+    elif config < _CELT_ONLY:
         frame = (480, 960)[config & 1]
     else:
         frame = (120, 240, 480, 960)[config & 3]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.webrtc.speech import SPEECH_S, frames_of, speech_48k
 from webrtc import opus
-from webrtc.opus import FRAME, OpusDecoder, OpusEncoder, OpusError, Samples48k, is_dtx, packet_samples
+from webrtc.opus import FRAME, OpusDecoder, OpusEncoder, OpusError, Samples48k, has_copy, is_dtx, packet_samples
 
 SPEECH = frames_of(speech_48k())
 SILENCE = np.zeros(FRAME, np.float32)
@@ -125,6 +125,19 @@ def test_a_lost_frame_comes_back_from_the_next_packet() -> None:
     recovered, guessed = lost_frames(expected_loss=10)
     assert recovered > 0.9
     assert 1 - recovered < 0.6 * (1 - guessed)
+
+
+def test_which_packets_hold_a_copy_is_what_libopus_says() -> None:
+    library = opus._library()
+    library.opus_packet_has_lbrr.argtypes = [ctypes.c_char_p, ctypes.c_int32]
+    for first in range(0, 256, 4):
+        for second in range(256):
+            packet = bytes([first, second, 0])
+            assert has_copy(packet) == (library.opus_packet_has_lbrr(packet, 3) == 1), packet
+    encoder = OpusEncoder()
+    assert not any(has_copy(encoder.encode(frame)) for frame in SPEECH[:100])
+    encoder.set_expected_loss(10)
+    assert sum(has_copy(encoder.encode(SPEECH[n])) for n in loud(SPEECH)) > 0.5 * len(loud(SPEECH))
 
 
 def test_without_expected_loss_there_is_no_copy_and_recovering_is_concealing() -> None:
