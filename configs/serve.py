@@ -69,8 +69,10 @@ class RtcArgs(Strict):
     max_call_s: Seconds = 14400.0
     connect_timeout_s: Seconds = 20.0
     """How long media may take to flow after the answer, and a socket to start its call."""
-    idle_timeout_s: Seconds = 30.0
-    """How long a call may receive nothing at all; a muted client still sends."""
+    lost_after_s: Seconds = 15.0
+    """How long nothing at all may come from a client before it counts as gone; a muted one still sends."""
+    idle_timeout_s: Seconds = 900.0
+    """How long a call may go without speech before it gives its place away."""
     page: bool = True
     """Whether the browser page is served at `/`."""
 

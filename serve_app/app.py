@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from configs.serve import ServeArgs
 from serve_app.deployments import Diffusion, Encoder, Vocoder, VoiceMaker
@@ -19,7 +20,10 @@ def build(args: ServeArgs) -> Application:
     def stage(kind: type[Any]) -> Application:
         return serve.deployment()(kind).bind(args)
 
-    return serve.deployment()(serve.ingress()(Ingress)).bind(
+    to_owners = RequestRouterConfig(
+        request_router_class="serve_app.owners:OwnerRouter"  # type: ignore[arg-type]  # Ray declares dict[str, Any]
+    )
+    return serve.deployment(request_router_config=to_owners)(serve.ingress()(Ingress)).bind(
         args,
         encoder=stage(Encoder),
         diffusion=stage(Diffusion),

@@ -9,17 +9,22 @@ import asyncio
 import logging
 import re
 import uuid
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request, Response, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, Field, Json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import webrtc
 from serve_app.errors import ClientGone, FieldProblem, InvalidFields, Refusal, internal_error, refusal
+from serve_app.messages import problem, write
+from serve_app.rtc import Cors, Rtc, close_code, rtc_router
 from serve_app.service import MODEL_IDS, Service
 from serve_app.speech import form_schema, header, one_line, parse_fields, speech_router
 from serve_app.stores.voices import VoiceRecord
@@ -31,6 +36,7 @@ log = logging.getLogger("seedvc.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DRAIN_S = 5.0
+PAGE_FOLDER = Path(webrtc.__file__).parent / "page"
 
 
 class VoiceForm(BaseModel):
@@ -54,17 +60,37 @@ class VoiceQuery(BaseModel):
     voice_ids: list[str] | None = None
 
 
-def create_app(service: Service) -> FastAPI:
-    """The whole HTTP app around one service."""
+def create_app(service: Service, rtc: Rtc | None = None) -> FastAPI:
+    """The whole HTTP app around one service, with live calls and their page where there are any."""
     app = FastAPI(title="seedvc-serve", description="Speak, and be heard in another voice.", version="1")
     app.include_router(speech_router(service), prefix="/v1")
     app.include_router(_voices_router(service))
     app.include_router(_models_router(), prefix="/v1")
     app.include_router(_health_router(service))
+    if rtc is not None:
+        app.include_router(rtc_router(rtc))
+        if rtc.args.page:
+            add_page(app)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_middleware(Edge)
+    app.add_middleware(Cors)
     return app
+
+
+def add_page(app: FastAPI, folder: Path = PAGE_FOLDER) -> None:
+    """Serves the files of the page, its index at `/`. Each has a route: unknown paths stay the API's to refuse."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+
+        app.add_route("/" if name == "index.html" else f"/{name}", _page_file(path), methods=["GET", "HEAD"])
+
+
+def _page_file(path: Path) -> Callable[[Request], Awaitable[Response]]:
+    async def serve(request: Request) -> Response:
+        return FileResponse(path, headers={"Cache-Control": "no-cache"})  # a new version is seen at once
+
+    return serve
 
 
 class Edge:
@@ -75,6 +101,9 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on; a failure of ours is logged once, and told without its inside."""
+        if scope["type"] == "websocket":
+            await self._serve_socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -92,6 +121,27 @@ class Edge:
                 log.error("request failed", exc_info=error, extra={"request_id": request_id})
             if not exchange.started:
                 await _answer(known or internal_error(request_id))(scope, exchange.receive, exchange.send)
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A socket's own handler tells its errors; what is left becomes an `error` message, and closes the socket."""
+        accepted = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal accepted
+            accepted = accepted or message["type"] == "websocket.accept"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        except (ClientGone, WebSocketDisconnect):
+            log.info("client left its socket")
+        except Exception as error:
+            if refusal(error) is None:
+                log.error("socket failed", exc_info=error)
+            with suppress(Exception):  # the socket may be closed already
+                if accepted:
+                    await send({"type": "websocket.send", "text": write(problem(error))})
+                await send({"type": "websocket.close", "code": close_code(error), "reason": ""})
 
 
 class Exchange:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -11,14 +12,19 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from configs.schema import load_preset
-from configs.serve import ServeArgs
+from configs.serve import RtcArgs, ServeArgs
+from serve_app.calls import Calls
 from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle
 from serve_app.http import create_app
-from serve_app.metrics import BlockMetrics
+from serve_app.metrics import BlockMetrics, SessionMetrics
+from serve_app.owners import ServeOwners, stopping
+from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of
 from serve_app.service import FileStream, Service
 from serve_app.stores.voices import open_voice_store
 from stages.types import Samples, as_mono
+from webrtc.opus import warm_up
+from webrtc.peer import Peer
 
 
 class Ingress:
@@ -42,9 +48,22 @@ class Ingress:
         fingerprint = await voice_maker.fingerprint.remote()
         self._backend = ServeBackend(preset, stages, voice_maker, voices, fingerprint, args.limits.retry_after_s)
         self._service = Service(self._backend, voices, args.limits)
+        owners = ServeOwners()
+        self._calls = Calls(
+            owners.name,
+            args.rtc,
+            preset.live,
+            make_features=self._service.make_features,
+            open_stream=self._backend.open_call,
+            open_peer=partial(open_peer, args.rtc),
+            metrics=SessionMetrics(),
+        )
+        self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
+        await in_thread(warm_up)
+        self._drain = asyncio.create_task(self._retire())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service)
+        return create_app(self._service, self._rtc)
 
     async def convert(
         self, samples: Samples, sample_rate: int, voice_id: str, *, seed: int = 0, steps: int | None = None
@@ -86,3 +105,22 @@ class Ingress:
         """Keep a voice made of a reference (float32 mono, 1 to 30 s); its id."""
         record, _ = await self._service.add_samples(name, as_mono(samples), sample_rate)
         return record.voice_id
+
+    async def act_on_session(self, session_id: str, wanted: Wanted) -> Opened | None:
+        """What another replica was asked to do to a session of this one."""
+        return await self._rtc.act(session_id, wanted)
+
+    async def _retire(self) -> None:
+        await stopping()
+        await self._calls.retire()
+
+    async def wait_session(self, session_id: str) -> None:
+        """Returns when a session of this replica is over."""
+        await self._calls.wait(session_id)
+
+
+def open_peer(args: RtcArgs, **options: Any) -> Peer:
+    """A media connection as the configuration wants it."""
+    return Peer(
+        ice_servers_of(args), connect_timeout_s=args.connect_timeout_s, lost_after_s=args.lost_after_s, **options
+    )

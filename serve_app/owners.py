@@ -22,7 +22,7 @@ CHOICES = 2
 LOOK_EVERY_S = 0.3
 
 
-class OwnerRouter(LocalityMixin, RequestRouter):  # type: ignore[misc]  # Ray leaves its router untyped
+class OwnerRouter(LocalityMixin, RequestRouter):
     """Sends a call that names a replica to that replica, any other to the shorter of two random queues.
 
     The name travels as the handle's session id. Where no such replica runs the call goes to any, which finds that it
@@ -62,7 +62,7 @@ class ServeOwners:
         except RayTaskError as error:
             raise cause_of(error) from None
         except (TimeoutError, RayError, RayServeException) as error:
-            response.cancel()
+            response.cancel()  # type: ignore[no-untyped-call]
             raise Unavailable("the server that holds this session does not answer; try again soon") from error
 
     async def hold(self, method: str, *args: Any) -> None:
@@ -76,13 +76,13 @@ class ServeOwners:
             with suppress(RayError, RayServeException):  # the session itself needs no such call
                 await response
         except asyncio.CancelledError:
-            response.cancel()
+            response.cancel()  # type: ignore[no-untyped-call]
             raise
 
 
 async def stopping() -> None:
-    """Returns when Serve has asked this replica to stop. It tells no user code, so this reads its own record (Ray 2.60)."""
+    """Returns when Serve has asked this replica to stop; it tells no user code, so this reads its own record."""
     worker = ray._private.worker.global_worker
-    replica = worker.actors[worker.actor_id]._replica_impl
-    while not replica._shutting_down:
+    replica = worker.actors[worker.actor_id]._replica_impl  # private, as of Ray 2.60
+    while not replica._shutting_down:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(LOOK_EVERY_S)

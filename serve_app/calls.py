@@ -1,0 +1,437 @@
+"""Live calls: each joins one peer with one stream; a registry keeps their number within the limit.
+
+A call is one task. Its place in the registry is taken before the task exists and given back when the task is over,
+whatever ended it, so no call can keep a place that nobody talks in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from contextvars import Context
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from configs.schema import ConfigError, LiveSettings
+from configs.serve import RtcArgs
+from serve_app.errors import CallsFull, Refused, Unavailable, refusal
+from serve_app.messages import Candidate, Change, Mode, Start, Stop, Told, Wishes, parse, problem
+from serve_app.metrics import SessionMetrics
+from stages.live import LiveStream, call_mode, delay_ms
+from stages.types import Samples
+
+if TYPE_CHECKING:
+    from webrtc.peer import PeerStats
+
+log = logging.getLogger("seedvc.calls")
+
+MODES: tuple[Mode, ...] = ("lowest", "constant")
+DEFAULT_MODE: Mode = "lowest"
+MAX_WAITING_CHANGES = 8
+MAX_LISTENERS = 4
+STATS_EVERY_S = 1.0
+OPUS_MS = 33.0
+"""A packet of 20 ms and the look-ahead of two encoders."""
+
+Tell = Callable[[Told], None]
+
+
+class CallPeer(Protocol):
+    """One media connection: webrtc.peer.Peer."""
+
+    closed: asyncio.Event
+    reason: str | None
+
+    async def answer(self, offer_sdp: str) -> str:
+        """The answer to an offer; ValueError where it cannot be answered."""
+
+    def add_candidate(self, candidate: dict[str, Any] | None) -> None:
+        """One more way to reach the client; None: that was the last."""
+
+    def play(self, samples: Samples) -> None:
+        """Sends converted sound at 22.05 kHz."""
+
+    def send_message(self, message: Told) -> None:
+        """Says something on the data channel, where the client has opened one."""
+
+    def stats(self) -> PeerStats:
+        """How the connection is doing."""
+
+    async def close(self) -> None:
+        """Hangs up."""
+
+
+OpenPeer = Callable[..., CallPeer]
+OpenStream = Callable[..., LiveStream]
+MakeFeatures = Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why a session is over."""
+
+    reason: Literal["stopped", "idle", "replaced", "shutting_down", "media_failed", "time_limit"]
+    message: str
+
+
+class Session:
+    """What a call and a listener have in common: a name, a peer, a task, an end."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.etag = f'"{secrets.token_hex(8)}"'
+        self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self.over = asyncio.Event()
+        self.peer: CallPeer | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def stop(self, end: End) -> None:
+        """Ends the session; the first reason given is the one that is told."""
+        if not self.end.done():
+            self.end.set_result(end)
+        if not self.answer.done() and self.task is not None:
+            self.task.cancel()
+
+    def add_candidate(self, candidate: Candidate) -> None:
+        """One more way to reach the client; what comes before the peer exists is in the offer already, or lost."""
+        if self.peer is not None:
+            given = candidate.candidate
+            self.peer.add_candidate(None if given is None else given.model_dump())
+
+    async def follow_peer(self) -> None:
+        """Ends the session when its peer is gone."""
+        assert self.peer is not None
+        await self.peer.closed.wait()
+        self.stop(End("media_failed", self.peer.reason or "the media connection was lost"))
+
+
+class Call(Session):
+    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners."""
+
+    def __init__(self, session_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
+        super().__init__(session_id)
+        self._calls, self._wishes, self._tell_socket = calls, wishes, tell
+        self._stream: LiveStream | None = None
+        self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
+        self.listeners: list[Listener] = []
+
+    @property
+    def has_socket(self) -> bool:
+        """Whether its client is told things outside of the media connection too, and may call again."""
+        return self._tell_socket is not None
+
+    @property
+    def settings(self) -> Told:
+        """What is in effect."""
+        assert self._stream is not None
+        settings = self._stream.settings
+        return {
+            "voice": settings.voice,
+            "mode": settings.mode,
+            "block_ms": settings.block_ms,
+            "steps": settings.steps,
+            "bypass": settings.bypass,
+            "delay_ms": self._stream.delay_ms,
+        }
+
+    async def run(self, offer: str) -> None:
+        """The whole call: opens both sides, joins them until the end, closes both."""
+        calls, wishes = self._calls, self._wishes
+        async with AsyncExitStack() as stack:
+            await calls.make_features(wishes.voice)
+            self._stream = open_stream(calls.open_stream, wishes)
+            stack.callback(self._stream.close)
+            hear = partial(self.hear, tell=self._tell_channel)
+            self.peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv")
+            stack.push_async_callback(self.peer.close)
+            self.answer.set_result(await answered(self.peer, offer))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    parts = [self._play(), self._watch(), self._follow_changes(), self.follow_peer()]
+                    tasks = [group.create_task(part) for part in parts]
+                    end = await asyncio.shield(self.end)
+                    for task in tasks:
+                        task.cancel()
+            except ExceptionGroup as failures:
+                log.error("call failed", exc_info=failures, extra={"session": self.session_id})
+                end = End("media_failed", "something failed on our side")
+                self.stop(end)
+            self.tell({"type": "end", "reason": end.reason, "message": end.message})
+            for listener in self.listeners:
+                listener.stop(end)
+
+    def hear(self, text: str, tell: Tell) -> None:
+        """Takes a message of the client; an answer to it, or what is wrong with it, goes to `tell`."""
+        try:
+            message = parse(text)
+            match message:
+                case Candidate():
+                    self.add_candidate(message)
+                case Change():
+                    self._changes.put_nowait((message, tell))
+                case Stop():
+                    self.stop(End("stopped", "you ended the call"))
+                case Start():
+                    raise Refused(409, "invalid_message", "the call has begun; 'start' opens a socket's one call")
+        except asyncio.QueueFull:
+            tell(problem(Refused(429, "too_many_changes", f"{MAX_WAITING_CHANGES} changes are waiting already")))
+        except Refused as error:
+            tell(problem(error))
+
+    def tell(self, message: Told) -> None:
+        """Says something unasked: on the socket, or where there is none on the data channel."""
+        (self._tell_socket or self._tell_channel)(message)
+
+    def _tell_channel(self, message: Told) -> None:
+        if self.peer is not None:
+            self.peer.send_message(message)
+
+    async def _play(self) -> None:
+        assert self._stream is not None and self.peer is not None
+        async for block in self._stream.blocks():
+            self.peer.play(block)
+            for listener in self.listeners:
+                if listener.peer is not None:
+                    listener.peer.play(block)
+
+    async def _follow_changes(self) -> None:
+        """Applies changes in their order; one that fails leaves things as they were, and the call goes on."""
+        assert self._stream is not None
+        while True:
+            change, tell = await self._changes.get()
+            try:
+                if change.voice is not None:
+                    await self._calls.make_features(change.voice)
+                self._stream.change(**change.wanted)
+            except ConfigError as error:
+                tell(problem(Refused(422, "invalid_message", str(error))))
+            except Exception as error:
+                if refusal(error) is None:
+                    log.error("change failed", exc_info=error, extra={"session": self.session_id})
+                tell(problem(error))
+            else:
+                tell({"type": "settings", **self.settings})
+
+    async def _watch(self) -> None:
+        """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""
+        assert self._stream is not None and self.peer is not None
+        args, now = self._calls.args, asyncio.get_running_loop().time
+        began = spoke = now()
+        n_spoken = 0
+        while True:
+            await asyncio.sleep(self._calls.stats_every_s)
+            report, stats = self._stream.report, self.peer.stats()
+            if report.done + report.bypassed + report.concealed > n_spoken:
+                spoke, n_spoken = now(), report.done + report.bypassed + report.concealed
+            if now() - spoke >= args.idle_timeout_s:
+                self.stop(End("idle", f"nobody spoke for {args.idle_timeout_s:g} s"))
+            if now() - began >= args.max_call_s:
+                self.stop(End("time_limit", f"the call reached the limit of {args.max_call_s:g} s"))
+            told = stats_message(stats, self._stream)
+            self._calls.metrics.follow(
+                self.session_id, stats.packets_lost, stats.bitrate_out_bps, told["mouth_to_ear_ms"]
+            )
+            self.tell(told)
+
+
+class Listener(Session):
+    """Somebody else who hears the converted side of a call."""
+
+    async def run(self, call: Call, calls: Calls, offer: str) -> None:
+        """Plays until either side ends."""
+        async with AsyncExitStack() as stack:
+            self.peer = calls.open_peer(on_frame=ignore, on_message=None, direction="sendonly")
+            stack.push_async_callback(self.peer.close)
+            self.answer.set_result(await answered(self.peer, offer))
+            follower = asyncio.create_task(self.follow_peer())
+            stack.callback(follower.cancel)
+            await asyncio.shield(self.end)
+
+
+class Calls:
+    """The calls of this replica, at most `max_calls`, by session id; an id names its replica, and cannot be guessed."""
+
+    def __init__(
+        self,
+        owner: str,
+        args: RtcArgs,
+        live: LiveSettings,
+        *,
+        make_features: MakeFeatures,
+        open_stream: OpenStream,
+        open_peer: OpenPeer,
+        metrics: SessionMetrics,
+        stats_every_s: float = STATS_EVERY_S,
+    ) -> None:
+        self.owner, self.args = owner, args
+        self.make_features, self.open_stream, self.open_peer = make_features, open_stream, open_peer
+        self.metrics, self.stats_every_s = metrics, stats_every_s
+        self._live = live
+        self._calls: dict[str, Call] = {}
+        self._listeners: dict[str, Listener] = {}
+        self._retiring = False
+
+    @property
+    def live(self) -> int:
+        """How many calls there are."""
+        return len(self._calls)
+
+    @property
+    def modes(self) -> Told:
+        """What each mode means, in milliseconds."""
+        return {
+            mode: {"block_ms": call_mode(self._live, mode).block_ms, "delay_ms": delay_ms(self._live, mode)}
+            for mode in MODES
+        }
+
+    async def open(self, wishes: Wishes, offer: str, tell: Tell | None = None) -> Call:
+        """A new call, answered.
+
+        Raises:
+            CallsFull: no place is free. VoiceNotFound: no such voice. Refused: the offer cannot be answered.
+        """
+        self._require_room()
+        call = Call(self._new_id(), self, wishes, tell)
+        self._calls[call.session_id] = call
+        self.metrics.live.set(self.live)
+        await self._begin(call, call.run(offer))
+        return call
+
+    async def listen(self, session_id: str, offer: str) -> Listener:
+        """One more listener of a call; Refused where there is no such call."""
+        call = self._calls.get(session_id)
+        if call is None:
+            raise no_session(session_id)
+        if len(call.listeners) >= MAX_LISTENERS:
+            message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
+            raise CallsFull(message, self.args.retry_after_s)
+        listener = Listener(self._new_id())
+        call.listeners.append(listener)
+        self._listeners[listener.session_id] = listener
+        listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
+        await self._begin(listener, listener.run(call, self, offer))
+        return listener
+
+    def find(self, session_id: str) -> Session:
+        """The call or listener of that id; Refused where there is none."""
+        session = self._calls.get(session_id) or self._listeners.get(session_id)
+        if session is None:
+            raise no_session(session_id)
+        return session
+
+    async def wait(self, session_id: str) -> None:
+        """Returns when that session is over."""
+        session = self._calls.get(session_id)
+        if session is not None:
+            await session.over.wait()
+
+    async def retire(self) -> None:
+        """This replica goes away: no new calls, and those that can call again at once, through a socket, do so.
+
+        The others last until their end, for as long as Serve waits.
+        """
+        self._retiring = True
+        calls = [call for call in self._calls.values() if call.has_socket]
+        for call in calls:
+            call.stop(End("shutting_down", "this server goes away; call again"))
+        for call in calls:
+            await call.over.wait()
+
+    async def _begin(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
+        """Starts a session's task and waits for its answer; a caller who leaves meanwhile takes the session along.
+
+        The task gets a context of its own: the call outlives the request that opened it.
+        """
+        session.task = asyncio.create_task(life, context=Context())
+        session.task.add_done_callback(partial(self._forget, session))
+        try:
+            both: list[asyncio.Future[Any]] = [session.task, session.answer]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            session.stop(End("stopped", "the client left"))
+            raise
+        if not session.answer.done():
+            if session.task.cancelled():
+                raise Unavailable("the call was ended before it began; try again soon")
+            await session.task  # raises what went wrong
+
+    def _forget(self, session: Session, task: asyncio.Task[None]) -> None:
+        self._calls.pop(session.session_id, None)
+        self._listeners.pop(session.session_id, None)
+        self.metrics.forget(session.session_id)
+        self.metrics.live.set(self.live)
+        if not session.end.done():
+            session.end.set_result(End("media_failed", "the call could not be kept"))
+        session.over.set()
+        if not task.cancelled() and (error := task.exception()) is not None and session.answer.done():
+            log.error("session failed", exc_info=error, extra={"session": session.session_id})
+
+    def _require_room(self) -> None:
+        if self._retiring:
+            self.metrics.refused.inc()
+            raise CallsFull("this server goes away; call again", self.args.retry_after_s)
+        if self.live >= self.args.max_calls:
+            self.metrics.refused.inc()
+            message = f"{self.args.max_calls} calls are running, which is the limit; try again soon"
+            raise CallsFull(message, self.args.retry_after_s)
+
+    def _new_id(self) -> str:
+        return f"{self.owner}~{secrets.token_urlsafe(18)}"
+
+
+def owner_of(session_id: str) -> str:
+    """The replica that a session id names."""
+    return session_id.partition("~")[0]
+
+
+def no_session(session_id: str) -> Refused:
+    """The refusal of an id that names nothing (any more)."""
+    return Refused(404, "session_not_found", f"there is no session {session_id[:80]!r}; it may have ended")
+
+
+def open_stream(open_call: OpenStream, wishes: Wishes) -> LiveStream:
+    """A stream with the settings that a client wishes for; Refused where they cannot work."""
+    mode = wishes.mode or DEFAULT_MODE
+    try:
+        return open_call(wishes.voice, mode=mode, block_ms=wishes.block_ms, steps=wishes.steps, bypass=wishes.bypass)
+    except ConfigError as error:
+        raise Refused(422, "invalid_message", str(error)) from None
+
+
+async def answered(peer: CallPeer, offer: str) -> str:
+    """The peer's answer; Refused where it cannot answer."""
+    try:
+        return await peer.answer(offer)
+    except ValueError as error:
+        raise Refused(422, "media_failed", f"the offer cannot be answered: {error}") from error
+
+
+def stats_message(stats: PeerStats, stream: LiveStream) -> Told:
+    """What is told each second: the network, the delay, the blocks, the stages."""
+    report = stream.report
+    told: Told = {
+        "type": "stats",
+        "rtt_ms": stats.rtt_ms,
+        "jitter_ms": stats.jitter_ms,
+        "jitter_buffer_ms": stats.jitter_buffer_ms,
+        "loss_in": stats.loss_in,
+        "loss_out": stats.loss_out,
+        "bitrate_in": stats.bitrate_in_bps,
+        "bitrate_out": stats.bitrate_out_bps,
+        "playout_ms": stats.playout_ms,
+        "delay_ms": stream.delay_ms,
+        "blocks": {name: getattr(report, name) for name in ("done", "late", "dropped", "skipped")},
+        "stages_ms": {"total": report.block_ms, **report.stages_ms},
+    }
+    parts = (stats.rtt_ms, stats.jitter_buffer_ms, report.block_ms or stream.delay_ms, stats.playout_ms, OPUS_MS)
+    told["mouth_to_ear_ms"] = round(sum(part or 0.0 for part in parts), 1)
+    return told
+
+
+def ignore(samples: Samples) -> None:
+    """A listener's peer has nothing to say."""

@@ -1,0 +1,164 @@
+"""Calls without networks of either kind: a peer that the test speaks through, and stages that answer at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from configs.schema import load_preset
+from configs.serve import RtcArgs
+from serve_app.calls import Calls
+from serve_app.metrics import SessionMetrics
+from serve_app.stores.voices import VoiceNotFound
+from stages.geometry import HOP, TICK_16K
+from stages.live import CallSettings, LiveStream
+from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest
+from webrtc.peer import PeerStats
+from webrtc.sdp import Direction
+
+LIVE = load_preset("tiny").live
+VOICES = ("martin", "clara")
+ANSWER = "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
+
+
+def audio_offer(direction: str = "sendrecv", codec: str = "opus/48000/2", more: str = "") -> str:
+    """An offer as far as signalling reads one."""
+    lines = ["v=0", "o=- 1 1 IN IP4 0.0.0.0", "s=-", "t=0 0", "m=audio 9 UDP/TLS/RTP/SAVPF 111", "c=IN IP4 0.0.0.0"]
+    lines += ["a=mid:0", f"a={direction}", f"a=rtpmap:111 {codec}", "a=rtcp-mux", "a=setup:actpass"]
+    lines += [
+        "a=ice-ufrag:abcd",
+        "a=ice-pwd:abcdefghijklmnopqrstuvwx",
+        "a=fingerprint:sha-256 " + ":".join(["AB"] * 32),
+    ]
+    return "\r\n".join([*lines, *([more] if more else [])]) + "\r\n"
+
+
+class FakePeer:
+    """Holds what the call does to its client, and does what the test says the client does."""
+
+    def __init__(
+        self, *, on_frame: Callable[[Samples], None], on_message: Callable[[str], None] | None, direction: Direction
+    ) -> None:
+        self.on_frame, self.on_message, self.direction = on_frame, on_message, direction
+        self.closed = asyncio.Event()
+        self.candidates: list[dict[str, Any] | None] = []
+        self.played: list[Samples] = []
+        self.messages: list[dict[str, Any]] = []
+        self.network = PeerStats(rtt_ms=12.0, bitrate_in_bps=32000.0)
+        self.reason: str | None = None
+        self.hung_up = False
+
+    async def answer(self, offer_sdp: str) -> str:
+        if "unanswerable" in offer_sdp:
+            raise ValueError("no common codec")
+        return ANSWER
+
+    def add_candidate(self, candidate: dict[str, Any] | None) -> None:
+        self.candidates.append(candidate)
+
+    def play(self, samples: Samples) -> None:
+        self.played.append(samples)
+
+    def send_message(self, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+
+    def stats(self) -> PeerStats:
+        return self.network
+
+    async def close(self) -> None:
+        self.hung_up = True
+        self.closed.set()
+
+    def speak(self, seconds: float) -> None:
+        """A loud client."""
+        rng = np.random.default_rng(1)
+        for _ in range(round(seconds * 50)):
+            self.on_frame(rng.normal(0, 0.2, TICK_16K).astype(np.float32))
+
+
+class QuickStages:
+    """Answers every block at once, with a tone or with the failure that the test sets."""
+
+    def __init__(self) -> None:
+        self.voices: list[str] = []
+        self.failure: Exception | None = None
+
+    def encode(self, request: EncodeRequest) -> EncodeRequest:
+        return request
+
+    def diffuse(self, content: Content, request: DiffuseRequest) -> int:
+        self.voices.append(str(request.voice))
+        return request.frames
+
+    def vocode(self, mel: Mel, request: VocodeRequest) -> int:
+        return request.last_frames or int(mel)
+
+    async def collect(self, wave: int) -> Samples:
+        if self.failure is not None:
+            raise self.failure
+        return np.full(wave * HOP, 0.1, np.float32)
+
+    def cancel(self, wave: int) -> None:
+        pass
+
+    def stage_ms(self, wave: int) -> dict[str, float]:
+        return {"encoder": 1.0}
+
+
+@dataclass
+class CallRoom:
+    """A registry of calls and what is behind it."""
+
+    args: RtcArgs = field(default_factory=RtcArgs)
+    stages: QuickStages = field(default_factory=QuickStages)
+    peers: list[FakePeer] = field(default_factory=list)
+    streams: list[LiveStream] = field(default_factory=list)
+    owner: str = "here"
+    features_gate: asyncio.Event | None = None
+    """Where set, voices are made ready only when it is."""
+
+    def __post_init__(self) -> None:
+        self.calls = Calls(
+            self.owner,
+            self.args,
+            LIVE,
+            make_features=self.make_features,
+            open_stream=self.open_stream,
+            open_peer=self.open_peer,
+            metrics=SessionMetrics(),
+            stats_every_s=0.01,
+        )
+
+    async def make_features(self, voice_id: str) -> None:
+        if self.features_gate is not None:
+            await self.features_gate.wait()
+        if voice_id not in VOICES:
+            raise VoiceNotFound(voice_id)
+
+    def open_stream(self, voice_id: str, **options: Any) -> LiveStream:
+        stream = LiveStream(self.stages, LIVE, CallSettings.of(LIVE, voice_id, **options), gate=everything)
+        self.streams.append(stream)
+        return stream
+
+    def open_peer(self, **options: Any) -> FakePeer:
+        self.peers.append(FakePeer(**options))
+        return self.peers[-1]
+
+
+def everything(samples: Samples, n_new: int) -> Any:
+    """A gate that is always open."""
+    return np.ones(len(samples) // TICK_16K, np.float32)
+
+
+async def until(condition: Callable[[], Any], what: str, limit_s: float = 10.0) -> None:
+    """Waits for something that other tasks bring about."""
+    try:
+        async with asyncio.timeout(limit_s):
+            while not condition():  # noqa: ASYNC110 - any condition at all
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        raise AssertionError(f"never came true: {what}") from None

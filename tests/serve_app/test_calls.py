@@ -1,0 +1,253 @@
+"""Calls from begin to end: both sides joined, changed in mid-call, and no place kept by a call that is over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.serve import RtcArgs
+from serve_app.calls import Call, End
+from serve_app.errors import CallsFull, Refused
+from serve_app.messages import Wishes
+from serve_app.stores.voices import VoiceNotFound
+from tests.serve_app.call_fakes import ANSWER, CallRoom, audio_offer, until
+
+MARTIN = Wishes(voice="martin")
+STOPPED = End("stopped", "the call was ended")
+
+
+async def opened(room: CallRoom, told: list[dict[str, Any]] | None = None) -> Call:
+    return await room.calls.open(MARTIN, audio_offer(), tell=None if told is None else told.append)
+
+
+async def over(room: CallRoom, call: Call) -> None:
+    """The call has ended, and nothing of it is left."""
+    await asyncio.wait_for(call.over.wait(), 10)
+    assert room.calls.live == 0
+    assert all(peer.hung_up for peer in room.peers)
+    room.peers[-1].speak(1.0)  # into a closed stream: nothing happens
+    assert room.streams[-1].report.in_flight == 0
+
+
+async def test_what_is_said_comes_back_converted() -> None:
+    room = CallRoom()
+    call = await opened(room)
+    assert call.answer.result() == ANSWER
+    (peer,) = room.peers
+    peer.speak(1.0)
+    await until(lambda: len(peer.played) >= 5, "five blocks were played")
+    assert np.concatenate(peer.played).max() > 0.05
+    assert room.stages.voices[0] == "martin"
+    call.stop(STOPPED)
+    await over(room, call)
+    assert peer.messages[-1] == {"type": "end", "reason": "stopped", "message": "the call was ended"}
+
+
+async def test_statistics_are_told_with_every_part() -> None:
+    room, told = CallRoom(), list[dict[str, Any]]()
+    call = await opened(room, told)
+    room.peers[0].speak(0.5)
+    await until(lambda: any(message["type"] == "stats" for message in told), "statistics came")
+    stats = next(message for message in told if message["type"] == "stats")
+    expected = "type rtt_ms jitter_ms jitter_buffer_ms loss_in loss_out bitrate_in bitrate_out playout_ms delay_ms"
+    assert set(stats) == {*expected.split(), "blocks", "stages_ms", "mouth_to_ear_ms"}
+    assert set(stats["blocks"]) == {"done", "late", "dropped", "skipped"}
+    json.dumps(stats)
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+async def test_a_change_takes_effect_and_is_confirmed_where_it_was_asked() -> None:
+    room, told = CallRoom(), list[dict[str, Any]]()
+    call = await opened(room, told)
+    (peer,) = room.peers
+    assert peer.on_message is not None
+    peer.on_message(json.dumps({"type": "change", "voice": "clara", "mode": "constant"}))
+    await until(lambda: peer.messages, "the change was confirmed on the data channel")
+    assert peer.messages[0]["type"] == "settings"
+    assert (peer.messages[0]["voice"], peer.messages[0]["mode"], peer.messages[0]["block_ms"]) == (
+        "clara",
+        "constant",
+        180,
+    )
+    peer.speak(1.0)
+    await until(lambda: "clara" in room.stages.voices, "blocks are made in the new voice")
+    assert "settings" not in [message["type"] for message in told]
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ('{"type":"change","voice":"nobody"}', "voice_not_found", "nobody"),
+        ('{"type":"change"}', "invalid_message", "at least one of voice"),
+        ('{"type":"change","block_ms":90}', "invalid_message", "multiple of 20"),
+        ('{"type":"change","steps":0}', "invalid_message", "steps"),
+        ('{"type":"start","voice":"martin","sdp":"v=0"}', "invalid_message", "has begun"),
+        ('{"type":"dance"}', "invalid_message", "'start', 'candidate', 'change', 'stop'"),
+        ("nonsense", "invalid_message", "Invalid JSON"),
+        (f'"{"x" * 70000}"', "invalid_message", "65536"),
+    ],
+)
+async def test_a_bad_message_is_explained_and_the_call_goes_on(text: str, code: str, words: str) -> None:
+    room, told = CallRoom(), list[dict[str, Any]]()
+    call = await opened(room)
+    call.hear(text, told.append)
+    await until(lambda: told, "the error was told")
+    assert (told[0]["type"], told[0]["code"]) == ("error", code)
+    assert words in told[0]["message"]
+    room.peers[0].speak(0.5)
+    await until(lambda: room.peers[0].played, "the call goes on")
+    assert call.settings["voice"] == "martin"
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+async def test_a_flood_of_changes_is_refused_not_queued() -> None:
+    room, told = CallRoom(), list[dict[str, Any]]()
+    call = await opened(room)
+    for _ in range(50):
+        call.hear('{"type":"change","bypass":true}', told.append)
+    assert {message["code"] for message in told} == {"too_many_changes"}
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+async def test_candidates_reach_the_peer_in_order() -> None:
+    room = CallRoom()
+    call = await opened(room)
+    for text in ('{"candidate":"candidate:1","sdpMid":"0"}', '{"candidate":"candidate:2","sdpMid":"0"}', "null"):
+        call.hear(f'{{"type":"candidate","candidate":{text}}}', print)
+    first, second, last = room.peers[0].candidates
+    assert first is not None and second is not None and last is None
+    assert (first["candidate"], second["candidate"]) == ("candidate:1", "candidate:2")
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+async def test_a_full_house_refuses_until_a_place_is_free() -> None:
+    room = CallRoom(RtcArgs(max_calls=2, retry_after_s=7))
+    first, second = await opened(room), await opened(room)
+    with pytest.raises(CallsFull, match="2 calls are running") as refused:
+        await opened(room)
+    assert refused.value.retry_after_s == 7
+    first.stop(STOPPED)
+    await first.over.wait()
+    third = await opened(room)
+    for call in (second, third):
+        call.stop(STOPPED)
+    await over(room, third)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "offer", "kind"),
+    [
+        (Wishes(voice="nobody"), audio_offer(), VoiceNotFound),
+        (MARTIN, audio_offer(more="a=unanswerable"), Refused),
+    ],
+)
+async def test_a_call_that_cannot_begin_frees_its_place(wishes: Wishes, offer: str, kind: type[Exception]) -> None:
+    room = CallRoom(RtcArgs(max_calls=1))
+    for _ in range(3):
+        with pytest.raises(kind):
+            await room.calls.open(wishes, offer)
+        assert room.calls.live == 0
+    assert all(peer.hung_up for peer in room.peers)
+
+
+async def test_a_client_that_leaves_before_the_answer_frees_its_place() -> None:
+    room = CallRoom(RtcArgs(max_calls=1), features_gate=asyncio.Event())
+    opening = asyncio.create_task(room.calls.open(MARTIN, audio_offer()))
+    await until(lambda: room.calls.live == 1, "the place is taken")
+    opening.cancel()
+    await until(lambda: room.calls.live == 0, "the place is free")
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+
+
+async def test_a_call_ends_with_its_media() -> None:
+    room = CallRoom()
+    call = await opened(room)
+    room.peers[0].reason = "the client hung up"
+    room.peers[0].closed.set()
+    await over(room, call)
+    assert call.end.result() == End("media_failed", "the client hung up")
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [(RtcArgs(idle_timeout_s=0.05), "idle"), (RtcArgs(max_call_s=0.05), "time_limit")],
+)
+async def test_a_call_ends_when_nobody_speaks_or_it_lasts_too_long(args: RtcArgs, reason: str) -> None:
+    room, told = CallRoom(args), list[dict[str, Any]]()
+    call = await opened(room, told)
+    await over(room, call)
+    assert told[-1]["type"] == "end" and told[-1]["reason"] == reason
+
+
+async def test_a_call_lasts_for_as_long_as_somebody_speaks() -> None:
+    room = CallRoom(RtcArgs(idle_timeout_s=0.3))
+    call = await opened(room)
+    for _ in range(30):
+        room.peers[0].speak(0.2)
+        await asyncio.sleep(0.02)
+    assert not call.over.is_set()
+    await over(room, call)
+
+
+async def test_a_failing_stage_ends_the_call_and_nothing_of_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    room, told = CallRoom(), list[dict[str, Any]]()
+    room.stages.failure = ZeroDivisionError("inside")
+    call = await opened(room, told)
+    room.peers[0].speak(0.5)
+    await over(room, call)
+    assert (told[-1]["type"], told[-1]["reason"]) == ("end", "media_failed")
+    assert "inside" not in json.dumps(told)
+    assert "call failed" in caplog.text
+
+
+async def test_a_replica_that_goes_away_ends_calls_that_can_call_again() -> None:
+    room, told = CallRoom(), list[dict[str, Any]]()
+    with_socket, without = await opened(room, told), await opened(room)
+    await room.calls.retire()
+    assert (told[-1]["type"], told[-1]["reason"]) == ("end", "shutting_down")
+    assert with_socket.over.is_set() and not without.over.is_set()
+    with pytest.raises(CallsFull, match="goes away"):
+        await opened(room)
+    without.stop(STOPPED)
+    await over(room, without)
+
+
+async def test_listeners_hear_the_converted_side_and_end_with_the_call() -> None:
+    room = CallRoom()
+    call = await opened(room)
+    listener = await room.calls.listen(call.session_id, audio_offer("recvonly"))
+    gone = await room.calls.listen(call.session_id, audio_offer("recvonly"))
+    speaker, ear, _ = room.peers
+    assert ear.direction == "sendonly"
+    gone.stop(STOPPED)
+    await gone.over.wait()
+    speaker.speak(1.0)
+    await until(lambda: ear.played, "the listener hears")
+    assert room.calls.find(listener.session_id) is listener
+    call.stop(STOPPED)
+    await over(room, call)
+    await asyncio.wait_for(listener.over.wait(), 10)
+    with pytest.raises(Refused, match="there is no session"):
+        room.calls.find(listener.session_id)
+
+
+async def test_session_ids_name_the_replica_and_cannot_be_guessed() -> None:
+    room = CallRoom()
+    first, second = await opened(room), await opened(room)
+    ids = [call.session_id.split("~") for call in (first, second)]
+    assert [owner for owner, _ in ids] == ["here", "here"]
+    assert len({secret for _, secret in ids}) == 2 and all(len(secret) >= 24 for _, secret in ids)
+    for call in (first, second):
+        call.stop(STOPPED)
+    await over(room, second)

@@ -1,0 +1,469 @@
+"""Signalling as clients meet it: the page's socket, WHIP, WHEP, sessions on other replicas, the page itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, WebSocket
+from starlette.testclient import TestClient, WebSocketTestSession
+from starlette.websockets import WebSocketDisconnect
+
+from configs.schema import ConfigError
+from configs.serve import IceServerArgs, Limits, RtcArgs
+from serve_app.calls import owner_of
+from serve_app.http import Edge, add_page, create_app
+from serve_app.rtc import Rtc, ice_servers_of
+from serve_app.service import Service
+from serve_app.stores.voices import FolderVoiceStore
+from tests.serve_app.call_fakes import ANSWER, CallRoom, audio_offer
+from tests.serve_app.fakes import EchoBackend, wait_until
+
+SDP = {"Content-Type": "application/sdp"}
+TRICKLE = {"Content-Type": "application/trickle-ice-sdpfrag"}
+FRAGMENT = "a=ice-ufrag:abcd\r\na=candidate:1 1 udp 2130706431 192.0.2.1 50000 typ host\r\na=end-of-candidates\r\n"
+START = {"type": "start", "voice": "martin", "sdp": audio_offer()}
+
+
+class NamedOwners:
+    """Replicas that find each other by name, as they do on a cluster."""
+
+    def __init__(self, name: str, replicas: dict[str, Rtc]) -> None:
+        self.name, self._replicas = name, replicas
+        self.held: list[str] = []
+
+    async def ask(self, owner: str, method: str, *args: Any) -> Any:
+        assert method == "act_on_session"
+        replica = self._replicas.get(owner) or next(iter(self._replicas.values()))
+        return await replica.act(*args)
+
+    async def hold(self, method: str, session_id: str) -> None:
+        assert method == "wait_session"
+        self.held.append(session_id)
+        try:
+            await self._replicas[self.name].calls.wait(session_id)
+        finally:
+            self.held.remove(session_id)
+
+
+@dataclass
+class Replica:
+    """One ingress replica and a client of it."""
+
+    room: CallRoom
+    client: TestClient
+    owners: NamedOwners
+
+    def publish(self, offer: str | None = None, **query: Any) -> Any:
+        query = {"voice": "martin", **query}
+        return self.client.post("/v1/rtc/whip", params=query, content=offer or audio_offer("sendonly"), headers=SDP)
+
+    def socket(self, **options: Any) -> WebSocketTestSession:
+        return self.client.websocket_connect("/v1/rtc/ws", **options)
+
+    def is_idle(self) -> bool:
+        return self.room.calls.live == 0 and not self.owners.held
+
+
+def replica(
+    folder: Path, args: RtcArgs | None = None, name: str = "here", replicas: dict[str, Rtc] | None = None
+) -> Replica:
+    replicas = {} if replicas is None else replicas
+    room = CallRoom(args or RtcArgs(max_calls=2), owner=name)
+    owners = NamedOwners(name, replicas)
+    rtc = replicas[name] = Rtc(room.calls, owners, lambda: ice_servers_of(room.args), room.args)
+    service = Service(EchoBackend(), FolderVoiceStore(folder), Limits())
+    return Replica(room, TestClient(create_app(service, rtc)), owners)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Replica]:
+    """A replica; afterwards no call may be left of what the test did."""
+    one = replica(tmp_path)
+    with one.client:
+        yield one
+        wait_until(one.is_idle, "no call is left")
+
+
+def start(socket: WebSocketTestSession, **fields: Any) -> dict[str, Any]:
+    """Begins a call on a fresh socket; the answer to `start`."""
+    hello = socket.receive_json()
+    assert hello["type"] == "hello"
+    socket.send_json(START | fields)
+    answer: dict[str, Any] = socket.receive_json()
+    return answer
+
+
+def next_of(socket: WebSocketTestSession, kind: str) -> dict[str, Any]:
+    """The next message of a kind."""
+    while True:
+        message: dict[str, Any] = socket.receive_json()
+        if message["type"] == kind:
+            return message
+
+
+def closed(socket: WebSocketTestSession) -> int:
+    """The code that the server closes with."""
+    with pytest.raises(WebSocketDisconnect) as disconnect:
+        while True:
+            socket.receive_json()
+    return disconnect.value.code
+
+
+# --- the page's socket
+
+
+def test_a_socket_is_a_call(here: Replica) -> None:
+    with here.socket() as socket:
+        hello = socket.receive_json()
+        assert hello["default_mode"] == "lowest"
+        assert hello["modes"]["lowest"]["block_ms"] == 120
+        assert hello["ice_servers"] == []
+        socket.send_json(START | {"block_ms": None, "steps": None, "bypass": True})
+        ready = socket.receive_json()
+        assert (ready["type"], ready["sdp"]) == ("ready", ANSWER)
+        assert ready["settings"]["bypass"] and ready["settings"]["delay_ms"] == hello["modes"]["lowest"]["delay_ms"]
+        assert here.room.calls.live == 1
+        socket.send_json({"type": "candidate", "candidate": {"candidate": "candidate:1", "sdpMid": "0"}})
+        socket.send_json({"type": "change", "voice": "clara", "bypass": False})
+        assert next_of(socket, "settings")["voice"] == "clara"
+        assert next_of(socket, "stats")["rtt_ms"] == 12.0
+        socket.send_json({"type": "stop"})
+        assert next_of(socket, "end")["reason"] == "stopped"
+        assert closed(socket) == 1000
+    assert here.room.peers[0].candidates[0]["candidate"] == "candidate:1"  # type: ignore[index]
+
+
+def test_a_socket_that_closes_ends_its_call(here: Replica) -> None:
+    for _ in range(3):  # one more than there are places
+        with here.socket() as socket:
+            assert start(socket)["type"] == "ready"
+        wait_until(here.is_idle, "the place is free")
+
+
+def test_a_full_house_says_when_to_come_back(here: Replica) -> None:
+    with here.socket() as first, here.socket() as second, here.socket() as third:
+        assert start(first)["type"] == start(second)["type"] == "ready"
+        refused = start(third)
+        assert (refused["code"], refused["retry_after_s"]) == ("at_capacity", 2)
+        assert closed(third) == 1013
+
+
+def test_a_client_that_calls_again_takes_its_old_place(here: Replica) -> None:
+    with here.socket() as lost, here.socket() as other, here.socket() as again:
+        old = start(lost)
+        start(other)
+        assert start(again, replaces=old["session"])["type"] == "ready"
+        assert next_of(lost, "end")["reason"] == "replaced"
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "words"),
+    [
+        ({"type": "start", "voice": "nobody", "sdp": audio_offer()}, "voice_not_found", "nobody"),
+        ({"type": "start", "voice": "martin"}, "invalid_message", "sdp"),
+        ({"type": "start", "voice": "martin", "sdp": "hello"}, "invalid_offer", "v=0"),
+        ({"type": "start", "voice": "martin", "sdp": audio_offer(), "mode": "fast"}, "invalid_message", "'constant'"),
+        ({"type": "start", "voice": "martin", "sdp": audio_offer(more="a=unanswerable")}, "media_failed", "codec"),
+        ({"type": "stop"}, "invalid_message", "'start'"),
+        ({"type": "sing"}, "invalid_message", "'start'"),
+    ],
+)
+def test_a_bad_start_is_explained(here: Replica, message: dict[str, Any], code: str, words: str) -> None:
+    with here.socket() as socket:
+        socket.receive_json()
+        socket.send_json(message)
+        error = socket.receive_json()
+        assert (error["type"], error["code"]) == ("error", code)
+        assert words in error["message"]
+        assert closed(socket) == 1008
+
+
+def test_a_binary_frame_is_explained_and_the_call_goes_on(here: Replica) -> None:
+    with here.socket() as socket:
+        start(socket)
+        socket.send_bytes(b"\x00")
+        assert "binary" in next_of(socket, "error")["message"]
+        assert next_of(socket, "stats")["delay_ms"] > 0
+
+
+def test_a_socket_without_a_call_is_closed(tmp_path: Path) -> None:
+    one = replica(tmp_path, RtcArgs(connect_timeout_s=0.05))
+    with one.client, one.socket() as socket:
+        assert socket.receive_json()["type"] == "hello"
+        assert socket.receive_json()["code"] == "no_start"
+        assert closed(socket) == 1008
+
+
+def test_a_failure_of_ours_tells_nothing_of_its_inside(here: Replica, caplog: pytest.LogCaptureFixture) -> None:
+    here.room.calls.open_peer = None  # type: ignore[assignment]
+    with here.socket() as socket:
+        error = start(socket)
+        assert (error["code"], error["message"]) == ("internal_error", "something failed on our side")
+        assert closed(socket) == 1011
+    assert "NoneType" in caplog.text
+
+
+def test_the_edge_turns_what_a_socket_raises_into_a_message(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+
+    @app.websocket("/broken")
+    async def broken(websocket: WebSocket) -> None:
+        await websocket.accept()
+        raise ZeroDivisionError("inside")
+
+    @app.websocket("/early")
+    async def early(websocket: WebSocket) -> None:
+        raise ZeroDivisionError("inside")
+
+    with TestClient(Edge(app)) as client:
+        with client.websocket_connect("/broken") as socket:
+            assert socket.receive_json()["code"] == "internal_error"
+            assert closed(socket) == 1011
+        for path in ("/early", "/nowhere"):
+            with pytest.raises(WebSocketDisconnect), client.websocket_connect(path):
+                pass
+    assert "inside" in caplog.text
+
+
+# --- WHIP
+
+
+def test_publishing_by_whip(here: Replica) -> None:
+    created = here.publish(mode="constant")
+    assert created.status_code == 201
+    assert created.headers["content-type"] == "application/sdp"
+    assert created.text == ANSWER
+    location, etag = created.headers["location"], created.headers["etag"]
+    session_id = location.removeprefix("/v1/rtc/sessions/")
+    assert owner_of(session_id) == "here"
+    assert here.owners.held == [session_id]  # counted as a request for as long as it lasts
+    assert here.room.peers[0].direction == "sendrecv"
+    assert here.room.streams[0].settings.mode == "constant"
+
+    patch = here.client.patch(location, content=FRAGMENT, headers=TRICKLE | {"If-Match": etag})
+    assert (patch.status_code, patch.content) == (204, b"")
+    assert "etag" not in patch.headers
+    given, last = here.room.peers[0].candidates
+    assert given is not None and given["candidate"].startswith("candidate:1 1 udp") and last is None
+    assert here.client.get(location).status_code == 204
+
+    assert here.client.delete(location).status_code == 200
+    assert here.room.calls.live == 0
+    assert here.client.delete(location).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "offer", "query", "status", "code"),
+    [
+        ({"Content-Type": "application/json"}, audio_offer("sendonly"), "voice=martin", 415, "unsupported_media_type"),
+        (SDP, "hello", "voice=martin", 400, "invalid_offer"),
+        (SDP, b"\xff\xfe", "voice=martin", 400, "invalid_body"),
+        (SDP, "v=0\r\n" + "a" * 70000, "voice=martin", 413, "body_too_large"),
+        (SDP, audio_offer("sendonly", more="m=video 9 X 96"), "voice=martin", 422, "invalid_offer"),
+        (SDP, audio_offer("sendonly", codec="PCMU/8000"), "voice=martin", 422, "invalid_offer"),
+        (SDP, audio_offer("recvonly"), "voice=martin", 422, "invalid_offer"),
+        (SDP, audio_offer("sendonly", more="a=unanswerable"), "voice=martin", 422, "media_failed"),
+        (SDP, audio_offer("sendonly"), "voice=nobody", 404, "voice_not_found"),
+    ],
+)
+def test_whip_refuses_what_it_cannot_take(
+    here: Replica, headers: dict[str, str], offer: str | bytes, query: str, status: int, code: str
+) -> None:
+    answer = here.client.post(f"/v1/rtc/whip?{query}", content=offer, headers=headers)
+    assert (answer.status_code, answer.json()["detail"]["status"]) == (status, code)
+
+
+def test_whip_names_a_query_that_is_wrong(here: Replica) -> None:
+    for query, name in (("", "voice"), ("voice=martin&mode=fast", "mode"), ("voice=martin&steps=0", "steps")):
+        answer = here.client.post(f"/v1/rtc/whip?{query}", content=audio_offer("sendonly"), headers=SDP)
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["loc"][-1] == name
+
+
+def test_whip_at_capacity(here: Replica) -> None:
+    locations = [here.publish().headers["location"] for _ in range(2)]
+    refused = here.publish()
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    assert refused.json()["detail"]["status"] == "at_capacity"
+    for location in locations:
+        here.client.delete(location)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (TRICKLE, FRAGMENT, 428),
+        (TRICKLE | {"If-Match": '"stale"'}, FRAGMENT, 412),
+        (TRICKLE | {"If-Match": "*"}, FRAGMENT, 422),
+        (SDP | {"If-Match": "ETAG"}, FRAGMENT, 415),
+        (TRICKLE | {"If-Match": "ETAG"}, "no fragment", 400),
+    ],
+)
+def test_trickling_has_rules(here: Replica, headers: dict[str, str], body: str, status: int) -> None:
+    created = here.publish()
+    location, etag = created.headers["location"], created.headers["etag"]
+    headers = {name: value.replace("ETAG", etag) for name, value in headers.items()}
+    assert here.client.patch(location, content=body, headers=headers).status_code == status
+    assert here.room.peers[0].candidates == []
+    here.client.delete(location)
+
+
+def test_a_session_ends_with_its_media(here: Replica) -> None:
+    location = here.publish().headers["location"]
+    here.room.peers[0].closed.set()
+    here.client.get("/healthz")  # a turn of the server's loop, which the event was set from outside of
+    wait_until(here.is_idle, "the session is over")
+    assert here.client.delete(location).status_code == 404
+
+
+def test_other_origins_may_call(here: Replica) -> None:
+    for path in ("/v1/rtc/whip", "/v1/rtc/whep/x", "/v1/rtc/sessions/x"):
+        preflight = here.client.options(path, headers={"Origin": "https://example.org"})
+        assert preflight.status_code == 200
+        assert preflight.headers["accept-post"] == "application/sdp"
+        assert preflight.headers["access-control-allow-origin"] == "*"
+        assert "link" not in preflight.headers
+    refused = here.client.patch("/v1/rtc/sessions/x", content="", headers=SDP)
+    assert {"Location", "ETag", "Link"} <= set(refused.headers["access-control-expose-headers"].split(", "))
+    assert "access-control-allow-origin" not in here.client.get("/healthz").headers
+
+
+# --- WHEP
+
+
+def test_listening_by_whep(here: Replica) -> None:
+    published = here.publish().headers["location"]
+    session_id = published.removeprefix("/v1/rtc/sessions/")
+    heard = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
+    assert (heard.status_code, heard.text) == (201, ANSWER)
+    assert here.room.peers[1].direction == "sendonly"
+    here.client.portal.call(here.room.peers[0].speak, 0.5)  # type: ignore[union-attr]
+    wait_until(lambda: here.room.peers[1].played, "the listener hears")
+    assert here.client.delete(heard.headers["location"]).status_code == 200
+    assert here.room.calls.live == 1
+    wrong = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("sendonly"), headers=SDP)
+    assert wrong.status_code == 422
+    here.client.delete(published)
+    gone = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
+    assert gone.status_code == 404
+
+
+# --- several replicas
+
+
+def test_any_replica_reaches_a_session(tmp_path: Path) -> None:
+    replicas: dict[str, Rtc] = {}
+    left, right = (replica(tmp_path, name=name, replicas=replicas) for name in ("left", "right"))
+    with left.client:
+        right.client.portal = left.client.portal  # one loop for both
+        created = left.publish()
+        location, etag = created.headers["location"], created.headers["etag"]
+        session_id = location.removeprefix("/v1/rtc/sessions/")
+        patch = right.client.patch(location, content=FRAGMENT, headers=TRICKLE | {"If-Match": etag})
+        assert patch.status_code == 204
+        assert len(left.room.peers[0].candidates) == 2
+        stale = right.client.patch(location, content=FRAGMENT, headers=TRICKLE | {"If-Match": '"x"'})
+        assert stale.status_code == 412
+        heard = right.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
+        assert owner_of(heard.headers["location"].removeprefix("/v1/rtc/sessions/")) == "left"
+        assert right.client.delete(location).status_code == 200
+        assert left.is_idle()
+        del replicas["left"]
+        assert right.client.delete(location).status_code == 404
+
+
+# --- keys, servers, the page
+
+
+def test_an_api_key_is_asked_for_where_one_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDVC_API_KEY", "sesame")
+    one = replica(tmp_path)
+    with one.client:
+        refused = one.publish()
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert one.client.get("/v1/rtc/config").status_code == 401
+        assert one.client.options("/v1/rtc/whip").status_code == 200
+        key = {"Authorization": "Bearer sesame"}
+        created = one.client.post("/v1/rtc/whip?voice=martin", content=audio_offer("sendonly"), headers=SDP | key)
+        assert created.status_code == 201
+        assert one.client.delete(created.headers["location"]).status_code == 401
+        assert one.client.delete(created.headers["location"], headers=key).status_code == 200
+        with one.socket() as socket:
+            assert socket.receive_json()["code"] == "invalid_api_key"
+            assert closed(socket) == 1008
+        with one.socket(headers=key) as socket:
+            assert start(socket)["type"] == "ready"
+        with one.client.websocket_connect("/v1/rtc/ws?access_token=sesame") as socket:
+            assert start(socket)["type"] == "ready"
+
+
+TURN = RtcArgs(
+    ice_servers=(IceServerArgs(urls=("stun:stun.example.org",)), IceServerArgs(urls=("turn:turn.example.org:3478",))),
+    credential_s=600,
+)
+
+
+def test_turn_credentials_are_made_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDVC_TURN_SECRET", "of two")
+    one = replica(tmp_path, TURN)
+    with one.client:
+        stun, turn = one.client.get("/v1/rtc/config").json()["ice_servers"]
+        assert stun == {"urls": ["stun:stun.example.org"]}
+        assert turn["urls"] == ["turn:turn.example.org:3478"]
+        assert turn["username"].endswith(":seedvc") and turn["credential"]
+        created = one.publish()
+        links = created.headers.get_list("link")
+        assert links[0] == '<stun:stun.example.org>; rel="ice-server"'
+        assert links[1].startswith('<turn:turn.example.org:3478>; rel="ice-server"; username="')
+        assert links[1].endswith('credential-type="password"')
+        one.client.delete(created.headers["location"])
+
+
+def test_a_turn_server_without_its_secret_is_a_mistake_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEEDVC_TURN_SECRET", raising=False)
+    with pytest.raises(ConfigError, match="turn.example.org.*SEEDVC_TURN_SECRET"):
+        ice_servers_of(TURN)
+
+
+def test_the_page_is_served_beside_the_api(here: Replica, tmp_path: Path) -> None:
+    page = here.client.get("/")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    unknown = here.client.get("/v1/nothing")
+    assert unknown.json() == {"detail": {"status": "not_found", "message": "Not Found"}}
+    assert here.client.delete("/v1/models").status_code == 405
+    assert here.client.get("/docs").status_code == 200
+
+
+def test_page_files_have_their_types(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<p>page</p>")
+    (tmp_path / "icons").mkdir()
+    (tmp_path / "icons" / "a.svg").write_text("<svg/>")
+    (tmp_path / "app.js").write_text("export {};")
+    app = FastAPI()
+    add_page(app, tmp_path)
+    with TestClient(app) as client:
+        assert client.get("/").text == "<p>page</p>"
+        assert client.get("/app.js").headers["content-type"].startswith("text/javascript")
+        assert client.get("/icons/a.svg").headers["content-type"].startswith("image/svg+xml")
+        assert client.head("/app.js").status_code == 200
+        assert client.get("/../conftest.py").status_code == 404
+
+
+def test_a_server_without_a_page(tmp_path: Path) -> None:
+    one = replica(tmp_path, RtcArgs(page=False))
+    with one.client:
+        assert one.client.get("/").status_code == 404
+        assert one.client.get("/v1/rtc/config").json()["type"] == "hello"
+
+
+def test_openapi_shows_the_routes_of_calls(here: Replica) -> None:
+    paths = json.loads(here.client.get("/openapi.json").content)["paths"]
+    assert "application/sdp" in paths["/v1/rtc/whip"]["post"]["requestBody"]["content"]
+    assert {"voice", "mode", "block_ms", "steps", "bypass"} == {
+        parameter["name"] for parameter in paths["/v1/rtc/whip"]["post"]["parameters"]
+    }
