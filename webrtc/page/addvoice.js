@@ -1,7 +1,7 @@
 /** The sheet that makes a voice: a name, and a recording from a file or from the microphone. */
 
 import { sentence } from "./api.js";
-import { MicrophoneError, openMicrophone } from "./devices.js";
+import { openMicrophone, whatFailed } from "./devices.js";
 import { describe } from "./messages.js";
 import { Take, clock } from "./recorder.js";
 import { Tap } from "./tap.js";
@@ -52,14 +52,14 @@ export class AddVoice {
     try {
       const deviceId = this.#microphone();
       this.#track = await openMicrophone({ deviceId, echoCancellation: false, noiseSuppression: false });
-      this.#tap = await Tap.open(({ chunk }) => this.#hear(chunk));
+      this.#tap = await Tap.open(new MediaStream([this.#track]), ({ chunk }) => this.#hear(chunk));
     } catch (error) {
-      if (!(error instanceof MicrophoneError)) throw error;
-      const { title, text } = describe(error.code, { reason: error.message });
+      this.#track?.stop();
+      const { code, reason } = whatFailed(error);
+      const { title, text } = describe(code, { reason });
       return this.#complain(`${title}. ${text}`);
     }
     this.#take = new Take(this.#tap.rateHz, MOST_S);
-    this.#tap.connect(0, new MediaStream([this.#track]));
     this.#tap.record(0);
     this.#showRecording(true);
   }

@@ -3,7 +3,7 @@
 import { AddVoice } from "./addvoice.js";
 import { request, setKey } from "./api.js";
 import { DelayMeter } from "./delay.js";
-import { MicrophoneError, canChooseOutput, listDevices, missingFeatures, openMicrophone } from "./devices.js";
+import { canChooseOutput, listDevices, missingFeatures, openMicrophone, whatFailed } from "./devices.js";
 import { Meter } from "./meters.js";
 import { Notice } from "./notice.js";
 import { NetworkWatch, clearReadouts, showBlocks, showDelay, showNetwork, showWork } from "./readouts.js";
@@ -14,7 +14,8 @@ import { Tap } from "./tap.js";
 import { Trace } from "./trace.js";
 import { VoiceList, deleteVoice, fetchVoices } from "./voices.js";
 
-const STEP_S = 256 / 48000; // one point of trace and delay meter, see tap-worklet.js
+const STEP = 256; // samples in one point of trace and delay meter, see tap-worklet.js
+const STEP_S = STEP / 48000;
 const CALM_MS = 1000; // between two pictures where the user asked for less motion
 
 const $ = (id) => document.getElementById(id);
@@ -32,6 +33,7 @@ const voiceList = new VoiceList($("voice-list"), { onChoose: chooseVoice, onDele
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 let usable = false; // this browser can make calls at all
+let opening = false; // asking for the microphone, which may wait for the user
 let muted = false;
 let tap = null;
 let track = null;
@@ -87,32 +89,27 @@ function askDelete(voice) {
 // The call
 
 async function start() {
-  if (session.active || !usable) return;
+  if (session.active || opening || !usable) return;
   if (!settings.voice) return notice.show("no_voice");
   notice.hide();
-  $("start").disabled = true;
+  opening = true;
   say("Opening the microphone", "connecting");
   try {
     track = await openMicrophone(microphoneWishes());
-    tap = await Tap.open(hear);
+    tap = await Tap.open(new MediaStream([track]), hear);
   } catch (error) {
-    closeSound();
-    finish(problem(error));
-    return;
+    return finish(whatFailed(error));
+  } finally {
+    opening = false;
   }
   watchMicrophone();
   listDevices($("input-device"), $("output-device"), settings);
-  tap.connect(0, new MediaStream([track]));
+  delayMeter.stepS = STEP / tap.rateHz;
   session.wanted.bypass = false;
   trace.running = true;
   requestAnimationFrame(draw);
   finish(await session.run(track));
 }
-
-const problem = (error) => ({
-  code: error instanceof MicrophoneError ? error.code : "microphone_failed",
-  reason: error.message,
-});
 
 /** After the last try: everything is put away, but for what was recorded. */
 function finish(ended) {
@@ -155,7 +152,7 @@ async function changeMicrophone(code = null) {
   try {
     track = await openMicrophone(microphoneWishes());
   } catch (error) {
-    cause = { ...problem(error), ...(code && { code }) };
+    cause = { ...whatFailed(error), ...(code && { code }) };
     return session.stop();
   }
   track.enabled = !muted;
@@ -215,7 +212,7 @@ session.addEventListener("stats", async ({ detail: server }) => {
   if (session.state !== "live" || !tap) return;
   const figures = network.read(report);
   if (!figures) return;
-  heardMs = muted ? null : (delayMeter.measure() ?? heardMs);
+  if (!muted) heardMs = delayMeter.measure() ?? heardMs;
   const microphoneMs = 1000 * (track?.getSettings().latency ?? 0.01);
   showNetwork(figures, server);
   showDelay({ network: figures, server, microphoneMs, outputMs: 1000 * tap.outputLatencyS, heardMs });
@@ -265,7 +262,7 @@ function statusText() {
     case "connecting":
       return "Connecting";
     case "reconnecting":
-      return `Connecting again, try ${progress.tries} of ${progress.limit}`;
+      return `Reconnecting, try ${progress.tries} of ${progress.limit}`;
     case "waiting":
       return "Waiting for a free place";
     case "live":
@@ -286,8 +283,6 @@ function refresh() {
   $("start").disabled = !usable || !settings.voice;
   if (held) (active ? $("stop") : $("start")).focus();
   for (const id of ["mute", "bypass", "record"]) $(id).disabled = !active;
-  document.body.dataset.state = state;
-  document.body.dataset.bypass = String(active && session.wanted.bypass);
   $("bypass").setAttribute("aria-checked", String(active && session.wanted.bypass));
   const name = settings.voice ? voiceList.name(settings.voice) : "The other voice";
   $("lane-voice").textContent = active && session.wanted.bypass ? "You, unconverted" : name;

@@ -7,13 +7,13 @@ const QUIET = 0.003;
 
 /** Finds by how much the loudness of one side follows that of the other. */
 export class DelayMeter {
-  #stepS;
+  stepS; // seconds between two points
   #sides;
   #at = 0;
 
   /** `stepS`: seconds between two points. */
   constructor(stepS) {
-    this.#stepS = stepS;
+    this.stepS = stepS;
     const size = Math.round(WINDOW_S / stepS);
     this.#sides = [new Float32Array(size), new Float32Array(size)];
   }
@@ -37,11 +37,11 @@ export class DelayMeter {
     const size = this.#sides[0].length;
     if (this.#at < size) return null;
     const [heard, returned] = this.#sides.map((points) => logarithms(points, this.#at % size));
-    const longest = Math.round(LONGEST_S / this.#stepS);
+    const longest = Math.round(LONGEST_S / this.stepS);
     const likeness = Array.from({ length: longest }, (_, lag) => correlation(heard, returned, lag));
     const best = likeness.indexOf(Math.max(...likeness));
     if (!(likeness[best] > LEAST_LIKENESS) || best === 0 || best === longest - 1) return null;
-    return 1000 * this.#stepS * (best + vertex(likeness[best - 1], likeness[best], likeness[best + 1]));
+    return 1000 * this.stepS * (best + vertex(likeness[best - 1], likeness[best], likeness[best + 1]));
   }
 }
 

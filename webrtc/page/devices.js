@@ -1,5 +1,7 @@
 /** Microphones and outputs: what there is, and how one is opened. */
 
+import { Refused } from "./api.js";
+
 /** Names of what this browser lacks for a call, in words; empty where nothing is missing. */
 export function missingFeatures() {
   const needed = {
@@ -16,6 +18,12 @@ export class MicrophoneError extends Error {
     super(reason);
     this.code = code;
   }
+}
+
+/** The message for whatever kept the microphone from being used: {code, reason}. */
+export function whatFailed(error) {
+  if (error instanceof Refused) return { code: "server_unreachable", reason: error.message };
+  return { code: error instanceof MicrophoneError ? error.code : "microphone_failed", reason: error.message };
 }
 
 const CODES = {

@@ -1,5 +1,7 @@
 /** The page's ears: levels, trace points and recorded samples of the microphone and of what comes back. */
 
+import { Refused } from "./api.js";
+
 const RATE_HZ = 48000;
 
 export class Tap {
@@ -7,11 +9,16 @@ export class Tap {
   #node;
   #sources = [null, null];
 
-  /** `onPiece` takes {peaks: [in, out], levels: [in, out], chunk: samples or null} each 1024 samples. */
-  static async open(onPiece) {
+  /**
+   * Listens to a microphone's stream. `onPiece` takes {peaks: [in, out], levels: [in, out], chunk: samples or null} each
+   * 1024 samples. Throws Refused where the server no longer gives the worklet.
+   */
+  static async open(stream, onPiece) {
     const tap = new Tap();
-    tap.#context = new AudioContext({ sampleRate: RATE_HZ, latencyHint: "interactive" });
-    await tap.#context.audioWorklet.addModule(new URL("tap-worklet.js", import.meta.url));
+    tap.#context = contextFor(stream);
+    await tap.#context.audioWorklet.addModule(new URL("tap-worklet.js", import.meta.url)).catch(() => {
+      throw new Refused(0, "A part of this page could not be loaded.");
+    });
     tap.#node = new AudioWorkletNode(tap.#context, "tap", {
       numberOfInputs: 2,
       numberOfOutputs: 0,
@@ -19,6 +26,7 @@ export class Tap {
       channelCountMode: "explicit",
     });
     tap.#node.port.onmessage = ({ data }) => onPiece(data);
+    tap.connect(0, stream);
     await tap.#context.resume();
     return tap;
   }
@@ -48,5 +56,17 @@ export class Tap {
     this.#sources.forEach((source) => source?.disconnect());
     this.#node.port.onmessage = null;
     return this.#context.close();
+  }
+}
+
+/** At 48 kHz, but where a browser takes a microphone only at the rate of its device. */
+function contextFor(stream) {
+  const context = new AudioContext({ sampleRate: RATE_HZ, latencyHint: "interactive" });
+  try {
+    context.createMediaStreamSource(stream);
+    return context;
+  } catch {
+    context.close();
+    return new AudioContext({ latencyHint: "interactive" });
   }
 }
