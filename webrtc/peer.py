@@ -71,7 +71,7 @@ class Peer:
 
     Args:
         ice_servers: what this side itself uses to be reached; mostly none.
-        on_frame: called each 20 ms with 320 samples of the client at 16 kHz, from the connection's start to its end.
+        on_frame: called each 20 ms with 320 samples of the client at 16 kHz, silence included, from the answer on.
         on_message: called with each text that the client sends on the data channel `control`.
         direction: what this side is willing to do; the offer decides whether it comes to that.
     """
@@ -105,6 +105,7 @@ class Peer:
         self._mids: tuple[str, ...] = ()
         self._candidates: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_CANDIDATES)
         self._tasks: list[asyncio.Task[None]] = []
+        self._negotiation: asyncio.Task[str] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._connection = RTCPeerConnection(configuration(ice_servers))
         self._connection.on("connectionstatechange", self._follow_state)
@@ -115,11 +116,13 @@ class Peer:
 
         Raises:
             OfferError: the offer cannot be answered; the peer is closed then.
+            ConnectionError: the peer was closed meanwhile.
         """
         try:
             offer = read_offer(offer_sdp, self.direction)
             self.direction = offer.direction
-            return await self._negotiate(offer)
+            self._negotiation = asyncio.create_task(self._negotiate(offer))
+            return await asyncio.shield(self._negotiation)
         except BaseException:
             await self.close()
             raise
@@ -166,6 +169,11 @@ class Peer:
         return self._closing
 
     async def _free(self) -> None:
+        if self._negotiation is not None:
+            # aiortc closes only what exists: sockets that it opens afterwards would stay open
+            await asyncio.wait([self._negotiation], timeout=HANG_UP_S)
+            self._negotiation.cancel()
+            await asyncio.gather(self._negotiation, return_exceptions=True)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -208,6 +216,8 @@ class Peer:
         if receives:
             self._receiver.attach(transceiver.receiver)
         await connection.setLocalDescription(await connection.createAnswer())
+        if self._closing is not None:
+            raise ConnectionError("the peer was closed while it answered")
         self._start(self._pass_candidates(), "candidates")
         self._start(self._watch(transceiver), "watch")
         return with_opus_parameters(connection.localDescription.sdp)
@@ -268,13 +278,13 @@ class Peer:
             loss_out = seen.report.fractionLost / 256  # aiortc hands on RTCP's fixed-point byte
             self._track.set_rate(self._rate.report(loss_out, rtt_ms, now_s))
         network = self._receiver.stats()
-        seen.lost, seen.received = network.lost, network.received
+        seen.lost, seen.in_time = network.lost, network.received - network.late
         seen.bytes_out = self._track.counts.payload_bytes
-        lost, received = seen.lost - before.lost, seen.received - before.received
+        lost, due = seen.lost - before.lost, seen.lost - before.lost + seen.in_time - before.in_time
         seconds = max(now_s - before.at_s, 1e-3)
         self._stats = PeerStats(
             rtt_ms=rtt_ms,
-            loss_in=lost / (lost + received) if lost + received > 0 else 0.0,
+            loss_in=lost / due if due > 0 else 0.0,
             loss_out=loss_out,
             packets_lost=network.lost,
             jitter_ms=network.jitter_ms,
@@ -330,5 +340,5 @@ class _Seen:
     bytes_in: int = 0
     bytes_out: int = 0
     lost: int = 0
-    received: int = 0
+    in_time: int = 0
     report: RTCRemoteInboundRtpStreamStats | None = None

@@ -1,10 +1,13 @@
 """Peer against aiortc's own peer connection, over real sockets of this machine."""
 
 import asyncio
+import gc
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -289,6 +292,42 @@ async def test_closing_while_connecting() -> None:
     async with calling() as call:
         await call.client.accept(await call.peer.answer(await call.client.offer()))
         await call.peer.close()
+
+
+async def test_closing_while_answering() -> None:
+    async with calling() as call:
+        answering = asyncio.create_task(call.peer.answer(await call.client.offer()))
+        await asyncio.sleep(0)
+        await call.peer.close()
+        with pytest.raises(ConnectionError, match="closed while it answered"):
+            await answering
+
+
+async def test_leaving_while_it_answers() -> None:
+    async with calling() as call:
+        answering = asyncio.create_task(call.peer.answer(await call.client.offer()))
+        await asyncio.sleep(0)
+        answering.cancel()
+        await asyncio.wait([answering])
+        assert answering.cancelled() and call.peer.closed.is_set()
+
+
+async def test_ended_calls_leave_nothing_behind() -> None:
+    def left() -> tuple[int, int, int]:
+        gc.collect()
+        peers = sum(isinstance(thing, Peer) for thing in gc.get_objects())
+        return peers, threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+    async def one_call() -> None:
+        async with calling() as call:
+            await call.begin()
+            await until(lambda: call.frames, "heard")
+
+    await one_call()
+    before = left()
+    for _ in range(5):
+        await one_call()
+    await until(lambda: left() == before, f"as before: {before}", 5)
 
 
 async def test_an_offer_without_audio_closes_the_peer() -> None:
