@@ -118,6 +118,7 @@ class CallRoom:
     peers: list[FakePeer] = field(default_factory=list)
     streams: list[LiveStream] = field(default_factory=list)
     owner: str = "here"
+    make_peer: Callable[..., Any] = FakePeer
     features_gate: asyncio.Event | None = None
     """Where set, voices are made ready only when it is."""
 
@@ -144,8 +145,8 @@ class CallRoom:
         self.streams.append(stream)
         return stream
 
-    def open_peer(self, **options: Any) -> FakePeer:
-        self.peers.append(FakePeer(**options))
+    def open_peer(self, **options: Any) -> Any:
+        self.peers.append(self.make_peer(**options))
         return self.peers[-1]
 
 
