@@ -28,7 +28,7 @@ class GraphFailed(RuntimeError):
 
 
 @contextmanager
-def running_graph(**args: str | None) -> Iterator[str]:
+def running_graph(**args: object) -> Iterator[str]:
     """Starts the graph with changed application arguments, yields its address, and stops it and its Ray instance."""
     # Unix socket paths must stay under 108 bytes, and Ray appends about 70 of them.
     folder = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
