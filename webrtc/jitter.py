@@ -30,8 +30,8 @@ SETTLING_S = (
 )
 GRACE_S = 0.06  # over the maximum: what the fastest of a few packets may differ by
 BREAK_S = 2.0  # a transit that jumps by as much, or a pause without any packet: nothing learned before holds
-MISORDERED = 100  # a sequence number further back than this starts a new stream
-MISSING = 1000  # ... and one further ahead
+MISORDERED = 100  # a sequence number further back than this is of another stream
+MISSING = 1000  # ... as is one further ahead
 CAPACITY = 100  # packets; the oldest is dropped
 GUESSED_FRAMES = 5  # in a row; after that the peer is silent
 CATCH_UP_FRAMES = 10  # played at once after our own process was held up; the rest is dropped
@@ -107,6 +107,7 @@ class JitterBuffer:
         self._waiting: dict[int, _Waiting] = {}  # by unwrapped sequence number
         self._highest = 0  # unwrapped sequence number
         self._highest_timestamp = 0  # unwrapped, of the same packet
+        self._stray = 0  # the last sequence number that did not fit in
         self._first = 0  # sequence number that the stream began with
         self._past = 0  # all up to this sequence number is played or given up
         self._given_up: set[int] = set()  # ... and these of it were not there
@@ -150,7 +151,12 @@ class JitterBuffer:
         at = _unwrap(timestamp, self._highest_timestamp, 32)
         transit_s = arrival_s - at / RATE_HZ
         arrivals = self._arrivals
-        if arrivals is None or not self._continues(arrivals, number, arrival_s, transit_s):
+        if arrivals is not None and not -MISORDERED <= number - self._highest <= MISSING:
+            if number != self._stray + 1:  # one alone is a packet gone astray, two in a row are another stream
+                self._stray = number
+                return
+            arrivals = None
+        if arrivals is None or (number > self._highest and self._breaks(arrivals, arrival_s, transit_s)):
             self._begin(number, at, arrival_s, transit_s)
         elif number in self._waiting or (self._first <= number <= self._past and number not in self._given_up):
             self._duplicates += 1
@@ -191,11 +197,9 @@ class JitterBuffer:
                 self._due_s += event.samples / RATE_HZ
         return events
 
-    def _continues(self, arrivals: Arrivals, number: int, arrival_s: float, transit_s: float) -> bool:
-        """Whether the packet belongs to what is known of the stream."""
-        if not -MISORDERED <= number - self._highest <= MISSING:
-            return False
-        return abs(transit_s - arrivals.fast_now_s) < BREAK_S and arrival_s - arrivals.last_s < BREAK_S
+    def _breaks(self, arrivals: Arrivals, arrival_s: float, transit_s: float) -> bool:
+        """Whether nothing learned of the stream's time holds any more."""
+        return abs(transit_s - arrivals.fast_now_s) >= BREAK_S or arrival_s - arrivals.last_s >= BREAK_S
 
     def _begin(self, number: int, at: int, arrival_s: float, transit_s: float) -> None:
         """Starts anew with this packet; the sender was replaced, or was silent for long."""
