@@ -17,7 +17,7 @@ from serve_app.errors import AtCapacity, Unavailable
 from serve_app.metrics import BlockMetrics
 from serve_app.stores.voices import VoiceNotFound, VoiceStore
 from stages.geometry import Geometry
-from stages.live import CallSettings, LiveStream
+from stages.live import CallSettings, LiveStream, Mode
 from stages.offline import FileSampling, FileStream, LiveFileStream
 from stages.pipeline import BlockLost, Sampling, Stream
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
@@ -265,6 +265,17 @@ class ServeBackend:
         sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_frames)
         return LiveFileStream(Stream(self._stages, voice_id, self._geometry, sampling), self._geometry, sample_rate)
 
-    def open_call(self, settings: CallSettings, *, seed: int = 0) -> LiveStream:
-        """A live call in the running event loop; its voice is an id. ConfigError where a setting cannot work."""
-        return LiveStream(self._stages, self._preset.live, settings, seed=seed, observe=self._stages.metrics.count)
+    def open_call(
+        self,
+        voice_id: str,
+        *,
+        mode: Mode = "lowest",
+        block_ms: int | None = None,
+        steps: int | None = None,
+        bypass: bool = False,
+        seed: int = 0,
+    ) -> LiveStream:
+        """A live call in the running event loop; None: the preset's own. ConfigError where a setting cannot work."""
+        live = self._preset.live
+        settings = CallSettings.of(live, voice_id, mode=mode, block_ms=block_ms, steps=steps, bypass=bypass)
+        return LiveStream(self._stages, live, settings, seed=seed, observe=self._stages.metrics.count)

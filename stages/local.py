@@ -16,7 +16,7 @@ from stages.checkpoints import Checkpoint, open_checkpoint
 from stages.diffusion import Diffusion
 from stages.encoder import Encoder
 from stages.geometry import Geometry
-from stages.live import CallSettings, LiveStream
+from stages.live import CallSettings, LiveStream, Mode
 from stages.offline import FileSampling, FileStream, LiveFileStream
 from stages.pipeline import BlockRequests, Sampling, Stream
 from stages.threaded import ThreadedStages
@@ -157,9 +157,20 @@ class LocalStages:
         sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_frames)
         return LiveFileStream(Stream(self, voice, self.geometry, sampling), self.geometry, sample_rate)
 
-    def open_call(self, settings: CallSettings, *, seed: int = 0) -> LiveStream:
+    def open_call(
+        self,
+        voice: Voice,
+        *,
+        mode: Mode = "lowest",
+        block_ms: int | None = None,
+        steps: int | None = None,
+        bypass: bool = False,
+        seed: int = 0,
+    ) -> LiveStream:
         """A live call in the running event loop, computed in a thread; ConfigError where a setting cannot work."""
-        return LiveStream(self._threaded, self.preset.live, settings, seed=seed)
+        live = self.preset.live
+        settings = CallSettings.of(live, voice, mode=mode, block_ms=block_ms, steps=steps, bypass=bypass)
+        return LiveStream(self._threaded, live, settings, seed=seed)
 
     @cached_property
     def _threaded(self) -> ThreadedStages:

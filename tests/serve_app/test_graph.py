@@ -21,7 +21,7 @@ from serve_app.graph import ServeBackend, ServeStages, StageHandle
 from serve_app.metrics import BlockMetrics
 from serve_app.stores.voices import open_voice_store
 from stages.geometry import CONTENT_RATE, MODEL_RATE
-from stages.live import CallSettings, LiveStream
+from stages.live import LiveStream
 from stages.offline import FileSampling, FileStream
 from stages.pipeline import Sampling, Stream
 from stages.resample import to_content_rate
@@ -197,8 +197,7 @@ async def converse(stream: LiveStream, source_16k: Samples) -> Samples:
 async def test_live_call_equals_in_process(graph: Deployed, transport: str, tmp_path: Path) -> None:
     backend = backend_over(transport, graph, tmp_path, PATIENT_MS)
     source_16k = to_content_rate(speechlike(1.5, 3))
-    chosen = CallSettings.of(graph.preset.live, graph.voice_id, block_ms=180, steps=2)
-    stream = backend.open_call(chosen, seed=5)
+    stream = backend.open_call(graph.voice_id, block_ms=180, steps=2, seed=5)
     got = await converse(stream, source_16k)
     assert stream.report.done > 0
     assert stream.report.concealed == 0
@@ -207,14 +206,13 @@ async def test_live_call_equals_in_process(graph: Deployed, transport: str, tmp_
     live = graph.preset.live.model_copy(
         update={"lowest": CallMode.model_construct(block_ms=180, deadline_ms=PATIENT_MS)}
     )
-    here = LiveStream(ThreadedStages(graph.local), live, replace(chosen, voice=graph.voice), seed=5)
+    here = LiveStream(ThreadedStages(graph.local), live, replace(stream.settings, voice=graph.voice), seed=5)
     assert np.array_equal(got, await converse(here, source_16k))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport: str, tmp_path: Path) -> None:
-    chosen = CallSettings.of(graph.preset.live, graph.voice_id, block_ms=180, steps=50)
-    stream = backend_over(transport, graph, tmp_path, 1).open_call(chosen)
+    stream = backend_over(transport, graph, tmp_path, 1).open_call(graph.voice_id, steps=50)
     stream.push(to_content_rate(speechlike(0.18, 0))[:2880])
     wave = stream._waiting[0].pending
     assert wave is not None
@@ -229,8 +227,7 @@ async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport:
 
 
 async def test_hanging_up_cancels_what_is_in_flight(graph: Deployed, tmp_path: Path) -> None:
-    chosen = CallSettings.of(graph.preset.live, graph.voice_id, block_ms=180, steps=50)
-    stream = backend_over("object_store", graph, tmp_path, PATIENT_MS).open_call(chosen)
+    stream = backend_over("object_store", graph, tmp_path, PATIENT_MS).open_call(graph.voice_id, steps=50)
     for _ in range(2):
         stream.push(to_content_rate(speechlike(0.18, 0))[:2880])
     waves: list[Any] = [block.pending for block in stream._waiting]
@@ -244,9 +241,9 @@ async def test_hanging_up_cancels_what_is_in_flight(graph: Deployed, tmp_path: P
 async def test_metrics_are_readable_at_the_node(graph: Deployed, tmp_path: Path) -> None:
     """Blocks by what became of them and the stages' histograms, at the port that Prometheus scrapes."""
     source_16k = np.concatenate([to_content_rate(speechlike(0.5, 0)), np.zeros(CONTENT_RATE, np.float32)])
-    chosen = CallSettings.of(graph.preset.live, graph.voice_id, block_ms=180, steps=2)
     for deadline_ms in (1, PATIENT_MS):
-        await converse(backend_over("object_store", graph, tmp_path, deadline_ms).open_call(chosen), source_16k)
+        backend = backend_over("object_store", graph, tmp_path, deadline_ms)
+        await converse(backend.open_call(graph.voice_id, steps=2), source_16k)
     metrics = {f"ray_seedvc_blocks_{what}_total" for what in ("done", "late", "concealed", "skipped")}
     metrics |= {f"ray_seedvc_stage_{what}_count" for what in ("queue_ms", "compute_ms", "batch_size")}
     wanted = metrics | {f'stage="{stage}"' for stage in ("encoder", "diffusion", "vocoder")}

@@ -551,7 +551,7 @@ async def test_a_call_through_networks_equals_the_recording(quick_stages: LocalS
 
 
 async def test_local_stages_open_a_call(quick_stages: LocalStages, quick_voice: Voice) -> None:
-    stream = quick_stages.open_call(CallSettings.of(quick_stages.preset.live, quick_voice))
+    stream = quick_stages.open_call(quick_voice)
     got = await one_by_one(stream, np.zeros(CONTENT_RATE, np.float32), stream.settings.block_ms * CONTENT_RATE // 1000)
     assert len(got) == 8
     assert not np.concatenate(got).any()
