@@ -23,6 +23,7 @@ from serve_app.messages import Candidate, Change, Mode, Start, Stop, Told, Wishe
 from serve_app.metrics import SessionMetrics
 from stages.live import LiveStream, call_mode, delay_ms
 from stages.types import Samples
+from webrtc.sdp import MAX_CANDIDATES
 
 if TYPE_CHECKING:
     from webrtc.peer import PeerStats
@@ -78,6 +79,9 @@ class End:
     message: str
 
 
+LEFT = End("stopped", "the client left")
+
+
 class Session:
     """What a call and a listener have in common: a name, a peer, a task, an end."""
 
@@ -89,6 +93,22 @@ class Session:
         self.over = asyncio.Event()
         self.peer: CallPeer | None = None
         self.task: asyncio.Task[None] | None = None
+        self._early: list[Candidate] = []
+
+    async def answered(self) -> str:
+        """The answer to the offer, or what kept it from coming; a caller who leaves meanwhile ends the session."""
+        assert self.task is not None
+        try:
+            both: list[asyncio.Future[Any]] = [self.task, self.answer]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self.stop(LEFT)
+            raise
+        if not self.answer.done():
+            if self.task.cancelled():
+                raise Unavailable("the call was ended before it began; try again soon")
+            await self.task  # raises what went wrong
+        return self.answer.result()
 
     def stop(self, end: End) -> None:
         """Ends the session; the first reason given is the one that is told."""
@@ -98,10 +118,22 @@ class Session:
             self.task.cancel()
 
     def add_candidate(self, candidate: Candidate) -> None:
-        """One more way to reach the client; what comes before the peer exists is in the offer already, or lost."""
+        """One more way to reach the client; those that come before the peer is there wait for it, a bounded number."""
         if self.peer is not None:
             given = candidate.candidate
             self.peer.add_candidate(None if given is None else given.model_dump())
+        elif len(self._early) < MAX_CANDIDATES:
+            self._early.append(candidate)
+
+    async def answer_with(self, peer: CallPeer, offer: str) -> None:
+        """Has a peer answer the offer; Refused where it cannot."""
+        self.peer = peer
+        for candidate in self._early:
+            self.add_candidate(candidate)
+        try:
+            self.answer.set_result(await peer.answer(offer))
+        except ValueError as error:
+            raise Refused(422, "media_failed", f"the offer cannot be answered: {error}") from error
 
     async def follow_peer(self) -> None:
         """Ends the session when its peer is gone."""
@@ -147,9 +179,9 @@ class Call(Session):
             self._stream = open_stream(calls.open_stream, wishes)
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
-            self.peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv")
-            stack.push_async_callback(self.peer.close)
-            self.answer.set_result(await answered(self.peer, offer))
+            peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv")
+            stack.push_async_callback(peer.close)
+            await self.answer_with(peer, offer)
             try:
                 async with asyncio.TaskGroup() as group:
                     parts = [self._play(), self._watch(), self._follow_changes(), self.follow_peer()]
@@ -245,9 +277,9 @@ class Listener(Session):
     async def run(self, call: Call, calls: Calls, offer: str) -> None:
         """Plays until either side ends."""
         async with AsyncExitStack() as stack:
-            self.peer = calls.open_peer(on_frame=ignore, on_message=None, direction="sendonly")
-            stack.push_async_callback(self.peer.close)
-            self.answer.set_result(await answered(self.peer, offer))
+            peer = calls.open_peer(on_frame=ignore, on_message=None, direction="sendonly")
+            stack.push_async_callback(peer.close)
+            await self.answer_with(peer, offer)
             follower = asyncio.create_task(self.follow_peer())
             stack.callback(follower.cancel)
             await asyncio.shield(self.end)
@@ -289,23 +321,27 @@ class Calls:
             for mode in MODES
         }
 
-    async def open(self, wishes: Wishes, offer: str, tell: Tell | None = None) -> Call:
-        """A new call, answered.
+    def start(self, wishes: Wishes, offer: str, tell: Tell | None = None) -> Call:
+        """A new call, which is about to answer: see `answered`. `tell` is for what its client is told unasked.
 
         Raises:
-            CallsFull: no place is free. VoiceNotFound: no such voice. Refused: the offer cannot be answered.
+            CallsFull: no place is free.
         """
         self._require_room()
         call = Call(self._new_id(), self, wishes, tell)
         self._calls[call.session_id] = call
         self.metrics.live.set(self.live)
-        await self._begin(call, call.run(offer))
+        self._begin(call, call.run(offer))
         return call
 
-    async def listen(self, session_id: str, offer: str) -> Listener:
-        """One more listener of a call; Refused where there is no such call."""
+    def listen(self, session_id: str, offer: str) -> Listener:
+        """One more listener of a call, which is about to answer.
+
+        Raises:
+            Refused: there is no such call. CallsFull: it has all the listeners it may have.
+        """
         call = self._calls.get(session_id)
-        if call is None:
+        if call is None or call.end.done():
             raise no_session(session_id)
         if len(call.listeners) >= MAX_LISTENERS:
             message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
@@ -314,7 +350,7 @@ class Calls:
         call.listeners.append(listener)
         self._listeners[listener.session_id] = listener
         listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
-        await self._begin(listener, listener.run(call, self, offer))
+        self._begin(listener, listener.run(call, self, offer))
         return listener
 
     def find(self, session_id: str) -> Session:
@@ -342,23 +378,10 @@ class Calls:
         for call in calls:
             await call.over.wait()
 
-    async def _begin(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
-        """Starts a session's task and waits for its answer; a caller who leaves meanwhile takes the session along.
-
-        The task gets a context of its own: the call outlives the request that opened it.
-        """
+    def _begin(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
+        """Starts a session's task, in a context of its own: it outlives the request that opened it."""
         session.task = asyncio.create_task(life, context=Context())
         session.task.add_done_callback(partial(self._forget, session))
-        try:
-            both: list[asyncio.Future[Any]] = [session.task, session.answer]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            session.stop(End("stopped", "the client left"))
-            raise
-        if not session.answer.done():
-            if session.task.cancelled():
-                raise Unavailable("the call was ended before it began; try again soon")
-            await session.task  # raises what went wrong
 
     def _forget(self, session: Session, task: asyncio.Task[None]) -> None:
         self._calls.pop(session.session_id, None)
@@ -401,14 +424,6 @@ def open_stream(open_call: OpenStream, wishes: Wishes) -> LiveStream:
         return open_call(wishes.voice, mode=mode, block_ms=wishes.block_ms, steps=wishes.steps, bypass=wishes.bypass)
     except ConfigError as error:
         raise Refused(422, "invalid_message", str(error)) from None
-
-
-async def answered(peer: CallPeer, offer: str) -> str:
-    """The peer's answer; Refused where it cannot answer."""
-    try:
-        return await peer.answer(offer)
-    except ValueError as error:
-        raise Refused(422, "media_failed", f"the offer cannot be answered: {error}") from error
 
 
 def stats_message(stats: PeerStats, stream: LiveStream) -> Told:

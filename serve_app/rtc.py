@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import ConfigError
 from configs.serve import RtcArgs
-from serve_app.calls import DEFAULT_MODE, Call, Calls, End, Session, owner_of
+from serve_app.calls import DEFAULT_MODE, LEFT, Call, Calls, End, Session, owner_of
 from serve_app.errors import AtCapacity, Refused, refusal
 from serve_app.messages import MAX_MESSAGE_BYTES, Start, Told, Wishes, parse, problem, write
 from serve_app.sdp import check_offer, trickled
@@ -104,7 +104,8 @@ class Rtc:
     async def publish(self, wishes: Wishes, offer: str) -> Opened:
         """A call that no socket keeps: it lasts until its client or its media leave."""
         check_offer(offer, "sendrecv")
-        call = await self.calls.open(wishes, offer)
+        call = self.calls.start(wishes, offer)
+        await call.answered()
         hold = asyncio.create_task(self._owners.hold("wait_session", call.session_id))
         self._holds.add(hold)
         hold.add_done_callback(self._holds.discard)
@@ -121,7 +122,9 @@ class Rtc:
         """Does it to a session of this replica."""
         match wanted:
             case Listen():
-                return opened(await self.calls.listen(session_id, wanted.offer))
+                listener = self.calls.listen(session_id, wanted.offer)
+                await listener.answered()
+                return opened(listener)
             case HangUp():
                 session = self.calls.find(session_id)
                 session.stop(REPLACED if wanted.replaced else STOPPED)
@@ -249,20 +252,25 @@ class SocketCall:
 
     async def run(self, *, authorised: bool) -> None:
         """Serves the socket until its call is over."""
-        call: Call | None = None
         writer = asyncio.create_task(self._write())
+        reader: asyncio.Task[None] | None = None
+        code = CLOSE_NORMAL
         try:
             if not authorised:
                 raise Refused(
                     401, "invalid_api_key", "an API key is needed: a Bearer header, or access_token in the URL"
                 )
             self.tell(self._rtc.hello)
-            call = await self._open(await self._first())
-            self.tell(ready(call))
+            call = await self._start(await self._first())
             reader = asyncio.create_task(self._read(call))
-            await asyncio.wait([reader, asyncio.ensure_future(call.over.wait())], return_when=asyncio.FIRST_COMPLETED)
-            reader.cancel()
-            code = CLOSE_RESTART if call.end.done() and call.end.result().reason == "shutting_down" else CLOSE_NORMAL
+            try:
+                await call.answered()
+                self.tell(ready(call))
+                await call.over.wait()
+            finally:
+                call.stop(LEFT)
+            if call.end.result().reason == "shutting_down":
+                code = CLOSE_RESTART
         except WebSocketDisconnect:
             return
         except Exception as error:
@@ -271,9 +279,9 @@ class SocketCall:
             self.tell(problem(error))
             code = close_code(error)
         finally:
-            if call is not None:
-                call.stop(End("stopped", "the client left"))
             writer.cancel()
+            if reader is not None:
+                reader.cancel()
         await self._flush()
         with suppress(WebSocketDisconnect, RuntimeError):  # the client may be gone
             await self._socket.close(code)
@@ -294,21 +302,24 @@ class SocketCall:
             raise Refused(409, "invalid_message", f"the first message is {message.type!r}; it must be 'start'")
         return message
 
-    async def _open(self, start: Start) -> Call:
+    async def _start(self, start: Start) -> Call:
         if start.replaces is not None:
             with suppress(Refused):  # it has ended already
                 await self._rtc.ask(start.replaces, HangUp(replaced=True))
         check_offer(start.sdp, "sendrecv")
         wishes = Wishes.model_validate(start.model_dump(include=set(Wishes.model_fields)))
-        return await self._rtc.calls.open(wishes, start.sdp, self.tell)
+        return self._rtc.calls.start(wishes, start.sdp, self.tell)
 
     async def _read(self, call: Call) -> None:
-        with suppress(WebSocketDisconnect):
+        """Hands on what the client says, until it leaves, which ends the call."""
+        try:
             while True:
                 try:
                     call.hear(await self._text(), self.tell)
                 except Refused as error:
                     self.tell(problem(error))
+        except WebSocketDisconnect:
+            call.stop(LEFT)
 
     async def _text(self) -> str:
         message = await self._socket.receive()

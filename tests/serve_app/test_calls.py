@@ -11,7 +11,7 @@ import pytest
 
 from configs.serve import RtcArgs
 from serve_app.calls import Call, End
-from serve_app.errors import CallsFull, Refused
+from serve_app.errors import CallsFull, Refused, Unavailable
 from serve_app.messages import Wishes
 from serve_app.stores.voices import VoiceNotFound
 from tests.serve_app.call_fakes import ANSWER, CallRoom, audio_offer, until
@@ -21,7 +21,9 @@ STOPPED = End("stopped", "the call was ended")
 
 
 async def opened(room: CallRoom, told: list[dict[str, Any]] | None = None) -> Call:
-    return await room.calls.open(MARTIN, audio_offer(), tell=None if told is None else told.append)
+    call = room.calls.start(MARTIN, audio_offer(), None if told is None else told.append)
+    await call.answered()
+    return call
 
 
 async def over(room: CallRoom, call: Call) -> None:
@@ -155,19 +157,44 @@ async def test_a_call_that_cannot_begin_frees_its_place(wishes: Wishes, offer: s
     room = CallRoom(RtcArgs(max_calls=1))
     for _ in range(3):
         with pytest.raises(kind):
-            await room.calls.open(wishes, offer)
+            await room.calls.start(wishes, offer).answered()
         assert room.calls.live == 0
     assert all(peer.hung_up for peer in room.peers)
 
 
 async def test_a_client_that_leaves_before_the_answer_frees_its_place() -> None:
     room = CallRoom(RtcArgs(max_calls=1), features_gate=asyncio.Event())
-    opening = asyncio.create_task(room.calls.open(MARTIN, audio_offer()))
-    await until(lambda: room.calls.live == 1, "the place is taken")
-    opening.cancel()
+    call = room.calls.start(MARTIN, audio_offer())
+    waiting = asyncio.create_task(call.answered())
+    await asyncio.sleep(0.01)
+    assert room.calls.live == 1
+    waiting.cancel()
     await until(lambda: room.calls.live == 0, "the place is free")
     with pytest.raises(asyncio.CancelledError):
-        await opening
+        await waiting
+    with pytest.raises(Unavailable, match="before it began"):
+        await call.answered()
+
+
+async def test_a_call_that_is_stopped_at_once_frees_its_place() -> None:
+    room = CallRoom(RtcArgs(max_calls=1))
+    call = room.calls.start(MARTIN, audio_offer())
+    call.stop(STOPPED)  # before its task has run at all
+    await asyncio.wait_for(call.over.wait(), 10)
+    assert room.calls.live == 0 and not room.peers
+
+
+async def test_candidates_that_come_before_the_voice_is_ready_are_kept() -> None:
+    gate = asyncio.Event()
+    room = CallRoom(features_gate=gate)
+    call = room.calls.start(MARTIN, audio_offer())
+    for _ in range(200):
+        call.hear('{"type":"candidate","candidate":{"candidate":"candidate:1","sdpMid":"0"}}', print)
+    gate.set()
+    await call.answered()
+    assert len(room.peers[0].candidates) == 64
+    call.stop(STOPPED)
+    await over(room, call)
 
 
 async def test_a_call_ends_with_its_media() -> None:
@@ -226,8 +253,9 @@ async def test_a_replica_that_goes_away_ends_calls_that_can_call_again() -> None
 async def test_listeners_hear_the_converted_side_and_end_with_the_call() -> None:
     room = CallRoom()
     call = await opened(room)
-    listener = await room.calls.listen(call.session_id, audio_offer("recvonly"))
-    gone = await room.calls.listen(call.session_id, audio_offer("recvonly"))
+    listener = room.calls.listen(call.session_id, audio_offer("recvonly"))
+    gone = room.calls.listen(call.session_id, audio_offer("recvonly"))
+    await asyncio.gather(listener.answered(), gone.answered())
     speaker, ear, _ = room.peers
     assert ear.direction == "sendonly"
     gone.stop(STOPPED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,6 +160,15 @@ def test_a_client_that_calls_again_takes_its_old_place(here: Replica) -> None:
         start(other)
         assert start(again, replaces=old["session"])["type"] == "ready"
         assert next_of(lost, "end")["reason"] == "replaced"
+
+
+def test_a_socket_that_closes_before_the_answer_frees_the_place(here: Replica) -> None:
+    here.room.features_gate = asyncio.Event()  # the voice is never ready
+    with here.socket() as socket:
+        socket.receive_json()
+        socket.send_json(START)
+        wait_until(lambda: here.room.calls.live == 1, "the place is taken")
+    wait_until(here.is_idle, "the place is free")
 
 
 @pytest.mark.parametrize(
