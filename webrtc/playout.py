@@ -9,13 +9,13 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
+
+from webrtc.upsample import RATE_OUT_HZ as RATE_HZ
+from webrtc.upsample import Upsampler
 
 Samples = NDArray[np.float32]  # (T,) mono, full scale at 1
 
-BLOCK_HZ = 22050
-RATE_HZ = 48000
 FRAME = 960  # samples in 20 ms
 MS = RATE_HZ // 1000
 
@@ -39,7 +39,7 @@ AS_GOOD = 0.02
 URGENT = 100 * MS
 """Surplus from which a cut is better than waiting for a good place."""
 CUT_EVERY = 4
-"""Frames between two aligned cuts: the sound is at most a quarter faster."""
+"""Frames between two tries of an aligned cut: the sound is at most a quarter faster."""
 
 RISE: Samples = (np.sin(np.pi / 2 * (np.arange(FADE) + 0.5) / FADE) ** 2).astype(np.float32)
 FALL: Samples = RISE[::-1].copy()
@@ -61,11 +61,7 @@ class PlayoutCounts:
 
 
 class Playout:
-    """Blocks at 22.05 kHz of any size in; one frame of 960 samples at 48 kHz out per call of `frame`.
-
-    soxr's LQ holds back 0.94 ms, always the same. HQ and MQ work in large chunks and hold back 5 to 42 ms, soxr's
-    variable-rate mode 10.9 ms. The price is the top of the spectrum: flat to 8 kHz, -3.5 dB at 9 kHz, -22 dB at 10 kHz.
-    """
+    """Blocks at 22.05 kHz of any size in; one frame of 960 samples at 48 kHz out per call of `frame`."""
 
     def __init__(self, max_ms: int = 400) -> None:
         self._max = max_ms * MS
@@ -74,7 +70,7 @@ class Playout:
 
     def clear(self) -> None:
         """Forgets all sound, as before the first block."""
-        self._resampler = soxr.ResampleStream(BLOCK_HZ, RATE_HZ, 1, dtype="float32", quality="LQ")
+        self._upsample = Upsampler()
         self._waiting: Samples = np.zeros(0, np.float32)
         self._played: Samples = np.zeros(FADE, np.float32)  # the last of it, to fade out from
         self._faded = True  # what waits ends in silence
@@ -82,7 +78,7 @@ class Playout:
         self._gap: int | None = None  # silence played since the sound ended; None: not in a gap after sound
         self._margin = float(HEADROOM)
         self._levels: deque[int] = deque(maxlen=WINDOW)
-        self._since_cut = 0
+        self._since_try = 0
 
     @property
     def buffered_ms(self) -> float:
@@ -96,7 +92,7 @@ class Playout:
 
     def push(self, samples: Samples) -> None:
         """Appends sound; beyond the bound the oldest is dropped."""
-        resampled: Samples = self._resampler.resample_chunk(np.ascontiguousarray(samples, np.float32))
+        resampled = self._upsample(samples)
         if not len(resampled):
             return
         pieces = [self._waiting]
@@ -155,7 +151,7 @@ class Playout:
 
     def _shrink(self) -> None:
         """Takes out what has been too much for a whole second."""
-        self._since_cut += 1
+        self._since_try += 1
         if len(self._levels) < WINDOW:
             return
         surplus = min(min(self._levels) - int(self._margin), len(self._waiting) - FRAME - ALIGNED_FADE)
@@ -166,16 +162,20 @@ class Playout:
         if quiet >= MIN_CUT:
             self._cut(quiet, RISE)
             self.counts.cut += quiet
-        elif self._since_cut >= CUT_EVERY and (lag := self._best_lag(surplus)):
-            self._cut(lag, _ALIGNED_RISE)
-            self.counts.cut += lag
+        elif self._since_try >= CUT_EVERY:
+            self._since_try = 0
+            lag = self._best_lag(surplus)
+            if lag:
+                self._cut(lag, _ALIGNED_RISE)
+                self.counts.cut += lag
 
     def _best_lag(self, surplus: int) -> int:
         """How much to cut so that the ends fit together, at most the surplus; 0: not here."""
         longest = min(surplus, MAX_ALIGNED_CUT)
         head = self._waiting[:ALIGNED_FADE]
         following = self._waiting[MIN_CUT : longest + ALIGNED_FADE]
-        energy = np.convolve(following**2, np.ones(ALIGNED_FADE, np.float32), mode="valid")
+        energy = np.cumsum(np.concatenate(([0.0], following.astype(np.float64) ** 2)))
+        energy = energy[ALIGNED_FADE:] - energy[:-ALIGNED_FADE]
         alike = np.correlate(following, head) / np.sqrt(energy * np.dot(head, head) + 1e-9)
         best = float(alike.max())
         if best < ALIKE and surplus < URGENT:
@@ -189,4 +189,3 @@ class Playout:
         joined = self._waiting[:fade] * (1 - rise) + self._waiting[count : count + fade] * rise
         self._waiting = np.concatenate((joined, self._waiting[count + fade :]))
         self._levels = deque((level - count for level in self._levels), maxlen=WINDOW)
-        self._since_cut = 0

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from webrtc.playout import BLOCK_HZ, FRAME, HEADROOM, LATE_AT_MOST, MAX_MARGIN, MS, Playout, Samples
+from webrtc.playout import FRAME, HEADROOM, LATE_AT_MOST, MAX_MARGIN, MS, Playout, Samples
+from webrtc.upsample import DELAY_S
+from webrtc.upsample import RATE_IN_HZ as BLOCK_HZ
 
 TICK = 441  # samples of a block in 20 ms
 BLOCK_TICKS = 6
-FILTER_MS = 0.95
+FILTER_MS = 1000 * DELAY_S
 STEEPEST = 2 * np.pi * 200 / 48000 * 0.5
 """Largest difference between two samples of the tone below."""
 
@@ -57,9 +59,9 @@ def test_sound_comes_through_after_the_headroom_and_the_filter() -> None:
     click = np.zeros(BLOCK_TICKS * TICK, np.float32)
     click[TICK] = 1.0
     playout.push(click)
-    assert playout.buffered_ms == pytest.approx(120 + HEADROOM / MS - FILTER_MS, abs=0.05)
+    assert playout.buffered_ms == 120 + HEADROOM / MS
     heard = np.concatenate([playout.frame() for _ in range(3)])
-    assert np.argmax(np.abs(heard)) == pytest.approx(HEADROOM + FRAME, abs=1)
+    assert np.argmax(np.abs(heard)) == pytest.approx(HEADROOM + FRAME + FILTER_MS * MS, abs=1)
 
 
 def test_even_blocks_make_one_unbroken_sound() -> None:
@@ -140,7 +142,7 @@ def test_what_comes_in_goes_out_or_is_counted() -> None:
     playout = Playout()
     sound = voice(600)
     Stream(sound, playout).play(late={3: 9, 30: 4, 60: 2})
-    pushed = len(sound) / BLOCK_HZ * 48000 - FILTER_MS * MS
+    pushed = len(sound) / BLOCK_HZ * 48000
     starts = 1 + playout.counts.gaps
     played = 600 * FRAME - playout.counts.silence
     gone = playout.counts.cut + playout.counts.dropped
