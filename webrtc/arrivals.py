@@ -4,7 +4,9 @@ A packet's transit is its arrival on our clock minus its place on the sender's, 
 zero, so only differences mean something: the fastest packets tell where no delay is, the slowest how much is needed.
 """
 
+from bisect import bisect_left, insort
 from collections import deque
+from itertools import islice
 
 SLOWEST_LEFT_OUT = (
     40  # one packet in so many (and one more) may come later than `slow_s`: a delay for all would cost more
@@ -19,19 +21,26 @@ class Arrivals:
     """The transits of the last packets, in order of arrival. Never empty."""
 
     def __init__(self, arrival_s: float, transit_s: float) -> None:
-        self._latest: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        self._latest: deque[tuple[float, float]] = deque()
+        self._ordered: list[float] = []  # the same transits, the fastest first
         self.add(arrival_s, transit_s)
 
     def add(self, arrival_s: float, transit_s: float) -> None:
         """Remembers one packet and forgets those that are too old."""
         self._latest.append((arrival_s, transit_s))
-        while len(self._latest) > FAST_NOW_OVER and self._latest[0][0] < arrival_s - REMEMBERED_S:
-            self._latest.popleft()
-        transits = [transit for _, transit in self._latest]
-        self.fast_s = min(transits[-FAST_OVER:])  # the transit where nothing was in the way
-        self.fast_now_s = min(transits[-FAST_NOW_OVER:])  # the same in the last moments: follows a jump at once
-        left_out = min(1 + len(transits) // SLOWEST_LEFT_OUT, len(transits) - 1)
-        self.slow_s = sorted(transits)[-1 - left_out]  # the transit that nearly all packets keep
+        insort(self._ordered, transit_s)
+        while len(self._latest) > REMEMBERED or (
+            len(self._latest) > FAST_NOW_OVER and self._latest[0][0] < arrival_s - REMEMBERED_S
+        ):
+            _, forgotten_s = self._latest.popleft()
+            del self._ordered[bisect_left(self._ordered, forgotten_s)]
+        self.fast_s = self._fastest(FAST_OVER)  # the transit where nothing was in the way
+        self.fast_now_s = self._fastest(FAST_NOW_OVER)  # the same in the last moments: follows a jump at once
+        left_out = min(1 + len(self._ordered) // SLOWEST_LEFT_OUT, len(self._ordered) - 1)
+        self.slow_s = self._ordered[-1 - left_out]  # the transit that nearly all packets keep
+
+    def _fastest(self, packets: int) -> float:
+        return min(transit_s for _, transit_s in islice(reversed(self._latest), packets))
 
     @property
     def last_s(self) -> float:
