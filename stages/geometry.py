@@ -78,12 +78,15 @@ class Geometry:
         needed = -(-(geometry.return_samples + geometry.tail_samples) // HOP)
         if live.vocoder_frames is not None and live.vocoder_frames < needed:
             raise ConfigError(f"vocoder_frames is {live.vocoder_frames}; a block needs at least {needed}")
-        if block_ms is None:
-            return geometry
+        wanted = {"lowest.block_ms": live.lowest.block_ms, "constant.block_ms": live.constant.block_ms}
+        if block_ms is not None:
+            wanted["block_ms"] = block_ms
         largest_ms = geometry.largest_block(live.vocoder_frames) * TICK_MS
-        if not MIN_BLOCK_MS <= block_ms <= largest_ms:
-            raise ConfigError(f"block_ms is {block_ms}; this preset allows {MIN_BLOCK_MS} to {largest_ms}")
-        return geometry.with_block(ticks_of(block_ms, "block_ms"))
+        for name, milliseconds in wanted.items():
+            if not MIN_BLOCK_MS <= milliseconds <= largest_ms:
+                raise ConfigError(f"{name} is {milliseconds}; this preset allows {MIN_BLOCK_MS} to {largest_ms}")
+            ticks_of(milliseconds, name)
+        return geometry if block_ms is None else geometry.with_block(block_ms // TICK_MS)
 
     @classmethod
     def from_seconds(

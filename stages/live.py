@@ -7,7 +7,6 @@ the call stays what it was.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from configs.schema import CallMode, ConfigError, LiveSettings
 from stages.blocks import BlockMaker, BlockWindow
+from stages.clock import CaptureClock
 from stages.geometry import CONTENT_RATE, MODEL_RATE, TICK_16K, TICK_MODEL, TICK_MS, Geometry
 from stages.pipeline import MAX_IN_FLIGHT, BlockLost, BlockRequests, Pending, Sampling, Stages, stitchable
 from stages.stitch import Stitcher
@@ -29,10 +29,6 @@ from stages.vad import SpeechGate
 MAX_STEPS = 100
 MAX_WAITING = 32
 """Blocks that wait to be taken; beyond it the oldest is left out. More than a deadline of 1 s holds."""
-PAUSE_S = 0.5
-"""A push that is so much later than the samples before it: the source has paused, and its clock starts again."""
-DRIFT = 0.01
-"""How fast the estimate of the capture time follows a source that comes later and later, per push."""
 USUAL_SHARE = 0.6
 """How much of the deadline the stages are thought to take before they have shown it."""
 USUAL_BLOCKS = 10
@@ -144,26 +140,6 @@ class _Block:
     @property
     def in_flight(self) -> bool:
         return self.result is not None and not self.result.done()
-
-
-class CaptureClock:
-    """When a sample was captured, on the loop's clock: pushes come early and late, samples are evenly spaced."""
-
-    def __init__(self) -> None:
-        self._start_s = math.inf
-
-    def heard(self, n_samples: int, now_s: float) -> None:
-        """So many samples have come by now."""
-        late_s = now_s - n_samples / CONTENT_RATE - self._start_s
-        if -PAUSE_S < late_s < PAUSE_S:
-            late_s = min(late_s, late_s * DRIFT)
-            self._start_s += late_s
-        else:
-            self._start_s = now_s - n_samples / CONTENT_RATE
-
-    def at(self, n_samples: int) -> float:
-        """Capture time of the end of sample number `n_samples`."""
-        return self._start_s + n_samples / CONTENT_RATE
 
 
 class LiveStream:

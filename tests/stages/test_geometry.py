@@ -39,6 +39,9 @@ def test_presets_divide(name: str) -> None:
         ({"right_ms": 5}, "right_ms is 5 ms; it must be a multiple of 20 ms"),
         ({"context_ms": 400, "diffusion_context_ms": 500}, "diffusion_context_ms is 500; it must not exceed .* 400"),
         ({"vocoder_frames": 22}, "vocoder_frames is 22; a block needs at least 23"),
+        ({"lowest": {"block_ms": 20, "deadline_ms": 240}}, "lowest.block_ms is 20; this preset allows 40 to 680"),
+        ({"constant": {"block_ms": 690, "deadline_ms": 1}}, "constant.block_ms is 690; this preset allows 40 to 680"),
+        ({"constant": {"block_ms": 190, "deadline_ms": 1}}, "constant.block_ms is 190 ms; it must be a multiple of 20"),
     ],
 )
 def test_what_does_not_divide_is_refused(settings: dict[str, Any], complaint: str) -> None:
