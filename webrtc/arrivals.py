@@ -34,13 +34,11 @@ class Arrivals:
         ):
             _, forgotten_s = self._latest.popleft()
             del self._ordered[bisect_left(self._ordered, forgotten_s)]
-        self.fast_s = self._fastest(FAST_OVER)  # the transit where nothing was in the way
-        self.fast_now_s = self._fastest(FAST_NOW_OVER)  # the same in the last moments: follows a jump at once
+        recent = [transit_s for _, transit_s in islice(reversed(self._latest), FAST_OVER)]
+        self.fast_s = min(recent)  # the transit where nothing was in the way
+        self.fast_now_s = min(recent[:FAST_NOW_OVER])  # the same in the last moments: follows a jump at once
         left_out = min(1 + len(self._ordered) // SLOWEST_LEFT_OUT, len(self._ordered) - 1)
         self.slow_s = self._ordered[-1 - left_out]  # the transit that nearly all packets keep
-
-    def _fastest(self, packets: int) -> float:
-        return min(transit_s for _, transit_s in islice(reversed(self._latest), packets))
 
     @property
     def last_s(self) -> float:
