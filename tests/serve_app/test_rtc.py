@@ -14,14 +14,15 @@ from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from configs.schema import ConfigError
-from configs.serve import IceServerArgs, Limits, RtcArgs
+from configs.schema import ConfigError, read_yaml
+from configs.serve import IceServerArgs, Limits, RtcArgs, ServeArgs
 from serve_app.calls import owner_of
 from serve_app.http import Edge, add_page, create_app
 from serve_app.rtc import Rtc, ice_servers_of
 from serve_app.service import Service
 from serve_app.stores.voices import FolderVoiceStore
 from tests.serve_app.call_fakes import ANSWER, CallRoom, audio_offer
+from tests.serve_app.deploy import CONFIGS
 from tests.serve_app.fakes import EchoBackend, wait_until
 
 SDP = {"Content-Type": "application/sdp"}
@@ -438,6 +439,16 @@ def test_a_turn_server_without_its_secret_is_a_mistake_of_the_config(monkeypatch
     monkeypatch.delenv("SEEDVC_TURN_SECRET", raising=False)
     with pytest.raises(ConfigError, match="turn.example.org.*SEEDVC_TURN_SECRET"):
         ice_servers_of(TURN)
+
+
+@pytest.mark.parametrize("config", ["local", "gpu"])
+def test_replicas_are_added_before_calls_are_refused_and_other_requests_find_room(config: str) -> None:
+    application = read_yaml(CONFIGS / f"{config}.yaml")["applications"][0]
+    max_calls = ServeArgs.model_validate(application["args"]).rtc.max_calls
+    ingress = next(options for options in application["deployments"] if options["name"] == "Ingress")
+    assert ingress["max_ongoing_requests"] >= 2 * max_calls
+    scaling = ingress["autoscaling_config"]
+    assert scaling["max_replicas"] == 1 or scaling["target_ongoing_requests"] < max_calls
 
 
 def test_the_page_is_served_beside_the_api(here: Replica, tmp_path: Path) -> None:
