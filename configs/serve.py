@@ -20,8 +20,8 @@ class StageArgs(Strict):
     batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     """How long a request waits for company when the device is idle; what waits while it is busy merges anyway."""
     transport: Literal["object_store", "grpc"] = "object_store"
-    """object_store: results go on by reference; grpc: by value through the ingress, faster below 0.5 MB, at most 4 MiB
-    (30 s of seed-vc-small's content are 4.6 MB)."""
+    """How results for recordings travel; blocks of calls always go by value. object_store: on by reference; grpc: by
+    value through the ingress, faster below 0.5 MB, at most 4 MiB (30 s of seed-vc-small's content are 4.6 MB)."""
     stuck_after_s: Seconds = 900.0
     """A batch that runs longer makes its replica unhealthy; a large preset on a CPU takes minutes."""
 
