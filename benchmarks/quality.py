@@ -239,10 +239,10 @@ def main() -> int:
     except (ConfigError, DataMissing, JudgeMissing, stages.WeightsError) as error:
         print(f"quality: {error}", file=sys.stderr)
         return 1
-    print(f"\n{table(groups)}\n\n{time.perf_counter() - start:.0f} s")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result(args, ways, fingerprints, groups), indent=1) + "\n", encoding="utf-8")
+    print(f"\n{table(groups)}\n\n{time.perf_counter() - start:.0f} s")
     return 0
 
 
