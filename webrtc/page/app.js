@@ -16,7 +16,8 @@ import { VoiceList, deleteVoice, fetchVoices } from "./voices.js";
 
 const STEP = 256; // samples in one point of trace and delay meter, see tap-worklet.js
 const STEP_S = STEP / 48000;
-const CALM_MS = 1000; // between two pictures where the user asked for less motion
+const PICTURE_MS = 33; // between two pictures: the chart has no more than one new stroke in that time
+const CALM_MS = 1000; // and where the user asked for less motion
 
 const $ = (id) => document.getElementById(id);
 const radios = (name) => [...document.querySelectorAll(`input[name="${name}"]`)];
@@ -123,10 +124,7 @@ function finish(ended) {
   clearReadouts();
   setMuted(false);
   if (outcome.code === "stopped") notice.hide();
-  else {
-    const passing = ["media_failed", "server_unreachable", "shutting_down"].includes(outcome.code);
-    notice.show(outcome.code, { ...outcome, ...(passing && { action: "retry" }) });
-  }
+  else notice.show(outcome.code, { ...outcome, final: true });
   refresh();
 }
 
@@ -243,7 +241,7 @@ function hear({ peaks, levels, chunk }) {
 function draw(now) {
   if (!tap) return;
   requestAnimationFrame(draw);
-  if (calm.matches && now - drawnAt < CALM_MS) return;
+  if (now - drawnAt < (calm.matches ? CALM_MS : PICTURE_MS)) return;
   drawnAt = now;
   trace.draw();
   meters[0].draw(now);

@@ -19,9 +19,13 @@ export class Notice {
     });
   }
 
-  /** Shows a message; `action` in the details replaces its usual one. Words that stand there already are not said again. */
+  /**
+   * Shows a message; words that stand there already are not said again. In the details, `action` replaces the usual one,
+   * and `final` says that nothing is tried any more.
+   */
   show(code, details = {}) {
     const message = { ...describe(code, details), ...("action" in details && { action: details.action }) };
+    if (details.final && message.action === "now") message.action = "retry";
     const same = this.#shown?.title === message.title && this.#shown?.text === message.text;
     this.#shown = message;
     $("notice").hidden = false;
