@@ -63,8 +63,8 @@ class PlayoutCounts:
 class Playout:
     """Blocks at 22.05 kHz of any size in; one frame of 960 samples at 48 kHz out per call of `frame`."""
 
-    def __init__(self, max_ms: int = 400) -> None:
-        self._max = max_ms * MS
+    def __init__(self, max_ms: int = 300) -> None:
+        self._max = max_ms * MS  # that may wait when a block comes
         self.counts = PlayoutCounts()
         self.clear()
 
@@ -91,7 +91,7 @@ class Playout:
         return max(0, min(self._levels, default=0)) / MS
 
     def push(self, samples: Samples) -> None:
-        """Appends sound; beyond the bound the oldest is dropped."""
+        """Appends sound; of what waits already the oldest is dropped beyond the bound, at whatever block size."""
         resampled = self._upsample(samples)
         if not len(resampled):
             return
@@ -102,7 +102,7 @@ class Playout:
             self._end_gap()
         pieces.append(self._rising(resampled))
         self._waiting = np.concatenate(pieces)
-        excess = len(self._waiting) - max(self._max, len(resampled) + MAX_MARGIN)
+        excess = len(self._waiting) - len(resampled) - self._max
         if excess > 0:
             self._cut(excess, RISE)
             self.counts.dropped += excess

@@ -155,14 +155,14 @@ def test_what_waits_is_bounded_and_the_oldest_goes_first() -> None:
     click[-TICK] = 1.0  # 20 ms before the end
     for block in np.split(click, 10):
         playout.push(block)
-        assert playout.buffered_ms <= 400
-    assert playout.counts.dropped == pytest.approx((2000 - 400) * MS, abs=20 * MS)
-    heard = np.concatenate([playout.frame() for _ in range(20)])
-    assert np.argmax(np.abs(heard)) == pytest.approx(380 * MS + FILTER_MS * MS, abs=2)
+        assert playout.buffered_ms <= 400 + 200
+    assert playout.counts.dropped == (2000 + HEADROOM / MS - 600) * MS
+    heard = np.concatenate([playout.frame() for _ in range(30)])
+    assert np.argmax(np.abs(heard)) == pytest.approx(580 * MS + FILTER_MS * MS, abs=2)
 
 
 def test_a_block_longer_than_the_bound_is_not_cut_short() -> None:
-    playout = Playout(max_ms=400)
+    playout = Playout(max_ms=300)
     playout.push(tone(25))
     assert playout.buffered_ms > 495 and playout.counts.dropped == 0
 
@@ -180,24 +180,24 @@ def test_blocks_that_are_late_now_and_then_are_waited_for() -> None:
     assert len(heard) and playout.buffered_ms <= 120 + 20 + MAX_MARGIN / MS
 
 
-def test_half_an_hour_of_late_blocks_and_a_fast_source_does_not_add_up() -> None:
+def test_ten_minutes_of_late_blocks_and_a_fast_source_does_not_add_up() -> None:
     rng = np.random.default_rng(2)
     playout = Playout()
     block = voice(BLOCK_TICKS)
     most = 0.0
-    arrivals = np.cumsum(np.full(15000, 0.12 * (1 - 200e-6)))  # the source's clock is 200 ppm fast
-    arrivals = np.maximum.accumulate(arrivals + np.where(rng.random(15000) < 0.01, rng.uniform(0, 0.3, 15000), 0))
+    arrivals = np.cumsum(np.full(5000, 0.12 * (1 - 200e-6)))  # the source's clock is 200 ppm fast
+    arrivals = np.maximum.accumulate(arrivals + np.where(rng.random(5000) < 0.01, rng.uniform(0, 0.3, 5000), 0))
     waiting = iter(arrivals)
     due = next(waiting)
-    for tick in range(90000):
+    for tick in range(30000):
         while due <= tick * 0.02:
             playout.push(block)
             due = next(waiting, np.inf)
         playout.frame()
-        if tick > 89000:
+        if tick > 29000:
             most = max(most, playout.buffered_ms)
-    assert most < 400
-    assert playout.counts.dropped < 0.001 * 90000 * FRAME
+    assert most < 300 + 120
+    assert playout.counts.dropped < 0.001 * 30000 * FRAME
 
 
 def test_a_pause_of_the_stream_does_not_raise_the_margin() -> None:
