@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 
 from configs import Preset, load_preset
 from configs.schema import FileSettings, LiveSettings
-from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, Geometry
+from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K, Geometry
 from stages.local import drain
 from stages.offline import FileSampling, FileStream, LiveFileStream
 from stages.pipeline import Sampling, Stages, Stream
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest
+from webrtc.files import decode_file
 
+SPEECH = sorted((Path(__file__).parents[2] / "samples" / "sources").glob("*.flac"))
+PAUSE_TICKS = 125
+PHRASE_TICKS = 75
 ENCODER_LIMIT = 30 * CONTENT_RATE
 PROMPT_FRAMES = MODEL_RATE // HOP
 
@@ -74,6 +80,21 @@ def quick_preset() -> Preset:
         cfg_rate=0.0,
     )
     return preset.model_copy(update={"live": live, "file": file, "whisper_window": "cut"})
+
+
+@cache
+def speech() -> Samples:
+    """All sample recordings at 16 kHz, one after the other."""
+    decoded = [decode_file(path) for path in SPEECH]
+    return np.concatenate([soxr.resample(sound, rate, CONTENT_RATE) for sound, rate in decoded]).astype(np.float32)
+
+
+def with_pauses(sound: Samples) -> Samples:
+    """Phrases of 1.5 s, cut anywhere, with 2.5 s of silence around each."""
+    size = PHRASE_TICKS * TICK_16K
+    pause = np.zeros(PAUSE_TICKS * TICK_16K, np.float32)
+    phrases = [sound[start : start + size] for start in range(0, len(sound) - size + 1, size)]
+    return np.concatenate([part for phrase in phrases for part in (pause, phrase)] + [pause])
 
 
 class SineStages:

@@ -25,7 +25,7 @@ from stages.local import LocalStages, drain
 from stages.pipeline import BlockLost, Sampling, Stages, Stream
 from stages.threaded import ThreadedStages
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
-from tests.stages.sounds import EchoStages, SineStages, call, noise
+from tests.stages.sounds import EchoStages, SineStages, call, noise, speech, with_pauses
 from tests.stages.virtual import run_virtual
 
 LIVE = LiveSettings(lowest=CallMode(block_ms=120, deadline_ms=240), constant=CallMode(block_ms=180, deadline_ms=200))
@@ -465,6 +465,21 @@ def test_a_gate_opens_and_closes_without_a_click() -> None:
         assert largest_step(heard.wave) <= 1.05 * SINE_STEP + FADE_STEP + 1 / TICK_MODEL
         quiet = heard.wave[round(3.3 * MODEL_RATE) : round(3.7 * MODEL_RATE)]
         assert not quiet.any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pauses_of_a_speaker_are_silent_and_mostly_skipped(mode: Mode) -> None:
+    source = with_pauses(speech())[: 20 * CONTENT_RATE]
+    source = source + noise(20.0, CONTENT_RATE, peak=1e-3)
+    heard = hold(SlowStages(), source, settings(mode), gate=None)
+    report = heard.stream.report
+    assert report.concealed == 0
+    in_pauses = 5 * 2.5 / 20 * len(heard.blocks)
+    assert report.skipped >= 0.75 * in_pauses
+    for phrase in range(5):  # from the end of the gate's hold to a moment before the next phrase
+        start, stop = phrase * 4.0 + 0.6, phrase * 4.0 + 2.3
+        assert not heard.wave[round(start * MODEL_RATE) : round(stop * MODEL_RATE)].any()
+    assert largest_step(heard.wave) <= 1.05 * SINE_STEP + FADE_STEP + 1 / TICK_MODEL
 
 
 # --- the end ---

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import pytest
-import soxr
 from numpy.typing import NDArray
 
 from configs.schema import LiveSettings
@@ -15,34 +11,15 @@ from stages.blocks import BlockMaker
 from stages.geometry import CONTENT_RATE, TICK_16K, Geometry
 from stages.types import Samples
 from stages.vad import AHEAD_TICKS, HOLD_TICKS, SpeechGate
-from tests.stages.sounds import noise
-from webrtc.files import decode_file
+from tests.stages.sounds import noise, speech, with_pauses
 
-SOURCES = sorted((Path(__file__).parents[2] / "samples" / "sources").glob("*.flac"))
-PAUSE_TICKS = 125
-PHRASE_TICKS = 75
 AUDIBLE_DB = -45.0
-
-
-@cache
-def speech() -> Samples:
-    """All sample recordings at 16 kHz, one after the other."""
-    decoded = [decode_file(path) for path in SOURCES]
-    return np.concatenate([soxr.resample(sound, rate, CONTENT_RATE) for sound, rate in decoded]).astype(np.float32)
 
 
 def level_db(samples: Samples) -> NDArray[np.float64]:
     """RMS of each tick."""
     power = (samples.astype(np.float64).reshape(-1, TICK_16K) ** 2).mean(axis=1)
     return np.asarray(10 * np.log10(power + 1e-12))
-
-
-def with_pauses(sound: Samples) -> Samples:
-    """Phrases of 1.5 s, cut anywhere, with 2.5 s of silence around each."""
-    size = PHRASE_TICKS * TICK_16K
-    pause = np.zeros(PAUSE_TICKS * TICK_16K, np.float32)
-    phrases = [sound[start : start + size] for start in range(0, len(sound) - size + 1, size)]
-    return np.concatenate([part for phrase in phrases for part in (pause, phrase)] + [pause])
 
 
 def gated(sound: Samples, block_ms: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
