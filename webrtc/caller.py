@@ -108,7 +108,9 @@ class Caller:
         report = await self._sender.getStats()
         for entry in report.values():
             if isinstance(entry, RTCRemoteInboundRtpStreamStats):
-                self._rtt_ms, self._loss_out = entry.roundTripTime * 1000, entry.fractionLost
+                if entry.roundTripTime is not None:  # None until the other side answers a report of ours
+                    self._rtt_ms = entry.roundTripTime * 1000
+                self._loss_out = entry.fractionLost
                 self._voice.adapt(self._rate.report(self._loss_out, self._rtt_ms, self._loop.time()))
         return self._heard.stats(self._rtt_ms, self._loss_out, self._voice.sent, self._voice.dropped)
 
