@@ -5,8 +5,8 @@ Pure: time is an argument, nothing here waits. Three rules:
   that phase; where this is not enough, a whole frame is put in or left out.
 - A frame is put in or left out in silence. In speech only one a second is left out, and only while the delay is far
   too long.
-- Late is worse than lost: a delay of more than `max_ms` over the fastest packets ends at once, and what came too late
-  for it is dropped.
+- Late is worse than lost: nothing waits for packets that come more than `max_ms` after the fastest. A delay that is
+  even longer by `GRACE_S`, as after a stalled network, ends at once, and what came too late for that is dropped.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,7 @@ SLEW_S = 0.0005  # phase per frame
 DEAD_BAND_S = 0.001
 TOO_LONG_S = 0.015  # a delay that is worth a cut in speech
 PATIENCE_S = 1.0  # ... if no silence comes for so long; then one more each such time
-SETTLING_S = (
-    0.2  # at the start and after a break: the first packets may have been held up, so a faster one takes over at once
-)
+SETTLING_S = 0.2  # at the start and after a break: a packet faster than those before, held up as they were, takes over
 GRACE_S = 0.06  # over the maximum: what the fastest of a few packets may differ by
 BREAK_S = 2.0  # a transit that jumps by as much, or a pause without any packet: nothing learned before holds
 MISORDERED = 100  # a sequence number further back than this is of another stream

@@ -127,28 +127,25 @@ class Heard:
 def listen(
     sent: list[Sent],
     *,
-    buffer: JitterBuffer | None = None,
     timer_late_s: float = 0.002,
-    seed: int = 1,
-    from_s: float = 0.0,
     for_s: float | None = None,
     held_up: tuple[float, float] = (0.0, 0.0),
 ) -> Heard:
     """Runs the buffer until it plays the last packet, or for so long; its timer fires late, and not while held up."""
-    heard = Heard(buffer=buffer or JitterBuffer())
-    random = np.random.default_rng(seed)
+    heard = Heard()
+    random = np.random.default_rng(1)
     # payloads of one kind are all alike: a number in front of the rest tells which packet was played
     arriving = deque(sorted((packet.arrival_s, n) for n, packet in enumerate(sent)))
     marked = {n: _mark(packet.payload, n) for n, packet in enumerate(sent)}
     captured = {mark: n for n, mark in marked.items() if len(mark) > 2}
     end_s = START_S + for_s if for_s is not None else arriving[-1][0] + 0.2
-    take_s, quiet = START_S + from_s, False
+    take_s = START_S
     while take_s < end_s and (for_s is not None or heard.played[-1:] != [len(sent) - 1]):
         while arriving and arriving[0][0] <= take_s:
             arrival_s, n = arriving.popleft()
             packet = sent[n]
             heard.buffer.add(packet.sequence, packet.timestamp, marked[n], arrival_s, packet.quiet)
-        for event in heard.buffer.take(take_s, quiet):
+        for event in heard.buffer.take(take_s):
             heard.events.append((take_s - START_S, event))
             if isinstance(event, Packet) and event.payload in captured:
                 n = captured[event.payload]
