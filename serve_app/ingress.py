@@ -58,6 +58,7 @@ class Ingress:
             open_peer=partial(open_peer, args.rtc),
             metrics=SessionMetrics(),
         )
+        ice_servers_of(args.rtc)  # a mistake in them is told now, not to the first client
         self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
         await in_thread(warm_up)
         self._drain = asyncio.create_task(self._retire())

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -106,7 +107,8 @@ class Rtc:
         check_offer(offer, "sendrecv")
         call = self.calls.start(wishes, offer)
         await call.answered()
-        hold = asyncio.create_task(self._owners.hold("wait_session", call.session_id))
+        # In a context of its own: Serve ties calls made in a request's context to that request.
+        hold = asyncio.create_task(self._owners.hold("wait_session", call.session_id), context=Context())
         self._holds.add(hold)
         hold.add_done_callback(self._holds.discard)
         return opened(call)
