@@ -115,6 +115,11 @@ class ModelSizes(Strict):
     dit: DitSizes = DitSizes()
     bigvgan: BigvganSizes = BigvganSizes()
 
+    @property
+    def carries_pitch(self) -> bool:
+        """Whether content has a last column and mel a last row for the pitch."""
+        return self.regulator.f0_bins is not None
+
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelSizes:
         pairs = (
@@ -221,7 +226,9 @@ class Preset(Strict):
     """padded: every window is filled up to 30 s, as upstream; cut: only the window itself, about 11 times cheaper."""
     precision: Literal["float32", "float16"] = "float32"
     mel_match_passes: Annotated[int, Field(ge=0, le=8)] = 0
-    """How often the vocoder's spectral envelope is corrected towards the mel; none for a vocoder that needs no help."""
+    """How often the vocoder's spectral envelope is corrected towards the mel; none for a vocoder that needs no help.
+
+    Where the networks carry the pitch, the first pass also gives voiced sound its harmonics."""
     live: LiveSettings = LiveSettings()
     file: FileSettings = FileSettings()
 

@@ -69,7 +69,8 @@ class Diffusion:
         voices = open_voice_store(args.voices)
         self._voices = VoiceCache(voices, fingerprint(preset, checkpoint), args.voice_cache_mb * 2**20)
         geometry = Geometry.from_settings(preset.live)
-        content = np.zeros((geometry.content_frames, checkpoint.sizes.whisper.d_model), np.float32)
+        width = checkpoint.sizes.whisper.d_model + checkpoint.sizes.carries_pitch
+        content = np.zeros((geometry.content_frames, width), np.float32)
         voice, live, n = blank_voice(preset, checkpoint.sizes), preset.live, geometry.target_frames
         request = DiffuseRequest(voice, n, 0, n, 0, 0, live.steps, live.cfg_rate, live=True)
         for size in range(1, args.diffusion.max_batch_size + 1):
@@ -97,7 +98,8 @@ class Vocoder:
 
         preset, checkpoint = open_stage(args)
         stage = Stage(preset, checkpoint, args.device)
-        mel = np.zeros((checkpoint.sizes.mel.n_mels, Geometry.from_settings(preset.live).target_frames), np.float32)
+        rows = checkpoint.sizes.mel.n_mels + checkpoint.sizes.carries_pitch
+        mel = np.zeros((rows, Geometry.from_settings(preset.live).target_frames), np.float32)
         request = VocodeRequest(preset.live.vocoder_frames, live=True)
         for size in range(1, args.vocoder.max_batch_size + 1):
             stage([mel] * size, [request] * size)

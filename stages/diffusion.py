@@ -13,7 +13,7 @@ from stages.checkpoints import Checkpoint, load_network
 from stages.encoder import autocast, same
 from stages.models.dit import Dit
 from stages.models.flow import sample
-from stages.models.length_regulator import LengthRegulator
+from stages.models.length_regulator import LengthRegulator, nearest_index
 from stages.noise import frame_noise
 from stages.types import Content, DiffuseRequest, Mel, Prompt, Voice
 
@@ -36,7 +36,7 @@ class Diffusion:
     def __call__(
         self, contents: Sequence[Content], requests: Sequence[DiffuseRequest], voices: Sequence[Voice]
     ) -> list[Mel]:
-        """Mel [mels, stop - start] for each request."""
+        """Mel [mels, stop - start] for each request; with pitch, one more row: in Hz, 0 where unvoiced."""
         prompts = [prompt_of(voice, request) for voice, request in zip(voices, requests, strict=True)]
         keys = [
             (content.shape, prompt.frames, r.frames, r.start, r.stop, r.steps, r.cfg_rate > 0)
@@ -84,8 +84,13 @@ class Diffusion:
                 first.steps,
                 rates,
             )
-        rendered = mels[..., n_prompt:].float().cpu().numpy()
-        return [np.ascontiguousarray(mel) for mel in rendered]
+        rendered = mels[..., n_prompt:].float()
+        if self._regulator.f0_bins:
+            index = nearest_index(contents[0].shape[0], first.frames)[first.start : first.stop]
+            melody = self._tensor(contents)[:, index.to(self._device), -1]
+            pitch = melody * self._tensor([p.pitch_hz for p in prompts])
+            rendered = torch.cat([rendered, pitch.unsqueeze(1)], dim=1)
+        return [np.ascontiguousarray(mel) for mel in rendered.cpu().numpy()]
 
     def _start_noise(self, request: DiffuseRequest) -> np.ndarray:
         n_frames = request.stop - request.start

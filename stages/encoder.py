@@ -41,7 +41,7 @@ class Encoder:
         self._preset, self._device = preset, device
         self._log_mel = WhisperLogMel(checkpoint.sizes.whisper.n_mels).to(device)
         self._network = load_network(WhisperEncoder(checkpoint.sizes.whisper), "whisper", checkpoint, device)
-        self._has_pitch = checkpoint.sizes.regulator.f0_bins is not None
+        self._has_pitch = checkpoint.sizes.carries_pitch
         self._longest = checkpoint.sizes.whisper.max_positions * FRAME_SAMPLES
 
     def __call__(self, requests: Sequence[EncodeRequest]) -> list[Content]:

@@ -17,7 +17,7 @@ Samples = NDArray[np.float32]
 Content = NDArray[np.float32]
 """Content features [frames, d_model] at 50 Hz; with pitch, its column comes last."""
 Mel = NDArray[np.float32]
-"""Log-mel [mels, frames] at 86.13 Hz."""
+"""Log-mel [mels, frames] at 86.13 Hz; with pitch, its row in Hz comes last."""
 
 
 class BadAudio(ValueError):

@@ -24,6 +24,7 @@ class Vocoder:
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self._device = device
         self._network = load_network(BigVgan(checkpoint.sizes.bigvgan), "bigvgan", checkpoint, device)
+        self._has_pitch = checkpoint.sizes.carries_pitch
         self._match = MelMatch(checkpoint.sizes.mel, preset.mel_match_passes).to(device)
 
     def __call__(self, mels: Sequence[Mel], requests: Sequence[VocodeRequest]) -> list[Samples]:
@@ -37,8 +38,10 @@ class Vocoder:
 
     @torch.inference_mode()
     def _vocode(self, mels: np.ndarray) -> list[Samples]:
-        mel = torch.from_numpy(mels).to(self._device)
+        mel, f0 = torch.from_numpy(mels).to(self._device), None
+        if self._has_pitch:
+            mel, f0 = mel[:, :-1], mel[:, -1]
         waves = self._network(mel)
         if mels.shape[-1] >= MIN_MATCHED_FRAMES:
-            waves = self._match(waves, mel)
+            waves = self._match(waves, mel, f0)
         return [np.ascontiguousarray(wave) for wave in waves.cpu().numpy()]
