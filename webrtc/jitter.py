@@ -341,7 +341,7 @@ class JitterBuffer:
     def _leave_out(self, number: int) -> None:
         """Drops the first waiting packet."""
         self._give_up_before(number)
-        del self._waiting[number]
+        self._in_dtx = is_dtx(self._waiting.pop(number).payload)
         self._past = number
         self._skipped += 1
 

@@ -301,7 +301,7 @@ async def connected(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.02)
 
@@ -318,17 +318,17 @@ async def test_speech_comes_over_a_real_connection_that_loses_each_tenth_packet(
     assert dropped - 5 <= stats.lost <= dropped + 0.2 * stats.received
     assert stats.recovered > 0.2 * dropped
     assert reported > 0.5 * dropped
-    loud = [part for part in heard[-64000:].reshape(-1, 8000) if np.sum(part**2) > 1]
-    assert len(loud) >= 4
-    assert sum(map(was_said, loud)) > len(loud) / 2
+    loud = [part for part in heard[-64000:].reshape(-1, 4000) if np.sum(part**2) > 1]
+    assert len(loud) >= 6
+    assert sum(map(was_said, loud)) > len(loud) / 5
 
 
 def was_said(heard: Samples16k) -> bool:
-    """Whether this half second is one of the recording's."""
+    """Whether this quarter of a second is one of the recording's."""
     said = np.tile(SPEECH_16K, 2)
     at = max(0, min(-lag(heard, said), len(said) - len(heard)))
     original = said[at : at + len(heard)]
-    return float(heard @ original) > 0.6 * float(np.linalg.norm(heard) * np.linalg.norm(original))
+    return float(heard @ original) > 0.7 * float(np.linalg.norm(heard) * np.linalg.norm(original))
 
 
 async def test_frames_go_on_while_the_client_sends_nothing_and_end_with_close() -> None:
