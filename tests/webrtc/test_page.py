@@ -26,6 +26,7 @@ ELSEWHERE = "page.test"  # a host that is this machine, but which the browser do
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
 LIVE = re.compile("^Live")
 Open = Callable[..., Page]
+expect.set_options(timeout=30000)  # ms; a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def open_page(browser: Browser, server: PageServer) -> Iterator[Open]:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10000)
+        page.set_default_timeout(30000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if "Content Security Policy" in said.text else None)
         if script:
@@ -92,6 +93,16 @@ def call(page: Page) -> None:
     """Starts a call and waits until it is live."""
     page.get_by_test_id("start").click()
     expect(page.get_by_test_id("status")).to_have_text(LIVE)
+
+
+def notices(page: Page) -> Callable[[], list[str]]:
+    """The titles of all messages from now on, also of those that pass quickly."""
+    page.evaluate("""() => {
+      const title = document.getElementById("notice-title");
+      window.seen = [];
+      new MutationObserver(() => title.textContent && seen.push(title.textContent)).observe(title, { childList: true });
+    }""")
+    return lambda: list(page.evaluate("seen"))
 
 
 def test_a_call_by_keyboard_alone(open_page: Open, server: PageServer) -> None:
@@ -157,15 +168,18 @@ def test_the_figures_of_a_call(open_page: Open) -> None:
 def test_a_recording_goes_on_over_a_lost_connection(open_page: Open, server: PageServer) -> None:
     page = open_page()
     call(page)
+    seen = notices(page)
     page.get_by_test_id("record").click()
-    expect(page.get_by_test_id("record-time")).to_have_text("0:01")
+    expect(page.get_by_test_id("record-time")).to_have_text(re.compile("^0:0[1-9]$"))
     server.hang_up()
-    expect(page.get_by_test_id("notice")).to_contain_text("Connection lost")
-    expect(page.get_by_test_id("record")).to_have_attribute("aria-pressed", "true")
+    while len(server.said("start")) < 2:
+        page.wait_for_timeout(50)
     expect(page.get_by_test_id("status")).to_have_text(LIVE)
+    assert seen() == ["Connection lost"]
     expect(page.get_by_test_id("notice")).to_be_hidden()
     assert [start.get("replaces") for start in server.said("start")] == [None, "s1"]
-    expect(page.get_by_test_id("record-time")).to_have_text("0:03")
+    expect(page.get_by_test_id("record")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_test_id("record-time")).to_have_text(re.compile("^0:(0[3-9]|[1-5].)$"))
     page.get_by_test_id("record").click()
     with page.expect_download() as download:
         page.get_by_test_id("download").click()
@@ -180,12 +194,12 @@ def test_a_recording_goes_on_over_a_lost_connection(open_page: Open, server: Pag
 
 
 def test_a_full_server_is_tried_again_after_the_time_that_it_names(open_page: Open, server: PageServer) -> None:
-    server.refusals.append({"code": "at_capacity", "message": "8 calls are running", "retry_after_s": 2})
+    server.refusals.append({"code": "at_capacity", "message": "8 calls are running", "retry_after_s": 1})
     page = open_page()
+    seen = notices(page)
     page.get_by_test_id("start").click()
-    expect(page.get_by_test_id("notice")).to_contain_text("All places are taken")
-    expect(page.get_by_test_id("countdown")).to_have_text("1 s")
     expect(page.get_by_test_id("status")).to_have_text(LIVE)
+    assert seen() == ["All places are taken"]
     assert len(server.said("start")) == 2
 
 
@@ -194,9 +208,9 @@ def test_waiting_for_a_place_can_be_cut_short_and_stopped(open_page: Open, serve
     server.refusals += [full, full]
     page = open_page()
     page.get_by_test_id("start").click()
-    expect(page.get_by_test_id("countdown")).to_have_text(re.compile(r"^(600|59\d) s$"))
+    expect(page.get_by_test_id("countdown")).to_have_text(re.compile(r"^[56]\d\d s$"))
     page.get_by_role("button", name="Try now").click()
-    expect(page.get_by_test_id("countdown")).to_have_text(re.compile(r"^(600|59\d) s$"))
+    expect(page.get_by_test_id("countdown")).to_have_text(re.compile(r"^[56]\d\d s$"))
     page.get_by_test_id("stop").click()
     expect(page.get_by_test_id("status")).to_have_text("Ready")
     assert len(server.said("start")) == 2
@@ -280,11 +294,11 @@ def test_a_voice_recorded_with_the_microphone(open_page: Open, server: PageServe
     page.get_by_test_id("add-name").fill("Me")
     page.get_by_test_id("add-agree").check()
     page.get_by_test_id("sample-record").click()
-    expect(page.get_by_test_id("sample-time")).to_contain_text("0:01")
+    expect(page.get_by_test_id("sample-time")).to_have_text(re.compile("^0:0[1-4]"))
     page.get_by_test_id("sample-record").click()
     expect(page.get_by_test_id("add-problem")).to_contain_text("at least 5 s")
     page.get_by_test_id("sample-record").click()
-    expect(page.get_by_test_id("sample-time")).to_contain_text("0:05", timeout=15000)
+    expect(page.get_by_test_id("sample-time")).to_have_text(re.compile("^0:(0[5-9]|1.)"))
     page.get_by_test_id("sample-record").click()
     page.get_by_test_id("add-save").click()
     expect(page.get_by_role("radio", name="Me")).to_be_checked()

@@ -2,13 +2,14 @@
 
 import { AddVoice } from "./addvoice.js";
 import { request, setKey } from "./api.js";
+import { Controls } from "./controls.js";
 import { DelayMeter } from "./delay.js";
-import { canChooseOutput, listDevices, missingFeatures, openMicrophone, whatFailed } from "./devices.js";
+import { missingFeatures, openMicrophone, whatFailed } from "./devices.js";
 import { Meter } from "./meters.js";
 import { Notice } from "./notice.js";
 import { NetworkWatch, clearReadouts, showBlocks, showDelay, showNetwork, showWork } from "./readouts.js";
 import { Session } from "./session.js";
-import { loadSettings, saveSettings } from "./settings.js";
+import { remember, settings } from "./settings.js";
 import { Takes } from "./takes.js";
 import { Tap } from "./tap.js";
 import { Trace } from "./trace.js";
@@ -16,13 +17,11 @@ import { VoiceList, deleteVoice, fetchVoices } from "./voices.js";
 
 const STEP = 256; // samples in one point of trace and delay meter, see tap-worklet.js
 const STEP_S = STEP / 48000;
-const PICTURE_MS = 33; // between two pictures: the chart has no more than one new stroke in that time
+const PICTURE_MS = 25; // between two pictures: the chart has about one new stroke in that time
 const CALM_MS = 1000; // and where the user asked for less motion
 
 const $ = (id) => document.getElementById(id);
-const radios = (name) => [...document.querySelectorAll(`input[name="${name}"]`)];
 
-const settings = loadSettings();
 const session = new Session({ voice: settings.voice, mode: settings.mode || null, steps: settings.steps, bypass: false });
 const notice = new Notice(act);
 const meters = [new Meter($("meter-in"), $("meter-in-word")), new Meter($("meter-out"), $("meter-out-word"))];
@@ -31,6 +30,7 @@ const delayMeter = new DelayMeter(STEP_S);
 const network = new NetworkWatch();
 const takes = new Takes($("takes"), { onFull: (minutes) => (showRecording(), notice.show("recording_full", { minutes })) });
 const voiceList = new VoiceList($("voice-list"), { onChoose: chooseVoice, onDelete: askDelete });
+const controls = new Controls({ session, notice, onMicrophone: () => changeMicrophone() });
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 let usable = false; // this browser can make calls at all
@@ -39,11 +39,10 @@ let muted = false;
 let tap = null;
 let track = null;
 let effective = {}; // settings of the running call, as the server told
-let autoSteps = null; // how many steps "Auto" means, once known
 let heardMs = null;
 let progress = {}; // which try this is of how many, while none succeeds
 let cause = null; // why the call is ended from this side, where the user did not ask for it
-let drawnAt = 0;
+let change = Promise.resolve(); // of the microphone: one after the other
 
 // Voices
 
@@ -104,7 +103,7 @@ async function start() {
     opening = false;
   }
   watchMicrophone();
-  listDevices($("input-device"), $("output-device"), settings);
+  controls.listDevices();
   delayMeter.stepS = STEP / tap.rateHz;
   session.wanted.bypass = false;
   trace.running = true;
@@ -141,14 +140,21 @@ const microphoneWishes = () => ({
   noiseSuppression: settings.noiseSuppression,
 });
 
-/** Opens the microphone anew, as now chosen, and puts it into the running call; where none opens, the call ends. */
-async function changeMicrophone(code = null) {
+/** Puts another microphone, or the same one with other wishes, into the running call. */
+function changeMicrophone(code = null) {
+  change = change.then(() => reopenMicrophone(code));
+  return change;
+}
+
+/** Where none opens, the call ends, for the reason `code` if that is given. */
+async function reopenMicrophone(code) {
   if (!track) return;
-  const old = track;
-  old.onended = null;
-  old.stop(); // some systems give a device to one user at a time
+  track.onended = null;
+  track.stop(); // some systems give a device to one user at a time
   try {
-    track = await openMicrophone(microphoneWishes());
+    const opened = await openMicrophone(microphoneWishes());
+    if (!tap) return opened.stop(); // the call ended meanwhile
+    track = opened;
   } catch (error) {
     cause = { ...whatFailed(error), ...(code && { code }) };
     return session.stop();
@@ -164,7 +170,7 @@ function watchMicrophone() {
   track.onended = async () => {
     remember({ input: "" });
     await changeMicrophone("microphone_lost");
-    listDevices($("input-device"), $("output-device"), settings);
+    controls.listDevices();
   };
 }
 
@@ -186,18 +192,17 @@ session.addEventListener("state", ({ detail }) => {
   refresh();
 });
 session.addEventListener("countdown", ({ detail }) => notice.count(detail.leftS));
-session.addEventListener("hello", ({ detail }) => showModes(detail));
+session.addEventListener("hello", ({ detail }) => controls.showModes(detail));
 session.addEventListener("settings", ({ detail }) => {
-  if (session.wanted.steps === null) autoSteps = detail.steps ?? autoSteps;
   effective = detail;
+  controls.note(detail);
   refresh();
 });
 session.addEventListener("refused", ({ detail }) => {
   notice.show(detail.code, detail);
-  if (effective.voice && effective.voice !== settings.voice) {
-    session.wanted.voice = effective.voice;
-    remember({ voice: effective.voice });
-  }
+  remember({ voice: effective.voice });
+  Object.assign(session.wanted, { voice: effective.voice, bypass: effective.bypass });
+  controls.fallBack(effective);
   loadVoices();
 });
 session.addEventListener("remote", ({ detail: stream }) => {
@@ -238,15 +243,14 @@ function hear({ peaks, levels, chunk }) {
   if (chunk) takes.add(chunk);
 }
 
+/** Draws, then rests: asked for picture after picture, a browser on a busy machine does nothing else. */
 function draw(now) {
   if (!tap) return;
-  requestAnimationFrame(draw);
-  if (now - drawnAt < (calm.matches ? CALM_MS : PICTURE_MS)) return;
-  drawnAt = now;
   trace.draw();
   meters[0].draw(now);
   if (session.state === "live") meters[1].draw(now);
   $("record-time").textContent = takes.running ? takes.time : "";
+  setTimeout(() => requestAnimationFrame(draw), calm.matches ? CALM_MS : PICTURE_MS);
 }
 
 function say(text, state) {
@@ -317,72 +321,7 @@ function showRecording() {
   if (!takes.running) $("record-time").textContent = "";
 }
 
-/** The server says what each mode costs, and which one it prefers. */
-function showModes({ modes, default_mode: preferred }) {
-  const lowest = modes?.lowest?.delay_ms;
-  const constant = modes?.constant?.delay_ms;
-  if (lowest) $("mode-lowest-delay").textContent = `up to ${Math.round(lowest)} ms`;
-  if (constant) $("mode-constant-delay").textContent = `always ${Math.round(constant)} ms`;
-  if (!settings.mode) check("mode", preferred ?? "lowest");
-}
-
-// Settings
-
-function remember(fields) {
-  Object.assign(settings, fields);
-  saveSettings(settings);
-}
-
-function check(name, value) {
-  for (const radio of radios(name)) radio.checked = radio.value === value;
-}
-
-function chooseSteps(value) {
-  const steps = value === "" ? null : Number(value);
-  remember({ steps });
-  session.wanted.steps = steps;
-  const now = steps ?? autoSteps; // a running call takes only numbers; where "Auto" is unknown the next one has it
-  if (session.active && now !== null) {
-    session.change({ steps: now });
-    session.wanted.steps = steps;
-  }
-}
-
-async function chooseOutput(deviceId) {
-  try {
-    await $("remote").setSinkId(deviceId);
-    remember({ output: deviceId });
-  } catch (error) {
-    $("output-device").value = settings.output;
-    notice.show("output_failed", { reason: error.message });
-  }
-}
-
-function bindSettings() {
-  check("mode", settings.mode || "lowest");
-  check("steps", settings.steps === null ? "" : String(settings.steps));
-  $("volume").value = settings.volume;
-  $("remote").volume = settings.volume / 100;
-  $("output-field").hidden = !canChooseOutput();
-  if (canChooseOutput() && settings.output) $("remote").setSinkId(settings.output).catch(() => remember({ output: "" }));
-  for (const radio of radios("mode"))
-    radio.addEventListener("change", () => (remember({ mode: radio.value }), session.change({ mode: radio.value })));
-  for (const radio of radios("steps")) radio.addEventListener("change", () => chooseSteps(radio.value));
-  $("input-device").addEventListener("change", ({ target }) => (remember({ input: target.value }), changeMicrophone()));
-  $("output-device").addEventListener("change", ({ target }) => chooseOutput(target.value));
-  $("volume").addEventListener("input", ({ target }) => {
-    remember({ volume: Number(target.value) });
-    $("remote").volume = settings.volume / 100;
-  });
-  const switches = { "echo-cancellation": "echoCancellation", "noise-suppression": "noiseSuppression", shortcuts: "shortcuts" };
-  for (const [id, name] of Object.entries(switches)) {
-    $(id).checked = settings[name];
-    $(id).addEventListener("change", ({ target }) => {
-      remember({ [name]: target.checked });
-      if (name !== "shortcuts") changeMicrophone();
-    });
-  }
-}
+// What the user does
 
 /** Single letters are shortcuts only where nothing else takes letters, and can be switched off. */
 function onKey(event) {
@@ -415,9 +354,6 @@ function bind() {
   $("key-cancel").addEventListener("click", () => $("key").close());
   $("key-form").addEventListener("submit", () => (setKey($("key-value").value), init()));
   document.addEventListener("keydown", onKey);
-  navigator.mediaDevices?.addEventListener("devicechange", () =>
-    listDevices($("input-device"), $("output-device"), settings),
-  );
   new AddVoice({
     microphone: () => settings.input,
     onAdded: async (voiceId) => {
@@ -436,16 +372,15 @@ async function init() {
   await loadVoices();
   if (!window.isSecureContext) return notice.show("insecure_context");
   if (!usable) return notice.show("unsupported_browser", { missing: missing.join(" and ") });
-  await listDevices($("input-device"), $("output-device"), settings);
+  await controls.listDevices();
   try {
-    showModes(await request("v1/rtc/config"));
+    controls.showModes(await request("v1/rtc/config"));
   } catch (error) {
     if (error.status === 401) notice.show("invalid_api_key");
     if (error.status === 404) notice.show("no_live_calls");
   }
 }
 
-bindSettings();
 bind();
 clearReadouts();
 init();

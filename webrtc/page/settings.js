@@ -13,18 +13,22 @@ const DEFAULTS = {
   shortcuts: true,
 };
 
-export function loadSettings() {
-  try {
-    return { ...DEFAULTS, ...JSON.parse(localStorage.getItem(KEY)) };
-  } catch {
-    return { ...DEFAULTS }; // storage may be switched off, or hold something else
-  }
-}
+export const settings = { ...DEFAULTS, ...stored() };
 
-export function saveSettings(settings) {
+/** Changes settings, for now and for the next visit. */
+export function remember(fields) {
+  Object.assign(settings, fields);
   try {
     localStorage.setItem(KEY, JSON.stringify(settings));
   } catch {
-    // then they last as long as the page
+    // storage may be switched off: then they last as long as the page
+  }
+}
+
+function stored() {
+  try {
+    return JSON.parse(localStorage.getItem(KEY));
+  } catch {
+    return null; // storage may be switched off, or hold something else
   }
 }
