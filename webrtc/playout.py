@@ -25,7 +25,8 @@ HEADROOM = 10 * MS
 WINDOW = 50
 """Frames over which the least level is taken: whatever never got used in a second is surplus."""
 MAX_MARGIN = 40 * MS
-MARGIN_DECAY = 4 * MS * FRAME / RATE_HZ  # samples per frame: 4 ms each second
+MARGIN_STEP = 5 * MS  # at least, per late block
+MARGIN_DECAY = MS / 2 * FRAME / RATE_HZ  # samples per frame: 0.5 ms each second
 LATE_AT_MOST = RATE_HZ // 2
 """A longer gap is a pause of the stream and says nothing about how late its blocks may be."""
 QUIET = 0.003  # -50 dBFS
@@ -144,9 +145,9 @@ class Playout:
         self.counts.gaps += 1
 
     def _end_gap(self) -> None:
-        """A block that came late shows how late blocks may be; keep as much in hand, for some seconds."""
+        """A block that came too late shows how much more is to be kept in hand, for the next minute."""
         if self._gap is not None and self._gap <= LATE_AT_MOST:
-            self._margin = min(float(MAX_MARGIN), max(self._margin, self._gap + HEADROOM))
+            self._margin = min(float(MAX_MARGIN), self._margin + max(self._gap, MARGIN_STEP))
         self._gap = None
 
     def _shrink(self) -> None:

@@ -116,7 +116,8 @@ def test_the_surplus_of_a_late_block_goes_away_again(ticks_late: int) -> None:
     Stream(voice(600), late).play(late={10: ticks_late})
     assert late.counts.gaps == 1 and late.counts.dropped == 0
     assert punctual.counts.cut == 0
-    assert late.buffered_ms - punctual.buffered_ms < 6
+    kept = (MAX_MARGIN - HEADROOM) / MS  # for the next late block
+    assert late.buffered_ms - punctual.buffered_ms < kept + 6
 
 
 def test_surplus_leaves_a_sound_without_pauses_by_whole_periods() -> None:
