@@ -83,8 +83,6 @@ class DitSizes(Strict):
     in_channels: Positive = 80
     content_dim: Positive = 512
     style_dim: Positive = 192
-    step_size: bool = False
-    """Whether the network is told how large a step it is asked for (shortcut models, Frans et al. 2024)."""
     wavenet: WavenetSizes = WavenetSizes()
 
     @model_validator(mode="after")

@@ -110,7 +110,7 @@ def finetune(preset: Preset, checkpoint: Checkpoint, args: argparse.Namespace) -
     converter = converter.requires_grad_(True).to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        return converter.loss(pairs.batch(rng).to(args.device), rng, shortcut_share=0.3 * preset.model.dit.step_size)
+        return converter.loss(pairs.batch(rng).to(args.device), rng)
 
     recipe = Recipe(args.minutes, learning_rate=LEARNING_RATE, warmup_steps=20, average=0.99, seed=args.seed)
     train(converter, loss_of, recipe, work, "dit")

@@ -1,9 +1,10 @@
 """Train the length regulator and the DiT together: from content, pitch, style and a prompt to mel, by flow matching.
 
 `python -m training.train_dit --data ./data --out ./training-out` reads what training.features has written and writes
-training-out/dit.pt. The content that the regulator hears comes from warped copies, so that what it still tells of the
-speaker is wrong, and the voice to render is itself disguised anew in every pair (another size of head, another
-microphone): prompt and style are all that can be believed, and a few hundred speakers become any number.
+training-out/dit.pt; `... --student` goes on from there to dit_student.pt, which needs one step. The content that the
+regulator hears comes from warped copies, so that what it still tells of the speaker is wrong, and the voice to render
+is itself disguised anew in every pair (another size of head, another microphone): prompt and style are all that can be
+believed, and a few hundred speakers become any number.
 """
 
 import logging
@@ -20,6 +21,7 @@ from stages.models.dit import AdaptiveNorm, Dit
 from stages.models.flow import sample
 from stages.models.length_regulator import LengthRegulator
 from training.data import MODEL_RATE, Floats
+from training.discriminators import Judgement, MelJudge, judges_loss, likeness_loss, makers_loss
 from training.features import END_TICKS, VARIANTS, Features, read_features
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
 from training.train_style import WARPS
@@ -30,7 +32,6 @@ HUMAN_SHARE = 0.7
 # Where one, two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the
 # start there is nothing but noise, so only there does the network have to read the content.
 STEP_TIMES, STEP_CHANCES, ANY_TIME = (0.0, 0.25, 0.5, 0.75), (0.64, 0.1, 0.18, 0.08), 0.2
-SHORTCUTS, SHORTCUT_CHANCES, SHORTEST = (1.0, 0.5, 0.25), (0.5, 0.3, 0.2), 0.125
 HEARD, HEARD_CHANCES = ("warped", "warped_again", "ends", "whole"), (0.3, 0.3, 0.3, 0.1)
 HEARD_IN_CALL_CHANCES = (0.1, 0.1, 0.75, 0.05)
 WARPED, WARP_SPREAD = 0.7, 0.03
@@ -201,9 +202,6 @@ class Converter(nn.Module):
                 nn.init.normal_(module.project_layer.weight, 0.0, 0.01)
                 nn.init.zeros_(module.project_layer.bias)
                 nn.init.ones_(module.project_layer.bias.data[: module.project_layer.out_features // 2])
-        if self.dit.step_embedder is not None:  # begins as if it were not there
-            for parameter in self.dit.step_embedder.mlp[2].parameters():
-                nn.init.zeros_(parameter)
         nn.init.normal_(self.dit.conv2.weight, 0.0, 0.02)
         nn.init.constant_(self.dit.conv2.bias, MEAN_LOG_MEL)  # type: ignore[arg-type]
 
@@ -218,41 +216,23 @@ class Converter(nn.Module):
             dim=1,
         )
 
-    def loss(self, batch: Batch, rng: np.random.Generator, shortcut_share: float = 0.0) -> Losses:
-        """Squared error of the velocity on the source's frames: at drawn times, and of long steps against two short.
-
-        `shortcut_share` of the batches learn that a step of 1, 1/2 or 1/4 leads where two of half its size lead.
-        """
+    def velocity(self, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
+        """Velocity [B, 80, T] of the source's frames at the times [B]."""
         mu, n_prompt = self.conditions(batch), batch.prompt_mel.shape[-1]
         prompt_x = mu.new_zeros(len(mu), batch.prompt_mel.shape[1], mu.shape[1])
         prompt_x[..., :n_prompt] = batch.prompt_mel
+        mixed = (1 - t)[:, None, None] * noise + t[:, None, None] * batch.source_mel
+        x = torch.cat([torch.zeros_like(batch.prompt_mel), mixed], dim=-1)
+        made: Tensor = self.dit(x, prompt_x, t, batch.style, mu)
+        return made[..., n_prompt:]
+
+    def loss(self, batch: Batch, rng: np.random.Generator) -> Losses:
+        """Squared error of the velocity on the source's frames, at drawn times."""
+        size = len(batch.style)
+        times = np.where(rng.random(size) < ANY_TIME, rng.random(size), rng.choice(STEP_TIMES, size, p=STEP_CHANCES))
+        t = torch.from_numpy(times.astype(np.float32)).to(batch.style.device)
         noise = torch.randn_like(batch.source_mel)
-
-        def velocity(source: Tensor, t: Tensor, step: Tensor) -> Tensor:
-            x = torch.cat([torch.zeros_like(batch.prompt_mel), source], dim=-1)
-            made: Tensor = self.dit(x, prompt_x, t, batch.style, mu, step=step)
-            return made[..., n_prompt:]
-
-        def between(t: Tensor) -> Tensor:
-            return (1 - t)[:, None, None] * noise + t[:, None, None] * batch.source_mel
-
-        size = len(mu)
-        if rng.random() >= shortcut_share:
-            times = np.where(
-                rng.random(size) < ANY_TIME, rng.random(size), rng.choice(STEP_TIMES, size, p=STEP_CHANCES)
-            )
-            t = torch.from_numpy(times.astype(np.float32)).to(mu.device)
-            wanted = batch.source_mel - noise
-            return {"velocity": (velocity(between(t), t, torch.zeros_like(t)) - wanted).square().mean()}
-        steps = rng.choice(SHORTCUTS, size, p=SHORTCUT_CHANCES)
-        starts = np.floor(rng.random(size) / steps) * steps
-        step, t = (torch.from_numpy(times.astype(np.float32)).to(mu.device) for times in (steps, starts))
-        x, half = between(t), step / 2
-        with torch.no_grad():  # the shortest steps are the flow's own
-            told = torch.where(half > SHORTEST, half, 0.0)
-            first = velocity(x, t, told)
-            second = velocity(x + half[:, None, None] * first, t + half, told)
-        return {"shortcut": (velocity(x, t, step) - (first + second) / 2).square().mean()}
+        return {"velocity": (self.velocity(batch, noise, t) - (batch.source_mel - noise)).square().mean()}
 
     @torch.no_grad()
     def convert(self, batch: Batch, steps: int, seed: int = 0) -> Tensor:
@@ -263,26 +243,62 @@ class Converter(nn.Module):
         return sample(self.dit, mu, prompt, batch.style, noise, steps, None)[..., prompt.shape[-1] :]
 
 
+class Student(nn.Module):
+    """A converter that renders in one step, against a judge that also hears the prompt.
+
+    One step of a flow lands on the mean of all that could be meant, which sounds muffled and like nobody; the judge
+    makes it decide. All is trained by one optimiser, each loss reaching only the side that it is meant for.
+    """
+
+    def __init__(self, converter: Converter) -> None:
+        super().__init__()
+        self.converter, self.judge = converter, MelJudge()
+
+    def loss(self, batch: Batch) -> Losses:
+        """Distance to the real mel, the judge's opinion, and the judge's own loss."""
+        noise = torch.randn_like(batch.source_mel)
+        made = noise + self.converter.velocity(batch, noise, torch.zeros_like(batch.style[:, 0]))
+        frozen = {name: tensor.detach() for name, tensor in self.judge.named_parameters()}
+        heard: Judgement = torch.func.functional_call(self.judge, frozen, (batch.prompt_mel, made))
+        own: Judgement = self.judge(batch.prompt_mel, batch.source_mel)
+        return {
+            "mel": (made - batch.source_mel).abs().mean(),
+            "makers": 0.5 * makers_loss([heard]),
+            "likeness": likeness_loss([own], [heard]),
+            "judge": judges_loss([own], [self.judge(batch.prompt_mel, made.detach())]),
+        }
+
+
 def load_converter(sizes: ModelSizes, out: Path) -> Converter:
-    """The trained networks (running average), ready to use."""
+    """The trained networks (running average), ready to use: the student where there is one."""
     model = Converter(sizes)
-    model.load_state_dict(averaged_weights(out, "dit"))
+    if (out / "dit_student.pt").exists():
+        weights = averaged_weights(out, "dit_student")
+        weights = {k.removeprefix("converter."): v for k, v in weights.items() if k.startswith("converter.")}
+    else:
+        weights = averaged_weights(out, "dit")
+    model.load_state_dict(weights)
     return model.eval()
 
 
 def main() -> None:
     """Train from the beginning, or go on where the checkpoint stands."""
-    options = arguments(__doc__, minutes=90)
-    options.add_argument("--shortcut-share", type=float, default=0.0, help="share of batches that learn long steps")
+    options = arguments(__doc__, minutes=60)
+    options.add_argument("--student", action="store_true", help="the second part: one step, against a judge")
     args = options.parse_args()
     start_logging()
     sizes = load_preset(args.preset).model
     torch.manual_seed(args.seed)
-    model = Converter(sizes).to(args.device)
     pairs = Pairs(list(read_features(args.data)))
+    if args.student:
+        student = Student(load_converter(sizes, args.out).train()).to(args.device)
+        recipe = Recipe(args.minutes, learning_rate=5e-4, betas=(0.8, 0.98), average=0.995, seed=args.seed)
+        train(student, lambda rng: student.loss(pairs.batch(rng).to(args.device)), recipe, args.out, "dit_student")
+        return
+    model = Converter(sizes).to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        return model.loss(pairs.batch(rng).to(args.device), rng, args.shortcut_share)
+        return model.loss(pairs.batch(rng).to(args.device), rng)
 
     recipe = Recipe(args.minutes, learning_rate=1.5e-3, warmup_steps=100, average=0.995, seed=args.seed)
     train(model, loss_of, recipe, args.out, "dit")

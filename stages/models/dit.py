@@ -152,8 +152,7 @@ class Dit(nn.Module):
     """Velocity v(x, prompt, t, style, mu) of the flow.
 
     x, prompt_x [B, in_channels, T] (the clean prompt mel in front, zeros behind), t [B], style [B, style_dim],
-    mu [B, T, content_dim], lengths [B] or None where all items fill T; returns [B, in_channels, T]. With
-    `sizes.step_size`, step [B] is the share of the way that the velocity will be followed for, 0 for the flow's own.
+    mu [B, T, content_dim], lengths [B] or None where all items fill T; returns [B, in_channels, T].
     """
 
     def __init__(self, sizes: DitSizes) -> None:
@@ -162,7 +161,6 @@ class Dit(nn.Module):
         self.cond_projection = nn.Linear(sizes.content_dim, hidden)
         self.cond_x_merge_linear = nn.Linear(hidden + 2 * mels + sizes.style_dim, hidden)
         self.t_embedder = TimeEmbedding(hidden)
-        self.step_embedder = TimeEmbedding(hidden) if sizes.step_size else None
         self.transformer = Transformer(sizes)
         self.skip_linear = nn.Linear(hidden + mels, hidden)
         self.conv1 = nn.Linear(hidden, sizes.wavenet.hidden_dim)
@@ -173,19 +171,10 @@ class Dit(nn.Module):
         self.conv2 = nn.Conv1d(sizes.wavenet.hidden_dim, mels, 1)
 
     def forward(
-        self,
-        x: Tensor,
-        prompt_x: Tensor,
-        t: Tensor,
-        style: Tensor,
-        mu: Tensor,
-        lengths: Tensor | None = None,
-        step: Tensor | None = None,
+        self, x: Tensor, prompt_x: Tensor, t: Tensor, style: Tensor, mu: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
         key_mask, wave_mask = self._masks(lengths, x.shape[-1], x.device)
         t_emb = self.t_embedder(t)
-        if self.step_embedder is not None:
-            t_emb = t_emb + self.step_embedder(torch.zeros_like(t) if step is None else step)
         frames = x.transpose(1, 2)  # (B, T, mels)
         style_frames = style.unsqueeze(1).expand(-1, frames.shape[1], -1)
         h = self.cond_x_merge_linear(

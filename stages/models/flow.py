@@ -25,34 +25,24 @@ def sample(
     t = times[0]
     for k in range(steps):
         dt = times[k + 1] - times[k]
-        x = x + dt * _velocity(estimator, x, prompt_x, t, dt, style, mu, cfg_rates)
+        x = x + dt * _velocity(estimator, x, prompt_x, t, style, mu, cfg_rates)
         x[..., :n_prompt] = 0
         t = t + dt
     return x
 
 
 def _velocity(
-    estimator: Dit,
-    x: Tensor,
-    prompt_x: Tensor,
-    t: Tensor,
-    dt: Tensor,
-    style: Tensor,
-    mu: Tensor,
-    cfg_rates: Tensor | None,
+    estimator: Dit, x: Tensor, prompt_x: Tensor, t: Tensor, style: Tensor, mu: Tensor, cfg_rates: Tensor | None
 ) -> Tensor:
     """The guided velocity; the null branch has no prompt, style or content, and shares the batch."""
     if cfg_rates is None:
-        n = len(x)
-        return estimator(x, prompt_x, t.expand(n), style, mu, step=dt.expand(n))  # type: ignore[no-any-return]
-    n = 2 * len(x)
+        return estimator(x, prompt_x, t.expand(len(x)), style, mu)  # type: ignore[no-any-return]
     both = estimator(
         torch.cat([x, x]),
         torch.cat([prompt_x, torch.zeros_like(prompt_x)]),
-        t.expand(n),
+        t.expand(2 * len(x)),
         torch.cat([style, torch.zeros_like(style)]),
         torch.cat([mu, torch.zeros_like(mu)]),
-        step=dt.expand(n),
     )
     conditioned, null = both.chunk(2)
     rate = cfg_rates[:, None, None]

@@ -22,12 +22,13 @@ from configs.schema import (
 )
 from stages.models.bigvgan import BigVgan
 from stages.models.mel import MelSpectrogram
+from stages.models.mel_match import MelMatch
 from training.export import export
 from training.loop import Losses, Recipe, averaged_weights, train
-from training.train_dit import BAND_HZ, Batch, Converter, Disguise
+from training.train_dit import BAND_HZ, Batch, Converter, Disguise, Student
 from training.train_encoder import TICK, PhoneModel, masked_bands
 from training.train_style import SpeakerModel
-from training.train_vocoder import SpectralLoss, prepare
+from training.train_vocoder import Contest, SpectralLoss, prepare, prepared
 
 SIZES = ModelSizes(
     whisper=WhisperSizes(d_model=32, n_heads=2, n_layers=1, ffn_dim=64),
@@ -38,7 +39,6 @@ SIZES = ModelSizes(
         num_heads=2,
         depth=3,
         content_dim=16,
-        step_size=True,
         wavenet=WavenetSizes(hidden_dim=32, num_layers=2),
     ),
     bigvgan=BigvganSizes(initial_channels=64, resblock_kernels=(3,), resblock_dilations=((1, 3, 5),)),
@@ -64,10 +64,11 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     phones, speakers, converter = PhoneModel(SIZES.whisper), SpeakerModel(SIZES.campplus, N_SPEAKERS), Converter(SIZES)
-    shortcut = Converter(SIZES)
+    student = Student(Converter(SIZES))
     vocoder, mel = BigVgan(SIZES.bigvgan), MelSpectrogram(SIZES.mel)
     prepare(vocoder)
     spectral = SpectralLoss(mel)
+    contest = Contest(prepared(SIZES), mel, MelMatch(SIZES.mel, 2))
     waves, labels = 0.1 * torch.randn(2, 20 * TICK), torch.randint(0, 40, (2, 21))
     fbank, owners = torch.randn(8, 100, 80), torch.arange(8) % N_SPEAKERS
     descriptions = torch.randn(8, 81)
@@ -76,7 +77,8 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
         "encoder": (phones, lambda: phones.loss(waves, labels, masked_bands(rng, 2, 80))),
         "style": (speakers, lambda: speakers.loss(fbank, owners, descriptions)),
         "dit": (converter, lambda: converter.loss(batch, rng)),
-        "dit_shortcut": (shortcut, lambda: shortcut.loss(batch, rng, shortcut_share=1.0)),
+        "dit_student": (student, lambda: student.loss(batch)),
+        "vocoder_adversarial": (contest, lambda: contest.loss(real)),
         "vocoder": (vocoder, lambda: spectral(vocoder(mel(real)), real)),
     }
     results: dict[str, tuple[nn.Module, list[Losses]]] = {}
