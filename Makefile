@@ -1,6 +1,6 @@
 # Every command works in a fresh clone: the first one makes .venv and installs what pyproject.toml pins.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check bench clean
+.PHONY: help demo serve test test-programs check bench clean
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python3` overrides.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -44,7 +44,20 @@ demo: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/serve run configs/local.yaml
 
-test: $(STAMP)
+# What the end-to-end tests drive: a browser, a TURN server, somebody else's WHIP client and the compiler it needs.
+TEST_PROGRAMS := chromium turnserver whip-client gcc
+TEST_PACKAGES := chromium coturn simple-whip-client gstreamer1.0-nice gstreamer1.0-plugins-good \
+	gstreamer1.0-plugins-bad gcc libc6-dev
+
+# Installs them where that is allowed; elsewhere the tests that lack one are left out, which pytest tells at its end.
+test-programs:
+	@missing=$$(for p in $(TEST_PROGRAMS); do command -v $$p >/dev/null || echo $$p; done); \
+	test -z "$$missing" \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q \
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(TEST_PACKAGES); } \
+		|| echo "not installed:" $$missing "- the tests that need them are left out (on Debian: apt-get install $(TEST_PACKAGES))"
+
+test: $(STAMP) test-programs
 	$(BIN)/python -m pytest
 
 check: $(STAMP)
@@ -54,6 +67,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.blocks
+	$(BIN)/python -m benchmarks.latency --minutes 5
 
 clean:
 	rm -rf .venv demo-out build *.egg-info

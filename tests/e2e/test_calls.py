@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ import httpx
 import numpy as np
 import pytest
 import soxr
+import yaml
 from playwright.sync_api import expect
 
 from benchmarks import delays
 from benchmarks.judges import speaker_similarity
+from configs.schema import PRESET_FOLDER
 from serve_app.commands.soundcard import WavFile
 from tests.e2e.browser import RECORDED_RATE, Tab, chromium, open_tab
 from tests.e2e.turn import TurnServer, running_coturn
@@ -64,7 +66,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         if shutil.which("turnserver") is not None:
             turn = stack.enter_context(running_coturn(folder, TURN_SECRET))
         rtc = {"ice_servers": [{"urls": turn.urls}]} if turn else {}
-        url = stack.enter_context(running_graph_process(folder, {"rtc": rtc}))
+        args = {"rtc": rtc, "preset": str(unhurried_preset(folder))}
+        url = stack.enter_context(running_graph_process(folder, args))
         # The first use of a voice makes its features, which are kept: not part of what is tested here.
         for voice in (VOICE, OTHER_VOICE):
             files = {"audio": source_file().read_bytes()}
@@ -73,8 +76,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(url, turn)
 
 
+def unhurried_preset(folder: Path) -> Path:
+    """The tiny preset with longer blocks and later deadlines: what is tested is not how fast this machine is."""
+    path = folder / "unhurried.yaml"
+    tree = yaml.safe_load((PRESET_FOLDER / "tiny.yaml").read_text())
+    mode = {"block_ms": 360, "deadline_ms": 1000}
+    live = tree["live"] | {"lowest": mode, "constant": mode, "vocoder_frames": 50}
+    path.write_text(yaml.safe_dump(tree | {"live": live, "weights": str(PRESET_FOLDER / tree["weights"])}))
+    return path
+
+
 @contextmanager
-def running_graph_process(folder: Path, args: dict[str, object]) -> Iterator[str]:
+def running_graph_process(folder: Path, args: Mapping[str, object]) -> Iterator[str]:
     """The address of a graph that lives as long as the block runs."""
     log = folder / "graph.log"
     environment = os.environ | {

@@ -1,0 +1,68 @@
+"""The calling side against the answering side, over real sockets on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.impair import Network
+from tests.webrtc.speech import speech_48k
+from webrtc.caller import Caller
+from webrtc.opus import FRAME, Samples48k
+from webrtc.peer import Peer
+
+LIMIT_S = 30.0
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        await asyncio.sleep(0.01)
+
+
+async def test_sound_goes_both_ways_and_comes_back_after_loss() -> None:
+    came, heard = list[Samples48k](), list[Samples48k]()
+    network = Network()
+    peer, caller = Peer([], on_frame=came.append), Caller()
+    speech = speech_48k()[: 100 * FRAME].reshape(-1, FRAME)
+    try:
+        await caller.accept(await peer.answer(await caller.offer()))
+        network.attach(caller.transport)
+        await asyncio.wait_for(caller.connected.wait(), LIMIT_S)
+
+        async def card() -> None:
+            due_s, number = time.monotonic(), 0
+            while True:
+                due_s, number = due_s + 0.02, number + 1
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                if number == 50:
+                    network.lose_next = 1
+                heard.append(caller.hear(due_s))
+                caller.say(speech[number % len(speech)])
+                peer.play(0.3 * np.sin(np.arange(441, dtype=np.float32) * 0.1))
+
+        playing = asyncio.create_task(card())
+        await until(lambda: any(np.abs(frame).max() > 0.1 for frame in came[100:]), "the peer hears after the loss")
+        await until(lambda: any(np.abs(frame).max() > 0.2 for frame in heard), "the caller hears the peer")
+        stats = await caller.follow()
+        assert stats.received_packets > 0 and stats.received_bytes > stats.received_packets
+        assert stats.sent_packets > 0 and network.lose_next == 0
+        playing.cancel()
+    finally:
+        await caller.close()
+        await peer.close()
+    assert all(frame.shape == (FRAME,) for frame in heard)
+    assert caller.closed.is_set()
+
+
+async def test_nothing_is_heard_before_the_other_side_speaks() -> None:
+    caller = Caller()
+    try:
+        assert not caller.hear(time.monotonic()).any()
+        assert "useinbandfec=1" in await caller.offer()
+    finally:
+        await caller.close()
