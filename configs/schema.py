@@ -156,6 +156,8 @@ class LiveSettings(Strict):
     """How much of the reference the style vector of calls is made of; None: the prompt itself, as upstream."""
     steps: Positive = 10
     cfg_rate: Annotated[float, Field(ge=0)] = 0.7
+    follow_level: bool = False
+    """Whether the output is as loud as the source; else as loud as the voice's reference, as upstream."""
     vocoder_frames: Positive | None = None
     """How many of the last mel frames the vocoder renders; None: all, as upstream."""
     lowest: CallMode = CallMode(block_ms=120, deadline_ms=240)
@@ -179,6 +181,8 @@ class FileSettings(Strict):
     stream_segment_overlap_ms: Positive = 2000
     steps: Positive = 10
     cfg_rate: Annotated[float, Field(ge=0)] = 0.7
+    follow_level: bool = False
+    """As for calls."""
 
     @model_validator(mode="after")
     def _segments_advance(self) -> FileSettings:

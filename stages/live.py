@@ -21,6 +21,7 @@ from configs.schema import CallMode, ConfigError, LiveSettings
 from stages.blocks import BlockMaker, BlockWindow
 from stages.clock import CaptureClock
 from stages.geometry import CONTENT_RATE, MODEL_RATE, TICK_16K, TICK_MODEL, TICK_MS, Geometry
+from stages.level import LevelFollower
 from stages.pipeline import MAX_IN_FLIGHT, BlockLost, BlockRequests, Pending, Sampling, Stages, stitchable
 from stages.stitch import Stitcher
 from stages.types import Samples, Voice
@@ -164,6 +165,7 @@ class LiveStream:
         self._settings = settings
         geometry = geometry_of(live, settings)
         self._blocks, self._stitcher, self._clock = BlockMaker(geometry), Stitcher(geometry), CaptureClock()
+        self._level = LevelFollower() if live.follow_level else None
         self._waiting: deque[_Block] = deque()
         self._more, self._ended = asyncio.Event(), asyncio.Event()
         self._report = BlockReport()
@@ -342,7 +344,7 @@ class LiveStream:
             return self._stitcher.conceal(geometry.block_samples)
         if block.outcome == "bypassed":
             return self._stitcher.push(original(block.window))
-        return self._stitcher.push(stitchable(wave, block.gains, geometry))
+        return self._stitcher.push(stitchable(wave, block.gains, block.window, self._level))
 
     def _give_up(self, block: _Block) -> None:
         if block.in_flight:

@@ -15,6 +15,7 @@ import numpy as np
 from configs.schema import ConfigError, FileSettings
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, Geometry, mel_frames
+from stages.level import LevelFollower, powers
 from stages.pipeline import Pending, Stages, Stream
 from stages.resample import ContentRateStream, ModelRateStream
 from stages.stitch import ChunkJoiner
@@ -82,6 +83,7 @@ class FileStream:
         self._segments = Segmentation.of(settings, streaming)
         self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
         self._joiner = ChunkJoiner(settings.overlap_frames * HOP)
+        self._level = LevelFollower() if settings.follow_level else None
         self._held: Samples = np.zeros(0, np.float32)  # 16 kHz, from the current window's start on
         self._window_start = 0
         self._n_model_samples = 0
@@ -132,7 +134,7 @@ class FileStream:
             if self._n_model_samples and not self._window_start:  # shorter than one mel frame
                 yield np.zeros(self._n_model_samples, np.float32)
             return
-        gains = tick_gains(window)
+        gains, power = tick_gains(window), powers(window, TICK_16K)
         is_audible = any(self._gains_of(chunk, gains).any() for chunk in chunks)
         content = self._stages.encode(EncodeRequest(window)) if is_audible else None
         ahead: list[tuple[Pending | None, np.ndarray, _Chunk]] = []
@@ -141,9 +143,9 @@ class FileStream:
             wave = self._start(content, chunk) if content is not None and chunk_gains.any() else None
             ahead.append((wave, chunk_gains, chunk))
             if len(ahead) == 2:
-                yield await self._finish_chunk(*ahead.pop(0), gains, following=ahead[0][0])
+                yield await self._finish_chunk(*ahead.pop(0), gains, power, following=ahead[0][0])
         for entry in ahead:
-            yield await self._finish_chunk(*entry, gains, following=None)
+            yield await self._finish_chunk(*entry, gains, power, following=None)
 
     def _chunks(self, window_samples: int, last: bool) -> list[_Chunk]:
         """Cut one window's frames as upstream cuts the whole: full contexts that overlap by 16 frames."""
@@ -190,6 +192,7 @@ class FileStream:
         chunk_gains: np.ndarray,
         chunk: _Chunk,
         gains: np.ndarray,
+        power: np.ndarray,
         following: Pending | None,
     ) -> Samples:
         self._in_flight = following
@@ -197,7 +200,11 @@ class FileStream:
             wave: Samples = np.zeros((chunk.stop - chunk.start) * HOP, np.float32)
         else:
             wave = await self._stages.collect(pending)
-            wave = apply_gains(wave, gains, self._ticks_of(chunk.start), 1 / self._sampling.length_adjust)
+            first_tick, ticks_per_tick = self._ticks_of(chunk.start), 1 / self._sampling.length_adjust
+            wave = apply_gains(wave, gains, first_tick, ticks_per_tick)
+            if self._level:
+                n_final = len(wave) - (0 if chunk.last else self._overlap_frames * HOP)
+                wave = self._level.chunk(wave, power, first_tick, ticks_per_tick, n_final)
         return self._joiner.push(wave, chunk.last)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from stages.blocks import BlockMaker, BlockWindow
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import TICK_MODEL, Geometry, mel_frames
+from stages.level import LevelFollower
 from stages.stitch import Stitcher
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 
@@ -52,6 +53,7 @@ class Sampling:
     steps: int
     cfg_rate: float
     vocoder_frames: int | None = None
+    follow_level: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,14 @@ class BlockRequests:
         return stages.vocode(stages.diffuse(stages.encode(self.encode), self.diffuse), self.vocode)
 
 
-def stitchable(wave: Samples | None, gains: np.ndarray, geometry: Geometry) -> Samples:
+def stitchable(
+    wave: Samples | None, gains: np.ndarray, window: BlockWindow, level: LevelFollower | None = None
+) -> Samples:
     """The returned slice of a vocoder's output, silent where the source is; None: a block that was not sent."""
     if wave is None:
-        return np.zeros(geometry.return_samples, np.float32)
-    return apply_gains(geometry.returned(wave), gains)
+        return np.zeros(window.geometry.return_samples, np.float32)
+    heard = apply_gains(window.geometry.returned(wave), gains)
+    return level.block(heard, window) if level else heard
 
 
 class Stream:
@@ -103,12 +108,13 @@ class Stream:
         self._stages, self._voice, self._geometry, self._sampling = stages, voice, geometry, sampling
         self._blocks = BlockMaker(geometry)
         self._stitcher = Stitcher(geometry)
-        self._in_flight: deque[tuple[Pending | None, np.ndarray]] = deque()
+        self._level = LevelFollower() if sampling.follow_level else None
+        self._in_flight: deque[tuple[Pending | None, np.ndarray, BlockWindow]] = deque()
 
     async def push(self, samples: Samples) -> AsyncIterator[Samples]:
         """Take samples at 16 kHz; yield the blocks [block] at 22.05 kHz that they complete, at most two in flight."""
         for window in self._blocks.push(samples):
-            self._in_flight.append(self._start(window))
+            self._in_flight.append((*self._start(window), window))
             if len(self._in_flight) == MAX_IN_FLIGHT:
                 yield await self._finish()
         while self._in_flight:
@@ -117,7 +123,7 @@ class Stream:
     def close(self) -> None:
         """Give up what is still in flight."""
         while self._in_flight:
-            wave, _ = self._in_flight.popleft()
+            wave, _, _ = self._in_flight.popleft()
             if wave is not None:
                 self._stages.cancel(wave)
 
@@ -130,9 +136,9 @@ class Stream:
 
     async def _finish(self) -> Samples:
         """Wait for the oldest block and stitch it on."""
-        pending, gains = self._in_flight[0]
+        pending, gains, window = self._in_flight[0]
         try:
             wave = None if pending is None else await self._stages.collect(pending)
         finally:
             self._in_flight.popleft()
-        return self._stitcher.push(stitchable(wave, gains, self._geometry))
+        return self._stitcher.push(stitchable(wave, gains, window, self._level))
