@@ -1,19 +1,23 @@
 """The output is as loud as the source: the networks alone would speak as loudly as the voice's reference.
 
 Both loudnesses are followed with a memory of a second, so that syllables keep their own shape and no gain jumps. What
-the networks made is only ever turned down: noise under a quiet source is not blown up, and nothing new can clip.
+the networks made is turned down as far as it takes, but up by 6 dB at most and never beyond full scale: noise under a
+quiet source is not blown up.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K, TICK_MODEL
+from stages.models.mel_match import limited
 from stages.types import Samples
 
 MEMORY_S = 1.0
+MAX_GAIN = 2.0
 POWER_FLOOR = 1e-9
 """-90 dB: below it both count as equally loud."""
 
@@ -55,7 +59,7 @@ class LevelFollower:
         gains, a, b = np.ones(len(made)), self._source, self._made
         for i in range(len(made)):
             a, b = kept * a + step_s * source[i], kept * b + step_s * made[i]
-            gains[i] = min(1.0, np.sqrt((a + POWER_FLOOR) / (b + POWER_FLOOR)))
+            gains[i] = min(MAX_GAIN, np.sqrt((a + POWER_FLOOR) / (b + POWER_FLOOR)))
             if i == n_final - 1:
                 self._source, self._made = a, b
         return gains
@@ -63,4 +67,5 @@ class LevelFollower:
 
 def _scaled(wave: Samples, gains: NDArray[np.float64], step: int) -> Samples:
     at = (np.arange(len(wave)) + 0.5) / step
-    return np.asarray(wave * np.interp(at, np.arange(len(gains)) + 0.5, gains), np.float32)
+    scaled = np.asarray(wave * np.interp(at, np.arange(len(gains)) + 0.5, gains), np.float32)
+    return limited(torch.from_numpy(scaled)).numpy()
