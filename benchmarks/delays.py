@@ -24,8 +24,8 @@ FLOOR = 1e-6
 """Energy per band below which there is nothing to hear, for a full scale of 1."""
 WINDOW_S, STEP_S = 3.0, 1.0
 LONGEST_S = 1.5
-LEAST_LIKENESS = 0.25
-"""Of the best place; below it the words were not found again and nothing is told."""
+LEAST_LIKENESS_OF_WORDS, LEAST_LIKENESS_OF_WAVES = 0.45, 0.25
+"""Of the best place; below it the sound was not found again and nothing is told. Noise reaches 0.35 as words."""
 
 Curves = NDArray[np.float64]
 
@@ -42,13 +42,13 @@ class Delay:
 
 def of_words(said: Samples, heard: Samples) -> list[Delay]:
     """Delays window by window, by the rises of energy; windows with too little speech are left out."""
-    return _delays(_rises(said), _rises(heard), 1000 / HOP_MS)
+    return _delays(_rises(said), _rises(heard), 1000 / HOP_MS, LEAST_LIKENESS_OF_WORDS)
 
 
 def of_waves(said: Samples, heard: Samples) -> list[Delay]:
     """The same by the waves themselves, for sound that comes back unconverted."""
     waves = [soxr.resample(x, RATE_HZ, WORK_HZ).astype(np.float64)[None] for x in (said, heard)]
-    return _delays(waves[0], waves[1], WORK_HZ)
+    return _delays(waves[0], waves[1], WORK_HZ, LEAST_LIKENESS_OF_WAVES)
 
 
 def _rises(sound: Samples) -> Curves:
@@ -63,7 +63,7 @@ def _rises(sound: Samples) -> Curves:
     return np.maximum(np.diff(level, axis=1, prepend=level[:, :1]), 0.0)
 
 
-def _delays(said: Curves, heard: Curves, rate_hz: float) -> list[Delay]:
+def _delays(said: Curves, heard: Curves, rate_hz: float, least: float) -> list[Delay]:
     window, step, longest = (int(seconds * rate_hz) for seconds in (WINDOW_S, STEP_S, LONGEST_S))
     length = min(said.shape[1], heard.shape[1])
     usual = float(np.median([(said[:, i : i + window] ** 2).sum() for i in range(0, length - window + 1, step)] or [0]))
@@ -73,7 +73,7 @@ def _delays(said: Curves, heard: Curves, rate_hz: float) -> list[Delay]:
         if (part**2).sum() < 0.3 * usual or usual == 0:
             continue
         place, likeness = _place(part, heard[:, start : start + window + longest])
-        if likeness >= LEAST_LIKENESS:
+        if likeness >= least:
             found.append(Delay(start / rate_hz, place / rate_hz * 1000, likeness))
     return found
 

@@ -36,6 +36,8 @@ VOICE, OTHER_VOICE = "clara", "vera"
 TURN_SECRET = "only-for-tests"
 CONNECT_TIMEOUT_MS = 20000
 SPEECH_S = 8.0
+LEAST_SPEECH_S = 3.0
+"""Of a sentence of six seconds."""
 LOUDEST_CLICK = 2.0
 """Energy above 9 kHz in 5 ms, over what speech itself has."""
 
@@ -136,11 +138,18 @@ def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_voice(heard: Samples, voice: str, report: Report) -> None:
-    """The sound is speech of the target rather than of the source."""
+    """The sound is speech, and of the target rather than of the source."""
+    assert loud_s(heard) > LEAST_SPEECH_S, f"only {loud_s(heard):.1f} s of sound came back"
     to_target = speaker_similarity(heard, RECORDED_RATE, voice_sound(voice), RECORDED_RATE)
     to_source = speaker_similarity(heard, RECORDED_RATE, at_48k(source_file()), RECORDED_RATE)
     report("similarity", {"target": round(to_target, 3), "source": round(to_source, 3)})
     assert to_target > to_source, f"nearer to its source ({to_source:.2f}) than to {voice} ({to_target:.2f})"
+
+
+def loud_s(sound: Samples) -> float:
+    """Seconds above -40 dB."""
+    frames = sound[: len(sound) // 960 * 960].reshape(-1, 960)
+    return float((np.sqrt((frames**2).mean(axis=1)) > 0.01).sum()) * 0.02
 
 
 def tell_delay(said: Samples, heard: Samples, report: Report) -> None:
