@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
+"""The first start scans all of GStreamer's plugins."""
 # whip-client is linked against libsoup 2.4, but GStreamer's ICE plugin brings libsoup 3 along, by way of a library for
 # port forwarding on home routers; the two refuse to share a process. None of these functions is called in a call.
 ROUTER_LIBRARY = "libgupnp-igd-1.0.so.4"
