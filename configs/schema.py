@@ -231,6 +231,9 @@ class Preset(Strict):
     """How often the vocoder's spectral envelope is corrected towards the mel; none for a vocoder that needs no help.
 
     Where the networks carry the pitch, the first pass also gives voiced sound its harmonics."""
+    calibrate_voices: bool = False
+    """Whether each voice keeps a gain and an offset per mel band that make the reference, converted to itself, as
+    bright and as lively as it is: a cure for small networks."""
     live: LiveSettings = LiveSettings()
     file: FileSettings = FileSettings()
 

@@ -84,7 +84,8 @@ class Diffusion:
                 first.steps,
                 rates,
             )
-        rendered = mels[..., n_prompt:].float()
+        bands = self._tensor([p.bands for p in prompts]).unsqueeze(-1)  # (B, 2, mels, 1)
+        rendered = mels[..., n_prompt:].float() * bands[:, 0] + bands[:, 1]
         if self._regulator.f0_bins:
             index = nearest_index(contents[0].shape[0], first.frames)[first.start : first.stop]
             melody = self._tensor(contents)[:, index.to(self._device), -1]

@@ -53,12 +53,17 @@ def as_mono(samples: NDArray[Any]) -> Samples:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A reference as the diffusion takes it: mel [mels, P], condition [P, channels], style [style_dim], pitch [1]."""
+    """A reference as the diffusion takes it.
+
+    mel [mels, P], condition [P, channels], style [style_dim], the reference's median pitch in Hz [1], and the gain and
+    offset [2, mels] by which what is rendered from it is brought to the reference's own bands.
+    """
 
     mel: NDArray[np.float32]
     condition: NDArray[np.float32]
     style: NDArray[np.float32]
     pitch_hz: NDArray[np.float32]
+    bands: NDArray[np.float32]
 
     @property
     def frames(self) -> int:

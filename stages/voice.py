@@ -17,7 +17,7 @@ from stages.models.campplus import Campplus, centred_fbank
 from stages.models.mel import MelSpectrogram
 from stages.pitch import median_hz, pitch_hz
 from stages.resample import to_content_rate, to_model_rate
-from stages.types import BadAudio, EncodeRequest, Prompt, Samples, Voice, as_mono
+from stages.types import BadAudio, DiffuseRequest, EncodeRequest, Prompt, Samples, Voice, as_mono
 
 RECIPE = 2
 """Counts the changes of this file that make other voices of the same recording."""
@@ -25,6 +25,8 @@ MIN_REFERENCE_S = 1.0
 MAX_REFERENCE_S = 30.0
 SILENCE_PEAK = 1e-3
 """A reference whose loudest sample is below -60 dB of full scale holds no voice."""
+CALIBRATION_S = 8.0
+QUIET_SHARE, BAND_GAINS = 0.4, (0.6, 2.2)
 LEADING_SILENCE = 10 ** (-50 / 20)
 """What lies this far below the loudest sample before the voice begins is cut off."""
 
@@ -39,8 +41,31 @@ def fingerprint(preset: Preset, checkpoint: Checkpoint) -> str:
         preset.live.prompt_ms,
         preset.live.style_ms,
         preset.file.prompt_ms,
+        preset.calibrate_voices,
     )
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def as_rendered(n_mels: int) -> np.ndarray:
+    """Bands [2, mels] that change nothing."""
+    return np.stack([np.ones(n_mels, np.float32), np.zeros(n_mels, np.float32)])
+
+
+def bands_towards(real: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """Gain and offset [2, mels] that bring the louder frames of `made` to the mean and spread of those of `real`.
+
+    Both are mels [mels, frames]. A network that has learnt for a short time lands near the mean of all voices, and
+    varies too little.
+    """
+    (made_mean, made_spread), (real_mean, real_spread) = (_loud_statistics(mel) for mel in (made, real))
+    gain = np.clip(real_spread / made_spread, *BAND_GAINS)
+    return np.stack([gain, real_mean - gain * made_mean]).astype(np.float32)
+
+
+def _loud_statistics(mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    level = mel.mean(axis=0)
+    loud = mel[:, level >= np.quantile(level, QUIET_SHARE)]
+    return loud.mean(axis=1), loud.std(axis=1) + 1e-3
 
 
 def blank_voice(preset: Preset, sizes: ModelSizes) -> Voice:
@@ -53,6 +78,7 @@ def blank_voice(preset: Preset, sizes: ModelSizes) -> Voice:
             condition=np.zeros((frames, sizes.regulator.channels), np.float32),
             style=np.zeros(sizes.campplus.style_dim, np.float32),
             pitch_hz=np.zeros(1, np.float32),
+            bands=as_rendered(sizes.mel.n_mels),
         )
 
     return Voice(live=prompt(preset.live.prompt_ms), file=prompt(preset.file.prompt_ms), fingerprint="blank")
@@ -86,6 +112,7 @@ class VoiceMaker:
         self, preset: Preset, checkpoint: Checkpoint, encoder: Encoder, diffusion: Diffusion, device: str = "cpu"
     ) -> None:
         self._encoder, self._diffusion, self._device = encoder, diffusion, device
+        self._preset, self._n_mels = preset, checkpoint.sizes.mel.n_mels
         self._mel = MelSpectrogram(checkpoint.sizes.mel).to(device)
         self._campplus = load_network(Campplus(checkpoint.sizes.campplus), "campplus", checkpoint, device)
         self._live_samples = prompt_samples(preset.live.prompt_ms)
@@ -103,14 +130,38 @@ class VoiceMaker:
         if self._style_samples:
             live = replace(live, style=self._style(wave[: self._style_samples]))
         file = self._prompt(wave[: self._file_samples], pitch)
-        return Voice(live=live, file=file, fingerprint=self.fingerprint), warnings
+        voice = Voice(live=live, file=file, fingerprint=self.fingerprint)
+        return self._calibrated(voice, wave) if self._preset.calibrate_voices else voice, warnings
 
     def _prompt(self, wave: Samples, pitch: np.ndarray) -> Prompt:
         content = self._encoder([EncodeRequest(to_content_rate(wave))])[0]
-        with torch.inference_mode():
-            mel = self._mel(torch.from_numpy(wave).unsqueeze(0).to(self._device))[0].cpu().numpy()
         condition = self._diffusion.condition(content, mel_frames(len(wave)), pitch)
-        return Prompt(mel=mel, condition=condition, style=self._style(wave), pitch_hz=pitch)
+        return Prompt(
+            mel=self._mel_of(wave),
+            condition=condition,
+            style=self._style(wave),
+            pitch_hz=pitch,
+            bands=as_rendered(self._n_mels),
+        )
+
+    def _calibrated(self, voice: Voice, wave: Samples) -> Voice:
+        """The voice with the bands that convert its own reference to itself best, for calls and for files."""
+        wave = wave[: int(CALIBRATION_S * MODEL_RATE)]
+        content = self._encoder([EncodeRequest(to_content_rate(wave))])[0]
+        real, n = self._mel_of(wave), mel_frames(len(wave))
+        prompts = []
+        for prompt, settings, is_live in (
+            (voice.live, self._preset.live, True),
+            (voice.file, self._preset.file, False),
+        ):
+            request = DiffuseRequest(voice, n, 0, n, 0, 0, settings.steps, settings.cfg_rate, live=is_live)
+            made = self._diffusion([content], [request], [voice])[0][: self._n_mels]
+            prompts.append(replace(prompt, bands=bands_towards(real, made)))
+        return replace(voice, live=prompts[0], file=prompts[1])
+
+    @torch.inference_mode()
+    def _mel_of(self, wave: Samples) -> np.ndarray:
+        return np.asarray(self._mel(torch.from_numpy(wave).unsqueeze(0).to(self._device))[0].cpu().numpy())
 
     @torch.inference_mode()
     def _style(self, wave: Samples) -> np.ndarray:

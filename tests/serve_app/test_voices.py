@@ -32,7 +32,13 @@ def some_sound(seed: int = 0, n_samples: int = RATE) -> np.ndarray:
 
 
 def some_voice(value: float, fingerprint: str = "f") -> Voice:
-    prompt = Prompt(np.full((80, 4), value, np.float32), np.full((4, 8), value, np.float32), np.zeros(192, np.float32), np.ones(1, np.float32))
+    prompt = Prompt(
+        np.full((80, 4), value, np.float32),
+        np.full((4, 8), value, np.float32),
+        np.zeros(192, np.float32),
+        np.ones(1, np.float32),
+        np.ones((2, 80), np.float32),
+    )
     return Voice(prompt, prompt, fingerprint)
 
 

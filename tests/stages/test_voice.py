@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import stages
 from configs import load_preset
 from stages.checkpoints import Checkpoint
 from stages.geometry import MODEL_RATE, mel_frames, prompt_samples
 from stages.local import LocalStages
-from stages.types import BadAudio, Samples, Voice
-from stages.voice import check_reference, fingerprint, without_leading_silence
+from stages.resample import to_content_rate, to_model_rate
+from stages.types import BadAudio, DiffuseRequest, EncodeRequest, Samples, Voice
+from stages.voice import bands_towards, check_reference, fingerprint, without_leading_silence
 from tests.stages.sounds import noise, quick_preset
+from webrtc.files import decode_file
+
+SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 @pytest.mark.parametrize(
@@ -116,3 +121,30 @@ def test_the_fingerprint_names_all_that_a_voice_depends_on(checkpoint: Checkpoin
     assert len(marks) == 5
     steps = preset.model_copy(update={"live": preset.live.model_copy(update={"steps": 3})})
     assert fingerprint(steps, checkpoint) == fingerprint(preset, checkpoint)
+
+
+def test_bands_bring_a_dull_mel_to_the_real_ones_mean_and_spread() -> None:
+    rng = np.random.default_rng(0)
+    real = rng.normal(-5, 2, (80, 400)).astype(np.float32) + np.linspace(1, -1, 80, dtype=np.float32)[:, None]
+    made = 0.7 * real - 1.0
+    gain, offset = bands_towards(real, made)
+    assert np.allclose(made * gain[:, None] + offset[:, None], real, atol=0.1)
+    flat = np.full((80, 10), -5, np.float32)
+    assert np.isfinite(bands_towards(real, flat)).all()
+
+
+def test_a_calibrated_voice_is_nearer_to_its_reference() -> None:
+    """The reference converted to itself: the louder frames' mean spectrum, with and without."""
+    preset = load_preset("tiny")
+    samples, rate = decode_file(SAMPLES / "voices" / "martin.flac")
+    distance = {}
+    for calibrated in (True, False):
+        local = stages.load(preset.model_copy(update={"calibrate_voices": calibrated}))
+        voice = local.voice(samples, rate)
+        content = local.encode(EncodeRequest(to_content_rate(to_model_rate(samples, rate))))
+        n = (len(content) - 1) * 441 // 256
+        made = local.diffuse(content, DiffuseRequest(voice, n, 0, n, 0, 0, 1, 0.0, live=True))[:80]
+        real = voice.file.mel
+        loud = [mel[:, mel.mean(axis=0) > np.median(mel.mean(axis=0))].mean(axis=1) for mel in (made, real)]
+        distance[calibrated] = float(np.abs(loud[0] - loud[1]).mean())
+    assert distance[True] < 0.7 * distance[False]
