@@ -8,16 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.geometry import TICK_16K, Geometry
+from stages.pitch import UsualPitch
 from stages.types import Samples
 
 
 @dataclass(frozen=True)
 class BlockWindow:
-    """One block with its context: samples [window] at 16 kHz, ending at `end_tick` of the stream."""
+    """One block with its context: samples [window] at 16 kHz, ending at `end_tick` of the stream.
+
+    `usual_hz` is the speaker's median pitch, once it is known.
+    """
 
     samples: Samples
     end_tick: int
     geometry: Geometry
+    usual_hz: float | None = None
 
     def returned_ticks(self, per_tick: np.ndarray) -> np.ndarray:
         """What belongs to the ticks that the stitcher gets, out of one value for each tick of the window."""
@@ -33,6 +38,7 @@ class BlockMaker:
         self._past = np.zeros(geometry.window_samples_16k, np.float32)
         self._new = np.zeros(0, np.float32)
         self._end_tick = 0
+        self._pitch = UsualPitch()
 
     @property
     def n_samples(self) -> int:
@@ -52,4 +58,5 @@ class BlockMaker:
             self._past = np.concatenate([self._past[size:], self._new[:size]])
             self._new = self._new[size:]
             self._end_tick += self._geometry.block_ticks
-            yield BlockWindow(self._past, self._end_tick, self._geometry)
+            self._pitch.push(self._past[-size:])
+            yield BlockWindow(self._past, self._end_tick, self._geometry, self._pitch.hz)

@@ -47,14 +47,15 @@ class Encoder:
     def __call__(self, requests: Sequence[EncodeRequest]) -> list[Content]:
         """Features [samples // 320 + 1 - drop_frames, d_model] for each window; with pitch, one more column.
 
-        That last column is the pitch relative to the window's median: 1 there, 0 where unvoiced.
+        That last column is the pitch relative to the speaker's usual one: 1 there, 0 where unvoiced.
         """
         results: list[Content] = [np.empty(0, np.float32)] * len(requests)
         for group in same(len(request.samples) for request in requests):
             features = self._encode(np.stack([requests[i].samples for i in group]))
             for i, rows in zip(group, features, strict=True):
                 if self._has_pitch:
-                    rows = np.column_stack([rows, relative_pitch(requests[i].samples, len(rows))])
+                    melody = relative_pitch(requests[i].samples, len(rows), requests[i].usual_hz)
+                    rows = np.column_stack([rows, melody])
                 results[i] = np.ascontiguousarray(rows[requests[i].drop_frames :])
         return results
 

@@ -83,7 +83,7 @@ class BlockRequests:
             live=True,
             noise=noise,
         )
-        encode = EncodeRequest(window.samples, geometry.drop_ticks, live=True)
+        encode = EncodeRequest(window.samples, geometry.drop_ticks, live=True, usual_hz=window.usual_hz)
         return cls(encode, diffuse, VocodeRequest(sampling.vocoder_frames, live=True))
 
     def start(self, stages: Stages) -> Pending:

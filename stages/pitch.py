@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from stages.geometry import CONTENT_RATE, TICKS_PER_S
+from stages.geometry import CONTENT_RATE, TICK_16K, TICKS_PER_S
 from stages.types import Samples
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0
@@ -21,6 +23,7 @@ OCTAVE_COST, JUMP_COST, SWITCH_COST = 0.02, 0.5, 0.15
 QUIET = 0.02
 """Frames below this share of the loudest frame's amplitude are unvoiced."""
 BREATH = 10 ** (-70 / 20)
+MEMORY_TICKS, LEAST_TICKS = 400, 25
 
 
 def pitch_hz(wave: Samples, n_frames: int) -> NDArray[np.float32]:
@@ -83,7 +86,24 @@ def median_hz(pitch: NDArray[np.float32]) -> float:
     return float(np.median(voiced)) if len(voiced) else 0.0
 
 
-def relative_pitch(wave: Samples, n_frames: int) -> NDArray[np.float32]:
-    """Pitch [n_frames] over its own median: a melody without the height of the voice."""
+def relative_pitch(wave: Samples, n_frames: int, usual_hz: float | None = None) -> NDArray[np.float32]:
+    """Pitch [n_frames] over the speaker's usual one, or over its own median: a melody without the voice's height."""
     pitch = pitch_hz(wave, n_frames)
-    return pitch / np.float32(median_hz(pitch) or 1.0)
+    return pitch / np.float32(usual_hz or median_hz(pitch) or 1.0)
+
+
+class UsualPitch:
+    """The median pitch of what a speaker has said of late: a window's own median would flatten every sentence."""
+
+    def __init__(self) -> None:
+        self._voiced: deque[float] = deque(maxlen=MEMORY_TICKS)
+
+    def push(self, wave: Samples) -> None:
+        """Take more of the speech, at 16 kHz."""
+        pitch = pitch_hz(wave, len(wave) // TICK_16K)
+        self._voiced.extend(pitch[pitch > 0].tolist())
+
+    @property
+    def hz(self) -> float | None:
+        """None until half a second of voiced sound has come."""
+        return float(np.median(self._voiced)) if len(self._voiced) >= LEAST_TICKS else None

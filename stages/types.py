@@ -109,11 +109,15 @@ class Voice:
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """One window at 16 kHz; the first `drop_frames` features are not wanted."""
+    """One window at 16 kHz; the first `drop_frames` features are not wanted.
+
+    With pitch, it is told relative to `usual_hz`, or to the window's own median.
+    """
 
     samples: Samples
     drop_frames: int = 0
     live: bool = False
+    usual_hz: float | None = None
 
 
 @dataclass(frozen=True)

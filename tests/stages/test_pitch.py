@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from configs.schema import LiveSettings
+from stages.blocks import BlockMaker
+from stages.geometry import Geometry
 from stages.pitch import pitch_hz, relative_pitch
 
 RATE, N = 16000, 32000
@@ -40,3 +43,11 @@ def test_relative_pitch_does_not_tell_how_high_the_voice_is() -> None:
 
 def test_a_wave_shorter_than_a_frame_is_unvoiced() -> None:
     assert not pitch_hz(np.ones(100, np.float32), 1).any()
+
+
+def test_a_call_remembers_the_speakers_usual_pitch() -> None:
+    """Two seconds low, then a high sentence: the last window alone would call the high one usual."""
+    speech = harmonics(np.concatenate([np.full(4 * RATE, 100.0), np.full(2 * RATE, 150.0)]))
+    windows = list(BlockMaker(Geometry.from_settings(LiveSettings())).push(speech))
+    assert windows[0].usual_hz is None
+    assert windows[-1].usual_hz == pytest.approx(100, rel=0.02)
