@@ -153,7 +153,7 @@ def loud_s(sound: Samples) -> float:
 
 
 def tell_delay(said: Samples, heard: Samples, report: Report) -> None:
-    """How late the words came, for the report: loaded machines are late, and tiny swallows words, so nothing is asked."""
+    """How late the words came, for the report alone: a loaded machine is late, and tiny swallows words."""
     report("delay_ms", delays.spread(delays.of_words(said, heard)))
 
 
