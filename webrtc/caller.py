@@ -19,7 +19,6 @@ import numpy as np
 from aiortc import MediaStreamTrack, RTCDtlsTransport, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
-from aiortc.stats import RTCRemoteInboundRtpStreamStats
 from av.packet import Packet
 
 from webrtc.ice import IceServer, configuration
@@ -27,6 +26,7 @@ from webrtc.jitter import Event, JitterBuffer, Lost, Silence, Skip
 from webrtc.jitter import Packet as Due
 from webrtc.opus import FRAME, RATE_HZ, OpusDecoder, OpusEncoder, OpusError, Samples48k, is_dtx
 from webrtc.rate import Rate, RateControl
+from webrtc.reports import SenderReports
 from webrtc.sdp import with_opus_parameters
 
 MAX_WAITING_PACKETS = 10
@@ -66,8 +66,7 @@ class Caller:
         self._voice = _SentVoice(self._loop)
         self._heard = _HeardVoice()
         self._rate = RateControl()
-        self._rtt_ms: float | None = None
-        self._loss_out = 0.0
+        self._reports = SenderReports()
         self.connected = asyncio.Event()
         self.closed = asyncio.Event()
         transceiver = self._connection.addTransceiver(self._voice, direction="sendrecv")
@@ -105,14 +104,10 @@ class Caller:
 
     async def follow(self) -> CallerStats:
         """What is known about the network; the bitrate goes by it, so ask about once a second."""
-        report = await self._sender.getStats()
-        for entry in report.values():
-            if isinstance(entry, RTCRemoteInboundRtpStreamStats):
-                if entry.roundTripTime is not None:  # None until the other side answers a report of ours
-                    self._rtt_ms = entry.roundTripTime * 1000
-                self._loss_out = entry.fractionLost
-                self._voice.adapt(self._rate.report(self._loss_out, self._rtt_ms, self._loop.time()))
-        return self._heard.stats(self._rtt_ms, self._loss_out, self._voice.sent, self._voice.dropped)
+        reports = self._reports
+        if reports.read(await self._sender.getStats()):
+            self._voice.adapt(self._rate.report(reports.loss, reports.rtt_ms, self._loop.time()))
+        return self._heard.stats(reports.rtt_ms, reports.loss, self._voice.sent, self._voice.dropped)
 
     async def close(self) -> None:
         """Hangs up."""

@@ -11,7 +11,7 @@ import numpy as np
 from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.rtcrtptransceiver import RTCRtpTransceiver
 from aiortc.sdp import candidate_from_sdp
-from aiortc.stats import RTCRemoteInboundRtpStreamStats, RTCStatsReport, RTCTransportStats
+from aiortc.stats import RTCStatsReport, RTCTransportStats
 from numpy.typing import NDArray
 
 from webrtc.ice import IceServer, configuration
@@ -19,6 +19,7 @@ from webrtc.opus import OpusEncoder
 from webrtc.playout import Playout
 from webrtc.rate import RateControl
 from webrtc.receive import AudioReceiver
+from webrtc.reports import SenderReports
 from webrtc.sdp import MAX_CANDIDATES, OPUS, Direction, Offer, OfferError, is_usable, read_offer, with_opus_parameters
 from webrtc.send import SendTrack
 
@@ -98,6 +99,7 @@ class Peer:
         self._track = SendTrack(self._playout, OpusEncoder())
         self._receiver = AudioReceiver(on_frame)
         self._rate = RateControl()
+        self._reports = SenderReports()
         self._stats = PeerStats()
         self._seen = _Seen()
         self._channel: RTCDataChannel | None = None
@@ -255,37 +257,29 @@ class Peer:
         heard_s = now()
         while True:
             await asyncio.sleep(self._measure_every_s)
-            reports = await transceiver.sender.getStats()
-            if self._measure(reports, now()):
+            if self._measure(await transceiver.sender.getStats(), now()):
                 heard_s = now()
             elif now() - heard_s >= self._lost_after_s:
                 self._close_because(f"nothing came from the client for {self._lost_after_s:g} s")
                 return
 
-    def _measure(self, reports: RTCStatsReport, now_s: float) -> bool:
+    def _measure(self, stats: RTCStatsReport, now_s: float) -> bool:
         """Renews the statistics and the bitrate; whether anything has come from the client since the last time."""
-        before, seen = self._seen, _Seen(now_s)
-        rtt_ms, loss_out = self._stats.rtt_ms, self._stats.loss_out
-        seen.report = before.report
-        for entry in reports.values():
+        before, seen, reports = self._seen, _Seen(now_s), self._reports
+        for entry in stats.values():
             if isinstance(entry, RTCTransportStats):
                 seen.bytes_in = entry.bytesReceived
-            elif isinstance(entry, RTCRemoteInboundRtpStreamStats):
-                seen.report = entry
-        if seen.report is not None and seen.report is not before.report:
-            if seen.report.roundTripTime is not None:
-                rtt_ms = 1000 * seen.report.roundTripTime
-            loss_out = seen.report.fractionLost / 256  # aiortc hands on RTCP's fixed-point byte
-            self._track.set_rate(self._rate.report(loss_out, rtt_ms, now_s))
+        if reports.read(stats):
+            self._track.set_rate(self._rate.report(reports.loss, reports.rtt_ms, now_s))
         network = self._receiver.stats()
         seen.lost, seen.in_time = network.lost, network.received - network.late
         seen.bytes_out = self._track.counts.payload_bytes
         lost, due = seen.lost - before.lost, seen.lost - before.lost + seen.in_time - before.in_time
         seconds = max(now_s - before.at_s, 1e-3)
         self._stats = PeerStats(
-            rtt_ms=rtt_ms,
+            rtt_ms=reports.rtt_ms,
             loss_in=lost / due if due > 0 else 0.0,
-            loss_out=loss_out,
+            loss_out=reports.loss,
             packets_lost=network.lost,
             jitter_ms=network.jitter_ms,
             jitter_buffer_ms=network.delay_ms,
@@ -341,4 +335,3 @@ class _Seen:
     bytes_out: int = 0
     lost: int = 0
     in_time: int = 0
-    report: RTCRemoteInboundRtpStreamStats | None = None

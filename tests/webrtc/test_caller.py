@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 
@@ -57,6 +58,27 @@ async def test_sound_goes_both_ways_and_comes_back_after_loss() -> None:
         await peer.close()
     assert all(frame.shape == (FRAME,) for frame in heard)
     assert caller.closed.is_set()
+
+
+async def test_the_loss_that_the_other_side_reports_is_a_share() -> None:
+    peer, caller = Peer([], on_frame=lambda frame: None), Caller()
+    speech = speech_48k()[: 100 * FRAME].reshape(-1, FRAME)
+    try:
+        await caller.accept(await peer.answer(await caller.offer()))
+        Network(loss=0.4).attach(caller.transport)
+        await asyncio.wait_for(caller.connected.wait(), LIMIT_S)
+        losses = list[float]()
+        async with asyncio.timeout(LIMIT_S):
+            for number in itertools.count():
+                caller.say(speech[number % len(speech)])
+                await asyncio.sleep(0.02)
+                losses.append((await caller.follow()).loss_out)
+                if losses[-1] > 0.1:
+                    break
+        assert max(losses) < 1.0
+    finally:
+        await caller.close()
+        await peer.close()
 
 
 async def test_nothing_is_heard_before_the_other_side_speaks() -> None:
