@@ -443,8 +443,8 @@ def stats_message(stats: PeerStats, stream: LiveStream) -> Told:
         "blocks": {name: getattr(report, name) for name in ("done", "late", "dropped", "skipped")},
         "stages_ms": {"total": report.block_ms, **report.stages_ms},
     }
-    parts = (stats.rtt_ms, stats.jitter_buffer_ms, report.block_ms or stream.delay_ms, stats.playout_ms, OPUS_MS)
-    told["mouth_to_ear_ms"] = round(sum(part or 0.0 for part in parts), 1)
+    buffers_ms = stats.jitter_buffer_ms + stats.playout_ms
+    told["mouth_to_ear_ms"] = round((stats.rtt_ms or 0.0) + buffers_ms + stream.usual_delay_ms + OPUS_MS, 1)
     return told
 
 

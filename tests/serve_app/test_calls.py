@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from configs.serve import RtcArgs
-from serve_app.calls import Call, End
+from serve_app.calls import OPUS_MS, Call, End, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable
-from serve_app.messages import Wishes
+from serve_app.messages import Mode, Wishes
 from serve_app.stores.voices import VoiceNotFound
-from tests.serve_app.call_fakes import ANSWER, CallRoom, audio_offer, until
+from stages.live import call_mode
+from tests.serve_app.call_fakes import ANSWER, LIVE, CallRoom, audio_offer, until
+from webrtc.peer import PeerStats
 
 MARTIN = Wishes(voice="martin")
 STOPPED = End("stopped", "the call was ended")
@@ -59,6 +61,23 @@ async def test_statistics_are_told_with_every_part() -> None:
     assert set(stats) == {*expected.split(), "blocks", "stages_ms", "mouth_to_ear_ms"}
     assert set(stats["blocks"]) == {"done", "late", "dropped", "skipped"}
     json.dumps(stats)
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+@pytest.mark.parametrize("mode", ["lowest", "constant"])
+async def test_mouth_to_ear_has_the_whole_delay_of_the_conversion_in_it(mode: Mode) -> None:
+    room = CallRoom()
+    call = room.calls.start(Wishes(voice="martin", mode=mode), audio_offer())
+    await call.answered()
+    (peer,), (stream,) = room.peers, room.streams
+    peer.network = PeerStats(rtt_ms=40.0, jitter_buffer_ms=30.0, playout_ms=10.0)
+    peer.speak(0.5)
+    await until(lambda: stream.report.block_ms is not None, "a block was converted")
+    told = stats_message(peer.stats(), stream)
+    added = call_mode(LIVE, mode).block_ms if mode == "lowest" else stream.delay_ms
+    assert told["mouth_to_ear_ms"] == round(40 + 30 + 10 + OPUS_MS + stream.usual_delay_ms, 1)
+    assert told["mouth_to_ear_ms"] >= 40 + 30 + 10 + OPUS_MS + added
     call.stop(STOPPED)
     await over(room, call)
 
