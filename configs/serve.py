@@ -41,7 +41,7 @@ class Limits(Strict):
 
 
 class IceServerArgs(Strict):
-    """One STUN or TURN server, by the URLs that clients and this server reach it under."""
+    """One STUN or TURN server, by the URLs that it is reached under."""
 
     urls: Annotated[tuple[Annotated[str, Field(pattern=r"^(stun|stuns|turn|turns):.+")], ...], Field(min_length=1)]
 
@@ -55,7 +55,11 @@ class RtcArgs(Strict):
     """Live calls: how they get through, how many at once, and when one is given up."""
 
     ice_servers: tuple[IceServerArgs, ...] = ()
-    """None: clients reach this machine's own addresses. TURN servers are coturn with a shared secret."""
+    """What clients are told to use: none where each reaches this machine by itself. TURN servers are coturn with a
+    shared secret."""
+    behind_nat: bool = False
+    """Whether neither clients nor the TURN servers reach this machine's own addresses. It then asks the servers above
+    for one that they do reach, at the start of each call; one of them that does not answer costs each call 5 s."""
     turn_secret_env: str = "SEEDVC_TURN_SECRET"
     """The environment variable that holds coturn's `static-auth-secret`."""
     credential_s: Positive = 3600

@@ -19,7 +19,7 @@ from serve_app.graph import ServeBackend, ServeStages, StageHandle
 from serve_app.http import create_app
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
-from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of
+from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
 from serve_app.service import FileStream, Service
 from serve_app.stores.voices import open_voice_store
 from stages.types import Samples, as_mono
@@ -123,5 +123,5 @@ class Ingress:
 def open_peer(args: RtcArgs, **options: Any) -> Peer:
     """A media connection as the configuration wants it."""
     return Peer(
-        ice_servers_of(args), connect_timeout_s=args.connect_timeout_s, lost_after_s=args.lost_after_s, **options
+        own_ice_servers(args), connect_timeout_s=args.connect_timeout_s, lost_after_s=args.lost_after_s, **options
     )

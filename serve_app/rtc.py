@@ -170,6 +170,11 @@ def ice_servers_of(args: RtcArgs) -> list[IceServer]:
     return servers
 
 
+def own_ice_servers(args: RtcArgs) -> list[IceServer]:
+    """Those that this server itself asks for an address: one that does not answer would delay each call by 5 s."""
+    return ice_servers_of(args) if args.behind_nat else []
+
+
 def rtc_router(rtc: Rtc) -> APIRouter:
     """All routes of calls."""
     router = APIRouter(prefix=PREFIX, tags=["live calls"])

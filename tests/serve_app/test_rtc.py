@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from configs.schema import ConfigError, read_yaml
 from configs.serve import IceServerArgs, Limits, RtcArgs, ServeArgs
 from serve_app.calls import owner_of
 from serve_app.http import Edge, add_page, create_app
-from serve_app.rtc import Rtc, ice_servers_of
+from serve_app.ingress import open_peer
+from serve_app.rtc import Rtc, ice_servers_of, own_ice_servers
 from serve_app.service import Service
 from serve_app.stores.voices import FolderVoiceStore
 from tests.serve_app.call_fakes import ANSWER, CallRoom, audio_offer
 from tests.serve_app.deploy import CONFIGS
 from tests.serve_app.fakes import EchoBackend, wait_until
+from tests.webrtc.clients import Client
 
 SDP = {"Content-Type": "application/sdp"}
 TRICKLE = {"Content-Type": "application/trickle-ice-sdpfrag"}
@@ -439,6 +443,28 @@ def test_a_turn_server_without_its_secret_is_a_mistake_of_the_config(monkeypatch
     monkeypatch.delenv("SEEDVC_TURN_SECRET", raising=False)
     with pytest.raises(ConfigError, match="turn.example.org.*SEEDVC_TURN_SECRET"):
         ice_servers_of(TURN)
+
+
+async def test_a_server_that_clients_can_reach_asks_none_of_the_servers_named_for_them() -> None:
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.setblocking(False)
+        args = RtcArgs(ice_servers=(IceServerArgs(urls=(f"stun:127.0.0.1:{silent.getsockname()[1]}",)),))
+        client, peer = Client(), open_peer(args, on_frame=lambda frame: None)
+        try:
+            assert "a=candidate:" in await peer.answer(await client.offer())
+            with pytest.raises(BlockingIOError):
+                silent.recv(2048)
+        finally:
+            await peer.close()
+            await client.close()
+
+
+def test_a_server_behind_nat_uses_the_servers_named_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDVC_TURN_SECRET", "of two")
+    assert own_ice_servers(TURN) == []
+    behind_nat = TURN.model_copy(update={"behind_nat": True})
+    assert [server.urls for server in own_ice_servers(behind_nat)] == [server.urls for server in TURN.ice_servers]
 
 
 @pytest.mark.parametrize("config", ["local", "gpu"])
