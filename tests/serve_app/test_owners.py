@@ -37,7 +37,7 @@ def client(ray_instance: RayInstance) -> Iterator[httpx.Client]:
         name="Silent",
         num_replicas=REPLICAS,
         max_ongoing_requests=8,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0},  # the graph may have taken all there are
         request_router_config=to_owners,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=10,
