@@ -234,7 +234,8 @@ class _HeardVoice:
                 case Silence(samples) if self._begun:
                     self._hold(self._decoder.conceal(samples))
         except OpusError:
-            self._hold(self._decoder.conceal())  # a damaged packet sounds like a lost one
+            if not isinstance(event, Skip):
+                self._hold(self._decoder.conceal(event.samples))  # a damaged packet sounds like a lost one
 
     def _hold(self, samples: Samples48k) -> None:
         self._begun = True

@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks.impair import Network
 from tests.webrtc.speech import speech_48k
-from webrtc.caller import Caller
+from webrtc.caller import Caller, _HeardVoice
+from webrtc.jitter import Packet, Skip
 from webrtc.opus import FRAME, Samples48k
 from webrtc.peer import Peer
 
@@ -79,6 +80,14 @@ async def test_the_loss_that_the_other_side_reports_is_a_share() -> None:
     finally:
         await caller.close()
         await peer.close()
+
+
+def test_a_damaged_packet_that_is_to_be_left_out_adds_no_sound() -> None:
+    heard = _HeardVoice()
+    heard._decode(Skip(b"", FRAME))
+    assert heard.stats(None, 0.0, 0, 0).held_ms == 0
+    heard._decode(Packet(b"", FRAME))
+    assert heard.stats(None, 0.0, 0, 0).held_ms == 20
 
 
 async def test_nothing_is_heard_before_the_other_side_speaks() -> None:
