@@ -126,7 +126,9 @@ def is_usable(candidate: str) -> bool:
     client there reaches us at our own address anyway.
     """
     parts = candidate.split()
-    return len(parts) >= 8 and parts[2].lower() == "udp" and not parts[4].lower().endswith(".local")
+    if len(parts) < 8 or parts[2].lower() != "udp" or parts[4].lower().endswith(".local"):
+        return False
+    return re.fullmatch(r"[0-9]{1,5}", parts[5]) is not None and 0 < int(parts[5]) < 65536
 
 
 def _max_bps(audio: MediaDescription) -> int:

@@ -3,7 +3,7 @@
 import pytest
 from aiortc.sdp import SessionDescription
 
-from webrtc.sdp import Direction, OfferError, read_offer, with_opus_parameters
+from webrtc.sdp import Direction, OfferError, is_usable, read_offer, with_opus_parameters
 
 HEAD = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\n"
 TRANSPORT = (
@@ -105,6 +105,13 @@ def test_what_makes_no_call_is_refused_in_one_sentence(offer: str, wrong: str) -
 def test_two_sides_that_want_the_same_one_way_are_refused(willing: Direction, offered: str) -> None:
     with pytest.raises(OfferError, match=f"audio is {offered}; allowed here are (sendonly|recvonly) and sendrecv"):
         read_offer(OFFER.replace("a=sendrecv", f"a={offered}"), willing)
+
+
+@pytest.mark.parametrize(
+    ("port", "usable"), [("1", True), ("65535", True), ("0", False), ("65536", False), ("x", False)]
+)
+def test_a_candidate_has_a_port_that_exists(port: str, usable: bool) -> None:
+    assert is_usable(f"candidate:1 1 udp 2122 192.0.2.1 {port} typ host") is usable
 
 
 def test_an_answer_gets_parameters_for_opus_alone() -> None:
