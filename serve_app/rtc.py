@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.schema import ConfigError
 from configs.serve import RtcArgs
 from serve_app.calls import DEFAULT_MODE, LEFT, Call, Calls, End, Session, owner_of
-from serve_app.errors import AtCapacity, Refused, refusal
+from serve_app.errors import AtCapacity, Refused, Unavailable, refusal
 from serve_app.messages import MAX_MESSAGE_BYTES, Start, Told, Wishes, parse, problem, write
 from serve_app.sdp import check_offer, trickled
 from webrtc.ice import IceServer, time_limited_credential
@@ -311,7 +311,7 @@ class SocketCall:
 
     async def _start(self, start: Start) -> Call:
         if start.replaces is not None:
-            with suppress(Refused):  # it has ended already
+            with suppress(Refused, Unavailable):  # it has ended already, or its server has
                 await self._rtc.ask(start.replaces, HangUp(replaced=True))
         check_offer(start.sdp, "sendrecv")
         wishes = Wishes.model_validate(start.model_dump(include=set(Wishes.model_fields)))

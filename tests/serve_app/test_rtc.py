@@ -19,6 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 from configs.schema import ConfigError, read_yaml
 from configs.serve import IceServerArgs, Limits, RtcArgs, ServeArgs
 from serve_app.calls import owner_of
+from serve_app.errors import Unavailable
 from serve_app.http import Edge, add_page, create_app
 from serve_app.ingress import open_peer
 from serve_app.rtc import Rtc, ice_servers_of, own_ice_servers
@@ -165,6 +166,15 @@ def test_a_client_that_calls_again_takes_its_old_place(here: Replica) -> None:
         start(other)
         assert start(again, replaces=old["session"])["type"] == "ready"
         assert next_of(lost, "end")["reason"] == "replaced"
+
+
+def test_a_client_whose_old_call_does_not_answer_may_call_again(here: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(owner: str, method: str, *args: Any) -> Any:
+        raise Unavailable("the server that holds this session does not answer; try again soon")
+
+    monkeypatch.setattr(here.owners, "ask", ask)
+    with here.socket() as socket:
+        assert start(socket, replaces="gone~0123456789")["type"] == "ready"
 
 
 def test_a_socket_that_closes_before_the_answer_frees_the_place(here: Replica) -> None:
