@@ -258,8 +258,8 @@ class Call(Session):
         while True:
             await asyncio.sleep(self._calls.stats_every_s)
             report, stats = self._stream.report, self.peer.stats()
-            if report.done + report.bypassed + report.concealed > n_spoken:
-                spoke, n_spoken = now(), report.done + report.bypassed + report.concealed
+            if report.spoken > n_spoken:
+                spoke, n_spoken = now(), report.spoken
             if now() - spoke >= args.idle_timeout_s:
                 self.stop(End("idle", f"nobody spoke for {args.idle_timeout_s:g} s"))
             if now() - began >= args.max_call_s:

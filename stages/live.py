@@ -115,6 +115,8 @@ class BlockReport:
     dropped: int = 0
     """Not sent since two were in flight, given up by the stages, or not taken."""
     in_flight: int = 0
+    spoken: int = 0
+    """With speech in them, whatever became of them."""
     block_ms: float | None = None
     """From the capture of the last sample to the result."""
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -265,6 +267,7 @@ class LiveStream:
         """Decide what becomes of a new block, and send it where the networks are wanted."""
         settings = self._settings
         gains = window.returned_ticks(self._gate(window.samples, window.geometry.block_ticks))
+        self._report.spoken += bool(gains.any())
         captured_s = self._clock.at(window.end_tick * TICK_16K)
         deadline_s = captured_s + call_mode(self._live, settings.mode).deadline_ms / 1000
         block = _Block(window, gains, "done", captured_s, deadline_s, settings.mode, now_s)

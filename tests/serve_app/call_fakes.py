@@ -15,7 +15,7 @@ from serve_app.calls import Calls
 from serve_app.metrics import SessionMetrics
 from serve_app.stores.voices import VoiceNotFound
 from stages.geometry import HOP, TICK_16K
-from stages.live import CallSettings, LiveStream
+from stages.live import CallSettings, Gate, LiveStream
 from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest
 from webrtc.peer import PeerStats
 from webrtc.sdp import Direction
@@ -109,6 +109,11 @@ class QuickStages:
         return {"encoder": 1.0}
 
 
+def everything(samples: Samples, n_new: int) -> Any:
+    """A gate that is always open."""
+    return np.ones(len(samples) // TICK_16K, np.float32)
+
+
 @dataclass
 class CallRoom:
     """A registry of calls and what is behind it."""
@@ -119,6 +124,7 @@ class CallRoom:
     streams: list[LiveStream] = field(default_factory=list)
     owner: str = "here"
     make_peer: Callable[..., Any] = FakePeer
+    gate: Gate = everything
     features_gate: asyncio.Event | None = None
     """Where set, voices are made ready only when it is."""
 
@@ -141,18 +147,13 @@ class CallRoom:
             raise VoiceNotFound(voice_id)
 
     def open_stream(self, voice_id: str, **options: Any) -> LiveStream:
-        stream = LiveStream(self.stages, LIVE, CallSettings.of(LIVE, voice_id, **options), gate=everything)
+        stream = LiveStream(self.stages, LIVE, CallSettings.of(LIVE, voice_id, **options), gate=self.gate)
         self.streams.append(stream)
         return stream
 
     def open_peer(self, **options: Any) -> Any:
         self.peers.append(self.make_peer(**options))
         return self.peers[-1]
-
-
-def everything(samples: Samples, n_new: int) -> Any:
-    """A gate that is always open."""
-    return np.ones(len(samples) // TICK_16K, np.float32)
 
 
 async def until(condition: Callable[[], Any], what: str, limit_s: float = 10.0) -> None:

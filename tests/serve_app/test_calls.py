@@ -14,12 +14,20 @@ from serve_app.calls import OPUS_MS, Call, End, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable
 from serve_app.messages import Mode, Wishes
 from serve_app.stores.voices import VoiceNotFound
+from stages.gate import tick_gains
+from stages.geometry import TICK_16K
 from stages.live import call_mode
+from stages.types import Samples
 from tests.serve_app.call_fakes import ANSWER, LIVE, CallRoom, audio_offer, until
 from webrtc.peer import PeerStats
 
 MARTIN = Wishes(voice="martin")
 STOPPED = End("stopped", "the call was ended")
+
+
+def of_recordings(samples: Samples, n_new: int) -> Any:
+    """The gate that only leaves out what is truly silent."""
+    return tick_gains(samples)
 
 
 async def opened(room: CallRoom, told: list[dict[str, Any]] | None = None) -> Call:
@@ -234,6 +242,19 @@ async def test_a_call_ends_when_nobody_speaks_or_it_lasts_too_long(args: RtcArgs
     call = await opened(room, told)
     await over(room, call)
     assert told[-1]["type"] == "end" and told[-1]["reason"] == reason
+
+
+async def test_a_silent_call_is_idle_though_its_own_voice_is_passed_on() -> None:
+    room, told = CallRoom(RtcArgs(idle_timeout_s=0.2), gate=of_recordings), list[dict[str, Any]]()
+    call = room.calls.start(MARTIN.model_copy(update={"bypass": True}), audio_offer(), told.append)
+    await call.answered()
+    (peer,) = room.peers
+    async with asyncio.timeout(10):
+        while not call.over.is_set():
+            peer.on_frame(np.zeros(TICK_16K, np.float32))
+            await asyncio.sleep(0.005)
+    assert len(peer.played) > 1
+    assert told[-1]["type"] == "end" and told[-1]["reason"] == "idle"
 
 
 async def test_a_call_lasts_for_as_long_as_somebody_speaks() -> None:

@@ -449,6 +449,14 @@ def test_silence_is_silent_and_spares_the_networks(mode: Mode) -> None:
     assert np.allclose(heard.at_s, ends_s(heard.blocks) + (0.2 if mode == "constant" else 0.6 * 0.24))
 
 
+@pytest.mark.parametrize("bypass", [False, True])
+def test_silence_does_not_count_as_speech_even_where_it_is_passed_on(bypass: bool) -> None:
+    source = np.concatenate([noise(2.0, CONTENT_RATE, peak=0.3), np.zeros(3 * CONTENT_RATE, np.float32)])
+    heard = hold(SlowStages(), source, settings(bypass=bypass), gate=silence_only)
+    n_spoken = 2.0 / (heard.stream.settings.block_ms / 1000)
+    assert n_spoken <= heard.stream.report.spoken <= n_spoken + 4 < len(heard.blocks)
+
+
 def test_a_gate_opens_and_closes_without_a_click() -> None:
     def two_seconds(window: Samples, new_ticks: int) -> NDArray[np.float32]:
         """The source itself says where it is speech."""
