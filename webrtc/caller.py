@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,7 +22,7 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
 from av.packet import Packet
 
-from webrtc.ice import IceServer, configuration
+from webrtc.ice import HANG_UP_S, IceServer, configuration
 from webrtc.jitter import Event, JitterBuffer, Lost, Silence, Skip
 from webrtc.jitter import Packet as Due
 from webrtc.opus import FRAME, RATE_HZ, OpusDecoder, OpusEncoder, OpusError, Samples48k, is_dtx
@@ -110,9 +111,11 @@ class Caller:
         return self._heard.stats(reports.rtt_ms, reports.loss, self._voice.sent, self._voice.dropped)
 
     async def close(self) -> None:
-        """Hangs up."""
+        """Hangs up; a relay that does not answer any more is not waited for."""
         self.closed.set()
-        await self._connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HANG_UP_S):
+                await self._connection.close()
 
     def _follow(self) -> None:
         state = self._connection.connectionState

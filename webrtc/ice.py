@@ -15,6 +15,9 @@ _URL = re.compile(
     r"(\?transport=(?P<transport>udp|tcp))?"
 )
 
+HANG_UP_S = 5.0
+"""How long a TURN server may take to hear that its relay is not needed any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class IceServer:

@@ -14,7 +14,7 @@ from aiortc.sdp import candidate_from_sdp
 from aiortc.stats import RTCStatsReport, RTCTransportStats
 from numpy.typing import NDArray
 
-from webrtc.ice import IceServer, configuration
+from webrtc.ice import HANG_UP_S, IceServer, configuration
 from webrtc.opus import OpusEncoder
 from webrtc.playout import Playout
 from webrtc.rate import RateControl
@@ -35,8 +35,6 @@ MEASURE_EVERY_S = 1.0
 CONNECT_TIMEOUT_S = 20.0
 LOST_AFTER_S = 15.0
 """Nothing at all has come in: browsers send a report each 5 s even when they only listen. ICE consent takes 30 s."""
-HANG_UP_S = 5.0
-"""How long a TURN server may take to hear that its relay is not needed any more."""
 CONNECT_WAKES_S = 0.06
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.impair import Network
+from tests.e2e.turn import running_coturn
 from tests.webrtc.speech import speech_48k
 from webrtc.caller import Caller, _HeardVoice
+from webrtc.ice import IceServer, time_limited_credential
 from webrtc.jitter import Packet, Skip
 from webrtc.opus import FRAME, Samples48k
 from webrtc.peer import Peer
@@ -88,6 +93,20 @@ def test_a_damaged_packet_that_is_to_be_left_out_adds_no_sound() -> None:
     assert heard.stats(None, 0.0, 0, 0).held_ms == 0
     heard._decode(Packet(b"", FRAME))
     assert heard.stats(None, 0.0, 0, 0).held_ms == 20
+
+
+@pytest.mark.skipif(shutil.which("turnserver") is None, reason="not installed: turnserver")
+async def test_hanging_up_does_not_wait_for_a_relay_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webrtc.caller.HANG_UP_S", 0.2)
+    with running_coturn(tmp_path, "only for tests") as turn:
+        credential = time_limited_credential("only for tests", "caller", now_s=time.time(), valid_s=600)
+        caller = Caller([IceServer(tuple(turn.urls), *credential)])
+        assert "typ relay" in await caller.offer()
+    async with asyncio.timeout(LIMIT_S / 2):
+        await caller.close()
+    assert caller.closed.is_set()
 
 
 async def test_nothing_is_heard_before_the_other_side_speaks() -> None:
