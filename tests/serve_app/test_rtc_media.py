@@ -45,7 +45,7 @@ class Server:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    room = CallRoom(RtcArgs(max_calls=1), make_peer=partial(Peer, (), lost_after_s=2.0))
+    room = CallRoom(RtcArgs(max_calls=1), make_peer=partial(Peer, (), lost_after_s=6.0))
     replicas: dict[str, Rtc] = {}
     rtc = replicas["here"] = Rtc(room.calls, NamedOwners("here", replicas), list, room.args)
     app = create_app(Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits()), rtc)
