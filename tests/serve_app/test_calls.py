@@ -253,7 +253,7 @@ async def test_a_silent_call_is_idle_though_its_own_voice_is_passed_on() -> None
         while not call.over.is_set():
             peer.on_frame(np.zeros(TICK_16K, np.float32))
             await asyncio.sleep(0.005)
-    assert len(peer.played) > 1
+    assert peer.played
     assert told[-1]["type"] == "end" and told[-1]["reason"] == "idle"
 
 

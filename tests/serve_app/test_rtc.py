@@ -16,7 +16,7 @@ from fastapi import FastAPI, WebSocket
 from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from configs.schema import ConfigError, read_yaml
+from configs.schema import ConfigError, load_preset, read_yaml
 from configs.serve import IceServerArgs, Limits, RtcArgs, ServeArgs
 from serve_app.calls import owner_of
 from serve_app.errors import Unavailable
@@ -128,7 +128,7 @@ def test_a_socket_is_a_call(here: Replica) -> None:
     with here.socket() as socket:
         hello = socket.receive_json()
         assert hello["default_mode"] == "lowest"
-        assert hello["modes"]["lowest"]["block_ms"] == 120
+        assert hello["modes"]["lowest"]["block_ms"] == load_preset("tiny").live.lowest.block_ms
         assert hello["ice_servers"] == []
         socket.send_json(START | {"block_ms": None, "steps": None, "bypass": True})
         ready = socket.receive_json()
