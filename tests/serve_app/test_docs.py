@@ -49,7 +49,7 @@ def seconds(path: Path) -> float:
 
 def test_make_targets_exist() -> None:
     targets = re.findall(r"^make (\w+)", blocks("sh")[0], re.MULTILINE)
-    assert targets == ["demo", "serve", "test"]
+    assert targets == ["serve", "demo", "test"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"\n{target}:" in makefile for target in targets)
 
@@ -75,7 +75,10 @@ def test_commands_with_a_server(graph: Deployed, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     shutil.copy(ROOT / "samples" / "voices" / "clara.flac", tmp_path / "me.wav")
+    needs_sound_card = [line for line in commands("seedvc call") if "--in" not in line]
     for line in [*commands("curl"), *commands("seedvc", "--server")]:
+        if line in needs_sound_card:
+            continue
         assert SERVER in line
         run(line.replace(SERVER, graph.http_url), tmp_path)
     assert abs(seconds(tmp_path / "converted.mp3") - SOURCE_S) < 0.1  # an mp3 frame and the encoder's delay
