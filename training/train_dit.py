@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from configs.schema import ModelSizes, load_preset
 from stages.models.dit import AdaptiveNorm, Dit
-from stages.models.flow import sample
 from stages.models.length_regulator import LengthRegulator
 from training.data import MODEL_RATE, Floats
 from training.discriminators import Judgement, MelJudge, judges_loss, likeness_loss, makers_loss
@@ -233,14 +232,6 @@ class Converter(nn.Module):
         t = torch.from_numpy(times.astype(np.float32)).to(batch.style.device)
         noise = torch.randn_like(batch.source_mel)
         return {"velocity": (self.velocity(batch, noise, t) - (batch.source_mel - noise)).square().mean()}
-
-    @torch.no_grad()
-    def convert(self, batch: Batch, steps: int, seed: int = 0) -> Tensor:
-        """Mel [B, 80, T] of the source's content in the prompt's voice."""
-        mu = self.conditions(batch)
-        prompt, generator = batch.prompt_mel, torch.Generator().manual_seed(seed)
-        noise = torch.randn(len(mu), prompt.shape[1], mu.shape[1], generator=generator)
-        return sample(self.dit, mu, prompt, batch.style, noise, steps, None)[..., prompt.shape[-1] :]
 
 
 class Student(nn.Module):
