@@ -77,7 +77,7 @@ def make_block(local: LocalStages, voice: Voice | str) -> BlockRequests:
     geometry, live = local.geometry, local.preset.live
     source, rate = decode_file(SAMPLES / "sources" / f"{SOURCE}.flac")
     sound: Samples = soxr.resample(source, rate, CONTENT_RATE)[CONTENT_RATE:][: geometry.window_samples_16k]
-    sampling = Sampling(0, live.steps, live.cfg_rate, live.vocoder_frames)
+    sampling = Sampling(0, live.steps, live.cfg_rate, live.vocoder_past_frames)
     return BlockRequests.of(BlockWindow(sound, geometry.window_ticks, geometry), voice, sampling)
 
 

@@ -158,8 +158,8 @@ class LiveSettings(Strict):
     cfg_rate: Annotated[float, Field(ge=0)] = 0.7
     follow_level: bool = False
     """Whether the output is as loud as the source; else as loud as the voice's reference, as upstream."""
-    vocoder_frames: Positive | None = None
-    """How many of the last mel frames the vocoder renders; None: all, as upstream."""
+    vocoder_past_frames: Annotated[int, Field(ge=0)] | None = None
+    """How many mel frames the vocoder renders in front of a block; None: all, as upstream."""
     lowest: CallMode = CallMode(block_ms=120, deadline_ms=240)
     constant: CallMode = CallMode(block_ms=180, deadline_ms=200)
 

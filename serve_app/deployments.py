@@ -99,8 +99,8 @@ class Vocoder:
         preset, checkpoint = open_stage(args)
         stage = Stage(preset, checkpoint, args.device)
         rows = checkpoint.sizes.mel.n_mels + checkpoint.sizes.carries_pitch
-        mel = np.zeros((rows, Geometry.from_settings(preset.live).target_frames), np.float32)
-        request = VocodeRequest(preset.live.vocoder_frames, live=True)
+        n_frames = Geometry.from_settings(preset.live).vocoder_frames(preset.live.vocoder_past_frames)
+        mel, request = np.zeros((rows, n_frames), np.float32), VocodeRequest(n_frames, live=True)
         for size in range(1, args.vocoder.max_batch_size + 1):
             stage([mel] * size, [request] * size)
         self._gate: BatchGate[tuple[Mel, VocodeRequest], Samples] = BatchGate(

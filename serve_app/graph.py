@@ -262,7 +262,7 @@ class ServeBackend:
     def open_live(self, voice_id: str, *, sample_rate: int, seed: int, steps: int | None) -> LiveFileStream:
         """A conversion through the blocks of calls; a file has no deadline there either."""
         live = self._preset.live
-        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_frames, live.follow_level)
+        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_past_frames, live.follow_level)
         return LiveFileStream(Stream(self._stages, voice_id, self._geometry, sampling), self._geometry, sample_rate)
 
     def open_call(

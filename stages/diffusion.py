@@ -36,10 +36,10 @@ class Diffusion:
     def __call__(
         self, contents: Sequence[Content], requests: Sequence[DiffuseRequest], voices: Sequence[Voice]
     ) -> list[Mel]:
-        """Mel [mels, stop - start] for each request; with pitch, one more row: in Hz, 0 where unvoiced."""
+        """Mel [mels, last_frames or stop - start] for each request; with pitch, a last row: in Hz, 0 where unvoiced."""
         prompts = [prompt_of(voice, request) for voice, request in zip(voices, requests, strict=True)]
         keys = [
-            (content.shape, prompt.frames, r.frames, r.start, r.stop, r.steps, r.cfg_rate > 0)
+            (content.shape, prompt.frames, r.frames, r.start, r.stop, r.last_frames, r.steps, r.cfg_rate > 0)
             for content, prompt, r in zip(contents, prompts, requests, strict=True)
         ]
         results: list[Mel] = [np.empty(0, np.float32)] * len(requests)
@@ -83,11 +83,12 @@ class Diffusion:
                 self._tensor(noise),
                 first.steps,
                 rates,
+                first.last_frames or first.stop - first.start,
             )
         bands = self._tensor([p.bands for p in prompts]).unsqueeze(-1)  # (B, 2, mels, 1)
-        rendered = mels[..., n_prompt:].float() * bands[:, 0] + bands[:, 1]
+        rendered = mels.float() * bands[:, 0] + bands[:, 1]
         if self._regulator.f0_bins:
-            index = nearest_index(contents[0].shape[0], first.frames)[first.start : first.stop]
+            index = nearest_index(contents[0].shape[0], first.frames)[first.start : first.stop][-mels.shape[-1] :]
             melody = self._tensor(contents)[:, index.to(self._device), -1]
             pitch = melody * self._tensor([p.pitch_hz for p in prompts])
             rendered = torch.cat([rendered, pitch.unsqueeze(1)], dim=1)

@@ -75,13 +75,10 @@ class Geometry:
             right_ticks=ticks_of(live.right_ms, "right_ms"),
             drop_ticks=left - kept,
         )
-        needed = -(-(geometry.return_samples + geometry.tail_samples) // HOP)
-        if live.vocoder_frames is not None and live.vocoder_frames < needed:
-            raise ConfigError(f"vocoder_frames is {live.vocoder_frames}; a block needs at least {needed}")
         wanted = {"lowest.block_ms": live.lowest.block_ms, "constant.block_ms": live.constant.block_ms}
         if block_ms is not None:
             wanted["block_ms"] = block_ms
-        largest_ms = geometry.largest_block(live.vocoder_frames) * TICK_MS
+        largest_ms = geometry.largest_block * TICK_MS
         for name, milliseconds in wanted.items():
             if not MIN_BLOCK_MS <= milliseconds <= largest_ms:
                 raise ConfigError(f"{name} is {milliseconds}; this preset allows {MIN_BLOCK_MS} to {largest_ms}")
@@ -121,13 +118,17 @@ class Geometry:
         shift = self.block_ticks - block_ticks
         return replace(self, block_ticks=block_ticks, left_ticks=self.left_ticks + shift)
 
-    def largest_block(self, vocoder_frames: int | None) -> int:
-        """Ticks of the largest block that the window, and what the vocoder renders of it, have room for."""
-        largest = self.block_ticks + self.left_ticks - self.drop_ticks
-        if vocoder_frames is not None:
-            around = self.return_ticks + self.right_ticks - self.block_ticks
-            largest = min(largest, vocoder_frames * HOP // TICK_MODEL - around)
-        return largest
+    @property
+    def largest_block(self) -> int:
+        """Ticks of the largest block that the window has room for."""
+        return self.block_ticks + self.left_ticks - self.drop_ticks
+
+    def vocoder_frames(self, past_frames: int | None) -> int:
+        """Mel frames that the vocoder renders per block: what is returned, the look-ahead, and so much of the past."""
+        if past_frames is None:
+            return self.target_frames
+        needed = -(-(self.return_samples + self.tail_samples) // HOP)
+        return min(self.target_frames, needed + past_frames)
 
     @property
     def window_ticks(self) -> int:

@@ -278,7 +278,7 @@ class LiveStream:
         elif not self._has_room(now_s, deadline_s):
             block.outcome = "dropped"
         else:
-            sampling = Sampling(self._seed, settings.steps, settings.cfg_rate, self._live.vocoder_frames)
+            sampling = Sampling(self._seed, settings.steps, settings.cfg_rate, self._live.vocoder_past_frames)
             block.pending = BlockRequests.of(window, settings.voice, sampling).start(self._stages)
             block.result = asyncio.create_task(self._collect(block))
             block.result.add_done_callback(_mark_seen)

@@ -154,7 +154,7 @@ class LocalStages:
     def open_live(self, voice: Voice, *, sample_rate: int, seed: int = 0, steps: int | None = None) -> LiveFileStream:
         """The same through the path of a call."""
         live = self.preset.live
-        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_frames, live.follow_level)
+        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_past_frames, live.follow_level)
         return LiveFileStream(Stream(self, voice, self.geometry, sampling), self.geometry, sample_rate)
 
     def open_call(

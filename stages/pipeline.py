@@ -52,7 +52,7 @@ class Sampling:
     seed: int
     steps: int
     cfg_rate: float
-    vocoder_frames: int | None = None
+    vocoder_past_frames: int | None = None
     follow_level: bool = False
 
 
@@ -70,7 +70,7 @@ class BlockRequests:
     ) -> BlockRequests:
         """The whole window to the encoder; `noise` [mels, P + T] or [mels, T] replaces the drawn start noise."""
         geometry = window.geometry
-        n_frames = geometry.target_frames
+        n_frames, n_heard = geometry.target_frames, geometry.vocoder_frames(sampling.vocoder_past_frames)
         diffuse = DiffuseRequest(
             voice=voice,
             frames=n_frames,
@@ -82,9 +82,10 @@ class BlockRequests:
             cfg_rate=sampling.cfg_rate,
             live=True,
             noise=noise,
+            last_frames=n_heard,
         )
         encode = EncodeRequest(window.samples, geometry.drop_ticks, live=True, usual_hz=window.usual_hz)
-        return cls(encode, diffuse, VocodeRequest(sampling.vocoder_frames, live=True))
+        return cls(encode, diffuse, VocodeRequest(n_heard, live=True))
 
     def start(self, stages: Stages) -> Pending:
         """Send them; what comes back is the wave's to `collect`."""

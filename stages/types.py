@@ -126,7 +126,8 @@ class DiffuseRequest:
 
     The content is stretched to `frames` mel frames as a whole; [start, stop) of them are rendered. `voice` is the
     voice itself or its id in the voice store. `first_frame` numbers the first rendered frame for the start noise;
-    `noise` [mels, T] or [mels, P + T] replaces the drawn one.
+    `noise` [mels, T] or [mels, P + T] replaces the drawn one. Only the
+    `last_frames` of what is rendered come back, or all.
     """
 
     voice: Voice | str
@@ -139,6 +140,7 @@ class DiffuseRequest:
     cfg_rate: float
     live: bool = False
     noise: NDArray[np.float32] | None = None
+    last_frames: int | None = None
 
 
 @dataclass(frozen=True)

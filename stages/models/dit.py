@@ -152,7 +152,8 @@ class Dit(nn.Module):
     """Velocity v(x, prompt, t, style, mu) of the flow.
 
     x, prompt_x [B, in_channels, T] (the clean prompt mel in front, zeros behind), t [B], style [B, style_dim],
-    mu [B, T, content_dim], lengths [B] or None where all items fill T; returns [B, in_channels, T].
+    mu [B, T, content_dim], lengths [B] or None where all items fill T; returns [B, in_channels, T], or only the
+    `last_frames` of it, which spares the head the rest (not with lengths).
     """
 
     def __init__(self, sizes: DitSizes) -> None:
@@ -171,7 +172,14 @@ class Dit(nn.Module):
         self.conv2 = nn.Conv1d(sizes.wavenet.hidden_dim, mels, 1)
 
     def forward(
-        self, x: Tensor, prompt_x: Tensor, t: Tensor, style: Tensor, mu: Tensor, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        prompt_x: Tensor,
+        t: Tensor,
+        style: Tensor,
+        mu: Tensor,
+        lengths: Tensor | None = None,
+        last_frames: int | None = None,
     ) -> Tensor:
         key_mask, wave_mask = self._masks(lengths, x.shape[-1], x.device)
         t_emb = self.t_embedder(t)
@@ -181,10 +189,12 @@ class Dit(nn.Module):
             torch.cat([frames, prompt_x.transpose(1, 2), self.cond_projection(mu), style_frames], dim=-1)
         )
         h = self.transformer(h, t_emb, key_mask)
-        h = self.skip_linear(torch.cat([h, frames], dim=-1))
+        n_out = x.shape[-1] if last_frames is None else last_frames
+        seen = min(x.shape[-1], n_out + self.wavenet.reach)
+        h = self.skip_linear(torch.cat([h[:, -seen:], frames[:, -seen:]], dim=-1))
         waves = self.wavenet(self.conv1(h).transpose(1, 2), self.t_embedder2(t).unsqueeze(-1), wave_mask)
         z = waves.transpose(1, 2) + self.res_projection(h)
-        return self.conv2(self.final_layer(z, t_emb).transpose(1, 2))  # type: ignore[no-any-return]
+        return self.conv2(self.final_layer(z[:, -n_out:], t_emb).transpose(1, 2))  # type: ignore[no-any-return]
 
     @staticmethod
     def _masks(lengths: Tensor | None, n_frames: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

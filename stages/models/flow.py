@@ -9,12 +9,20 @@ from stages.models.dit import Dit
 
 
 def sample(
-    estimator: Dit, mu: Tensor, prompt: Tensor, style: Tensor, noise: Tensor, steps: int, cfg_rates: Tensor | None
+    estimator: Dit,
+    mu: Tensor,
+    prompt: Tensor,
+    style: Tensor,
+    noise: Tensor,
+    steps: int,
+    cfg_rates: Tensor | None,
+    last_frames: int | None = None,
 ) -> Tensor:
     """Integrate noise to mel in `steps` uniform Euler steps.
 
     mu [B, P + T, content_dim], prompt [B, mels, P] (clean mel), style [B, style_dim], noise [B, mels, P + T],
-    cfg_rates [B] or None for no guidance (half the cost). Returns [B, mels, P + T]; the prompt's part is zero.
+    cfg_rates [B] or None for no guidance (half the cost). Returns [B, mels, P + T], the prompt's part zero, or
+    only the `last_frames` of it.
     """
     n_prompt = prompt.shape[-1]
     prompt_x = torch.zeros_like(noise)
@@ -25,24 +33,34 @@ def sample(
     t = times[0]
     for k in range(steps):
         dt = times[k + 1] - times[k]
-        x = x + dt * _velocity(estimator, x, prompt_x, t, style, mu, cfg_rates)
-        x[..., :n_prompt] = 0
+        wanted = last_frames if k == steps - 1 else None
+        velocity = _velocity(estimator, x, prompt_x, t, style, mu, cfg_rates, wanted)
+        x = x[..., -velocity.shape[-1] :] + dt * velocity
+        x[..., : max(0, n_prompt + x.shape[-1] - noise.shape[-1])] = 0
         t = t + dt
     return x
 
 
 def _velocity(
-    estimator: Dit, x: Tensor, prompt_x: Tensor, t: Tensor, style: Tensor, mu: Tensor, cfg_rates: Tensor | None
+    estimator: Dit,
+    x: Tensor,
+    prompt_x: Tensor,
+    t: Tensor,
+    style: Tensor,
+    mu: Tensor,
+    cfg_rates: Tensor | None,
+    last_frames: int | None,
 ) -> Tensor:
     """The guided velocity; the null branch has no prompt, style or content, and shares the batch."""
     if cfg_rates is None:
-        return estimator(x, prompt_x, t.expand(len(x)), style, mu)  # type: ignore[no-any-return]
+        return estimator(x, prompt_x, t.expand(len(x)), style, mu, last_frames=last_frames)  # type: ignore[no-any-return]
     both = estimator(
         torch.cat([x, x]),
         torch.cat([prompt_x, torch.zeros_like(prompt_x)]),
         t.expand(2 * len(x)),
         torch.cat([style, torch.zeros_like(style)]),
         torch.cat([mu, torch.zeros_like(mu)]),
+        last_frames=last_frames,
     )
     conditioned, null = both.chunk(2)
     rate = cfg_rates[:, None, None]

@@ -35,8 +35,15 @@ class MelSpectrogram(nn.Module):
         self.register_buffer("filterbank", bank, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.of_spectrum(self.spectrum(x))
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        """Complex spectrum [B, n_fft // 2 + 1, frames] of waves [B, samples]."""
         pad = (self.n_fft - self.hop) // 2
         x = F.pad(x.unsqueeze(1), (pad, pad), mode="reflect").squeeze(1)
-        spec = torch.stft(x, self.n_fft, self.hop, self.win, self.window, center=False, return_complex=True)
-        magnitude = torch.sqrt(spec.real.square() + spec.imag.square() + 1e-9)  # (B, n_fft // 2 + 1, frames)
+        return torch.stft(x, self.n_fft, self.hop, self.win, self.window, center=False, return_complex=True)
+
+    def of_spectrum(self, spectrum: Tensor) -> Tensor:
+        """Natural-log mel of a complex spectrum."""
+        magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-9)
         return torch.log(torch.clamp(self.filterbank @ magnitude, min=LOG_FLOOR))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import MelSettings
@@ -25,6 +24,16 @@ def limited(x: Tensor) -> Tensor:
     return x.clamp(-KNEE, KNEE) + x.sign() * room * torch.tanh(over / room)
 
 
+def overlap_added(frames: Tensor, hop: int) -> Tensor:
+    """Frames [B, T, n] to their sum [B, (T - 1) * hop + n], each `hop` later than the one before; n is hops."""
+    batch, n_frames, n = frames.shape
+    hops = frames.view(batch, n_frames, n // hop, hop)
+    added = frames.new_zeros(batch, n_frames + n // hop - 1, hop)
+    for i in range(n // hop):
+        added[:, i : i + n_frames] += hops[:, :, i]
+    return added.view(batch, -1)
+
+
 class MelMatch(nn.Module):
     """Waves [B, 256 * T] in [-1, 1] and their wanted log-mel [B, mels, T] to waves whose mel is nearer to it.
 
@@ -33,6 +42,8 @@ class MelMatch(nn.Module):
     """
 
     harmonic_share: Tensor
+    spread: Tensor
+    """How a band's gain spreads over the bins [bins, mels]."""
 
     def __init__(self, settings: MelSettings, passes: int) -> None:
         super().__init__()
@@ -41,48 +52,35 @@ class MelMatch(nn.Module):
         self.source = HarmonicSource(settings)
         hz = torch.linspace(0, settings.sample_rate / 2, settings.n_fft // 2 + 1)
         slope = ((hz - HARMONIC_HZ) / (NOISY_HZ - HARMONIC_HZ)).clamp(0, 1)
+        bank = self.mel.filterbank
+        self.register_buffer("spread", (bank / (bank.sum(dim=0) + 1e-8)).T.contiguous(), persistent=False)
         self.register_buffer("harmonic_share", 1 - (1 - HARMONIC_SHARE_ABOVE) * slope, persistent=False)
 
     def forward(self, x: Tensor, mel: Tensor, f0: Tensor | None = None) -> Tensor:
         """With a pitch [B, T] in Hz, the voiced frames' harmonics come from a source at that pitch."""
         for i in range(self.passes):
-            if i == 0 and f0 is not None:
-                x = self._voiced(x, mel, f0)
-            else:
-                x = self._filter(x, (mel - self.mel(x)).clamp(-MAX_GAIN, MAX_GAIN))
+            spectrum = self._voiced(x, mel, f0) if i == 0 and f0 is not None else self._matched(x, mel)
+            x = self._wave(spectrum, x.shape[-1])
         return limited(x) if self.passes else x
 
     def _voiced(self, x: Tensor, mel: Tensor, f0: Tensor) -> Tensor:
         """Source and x, each brought to the mel, and mixed by how voiced the frame is and how high the bin."""
         harmonics, voiced = self.source(f0)
-        spectra = [
-            self._spectrum(wave) * self._spread((mel - self.mel(wave)).clamp(-MAX_GAIN, MAX_GAIN))
-            for wave in (harmonics, x)
-        ]
+        of_source, of_x = self._matched(torch.cat([harmonics, x]), torch.cat([mel, mel])).chunk(2)
         share = voiced[:, None] * self.harmonic_share[:, None]
-        return self._wave(share * spectra[0] + (1 - share.square()).sqrt() * spectra[1], x.shape[-1])
+        return share * of_source + (1 - share.square()).sqrt() * of_x  # type: ignore[no-any-return]
 
-    def _filter(self, x: Tensor, gains: Tensor) -> Tensor:
-        """Multiply x by e^gains [B, mels, T]; analysis and synthesis share the mel's frames and window."""
-        return self._wave(self._spectrum(x) * self._spread(gains), x.shape[-1])
-
-    def _spread(self, gains: Tensor) -> Tensor:
-        """Gains of bands [B, mels, T] as factors of bins [B, bins, T]."""
-        spread = self.mel.filterbank / (self.mel.filterbank.sum(dim=0, keepdim=True) + 1e-8)  # (mels, bins)
-        return torch.exp(spread.T @ gains)
-
-    def _spectrum(self, x: Tensor) -> Tensor:
-        n_fft, hop = self.mel.n_fft, self.mel.hop
-        pad = (n_fft - hop) // 2
-        padded = F.pad(x.unsqueeze(1), (pad, pad), mode="reflect").squeeze(1)
-        return torch.stft(padded, n_fft, hop, n_fft, self.mel.window, center=False, return_complex=True)
+    def _matched(self, x: Tensor, mel: Tensor) -> Tensor:
+        """The spectrum of x [B, bins, T] times what its mel lacks."""
+        spectrum = self.mel.spectrum(x)
+        gains = (mel - self.mel.of_spectrum(spectrum)).clamp(-MAX_GAIN, MAX_GAIN)
+        return spectrum * torch.exp(self.spread @ gains)
 
     def _wave(self, spectrum: Tensor, n_samples: int) -> Tensor:
-        """Spectrum [B, bins, T] back to samples [B, n_samples]."""
+        """Spectrum [B, bins, T] back to samples [B, n_samples], by the analysis' own window."""
         n_fft, hop, window = self.mel.n_fft, self.mel.hop, self.mel.window
         pad = (n_fft - hop) // 2
-        frames = torch.fft.irfft(spectrum, dim=1) * window[:, None]  # (B, n_fft, T)
-        energy = window.square()[None, :, None].expand(1, -1, frames.shape[-1])
-        length = (1, n_samples + 2 * pad)
-        added, norm = (F.fold(part, length, (1, n_fft), stride=(1, hop))[:, 0, 0] for part in (frames, energy))
+        frames = torch.fft.irfft(spectrum.transpose(1, 2)) * window  # (B, T, n_fft)
+        energy = window.square().expand(1, frames.shape[1], -1)
+        added, norm = (overlap_added(part, hop) for part in (frames, energy))
         return (added / norm.clamp(min=ENERGY_FLOOR))[:, pad : pad + n_samples]

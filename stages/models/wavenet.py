@@ -27,12 +27,14 @@ class NamedConv(nn.Module):
 class WaveNet(nn.Module):
     """[B, C, T] with condition [B, C, 1] to [B, C, T].
 
-    `mask` [B, 1, T] zeroes what lies behind each item's length; None where all items are full.
+    `mask` [B, 1, T] zeroes what lies behind each item's length; None where all items are full. A frame depends on
+    `reach` frames to each side.
     """
 
     def __init__(self, sizes: WavenetSizes) -> None:
         super().__init__()
         self.channels = channels = sizes.hidden_dim
+        self.reach = (sizes.kernel_size - 1) // 2 * sum(sizes.dilation_rate**i for i in range(sizes.num_layers))
         self.cond_layer = NamedConv(channels, 2 * channels * sizes.num_layers)
         self.in_layers = nn.ModuleList(
             NamedConv(channels, 2 * channels, sizes.kernel_size, sizes.dilation_rate**i)

@@ -83,7 +83,7 @@ def unhurried_preset(folder: Path) -> Path:
     path = folder / "unhurried.yaml"
     tree = yaml.safe_load((PRESET_FOLDER / "tiny.yaml").read_text())
     mode = {"block_ms": 360, "deadline_ms": 1000}
-    live = tree["live"] | {"lowest": mode, "constant": mode, "vocoder_frames": 50}
+    live = tree["live"] | {"lowest": mode, "constant": mode}
     path.write_text(yaml.safe_dump(tree | {"live": live, "weights": str(PRESET_FOLDER / tree["weights"])}))
     return path
 

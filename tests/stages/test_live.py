@@ -428,13 +428,6 @@ def test_impossible_settings_are_refused_and_change_nothing(change: dict[str, An
         LiveStream(SlowStages(), LIVE, CallSettings.of(LIVE, "anyone", **change))
 
 
-def test_blocks_end_where_the_vocoder_does() -> None:
-    live = LIVE.model_copy(update={"vocoder_frames": 35})
-    assert Geometry.from_settings(live, 320).block_ticks == 16
-    with pytest.raises(ConfigError, match="block_ms is 340; this preset allows 40 to 320"):
-        Geometry.from_settings(live, 340)
-
-
 # --- silence ---
 
 
@@ -568,7 +561,7 @@ async def test_a_call_through_networks_equals_the_recording(quick_stages: LocalS
     chosen = CallSettings.of(live, quick_voice, mode="lowest", block_ms=180)
     stream = LiveStream(ThreadedStages(quick_stages), patient(live), chosen, seed=5, gate=silence_only)
     got = await one_by_one(stream, source, 2880)
-    sampling = Sampling(5, live.steps, live.cfg_rate, live.vocoder_frames)
+    sampling = Sampling(5, live.steps, live.cfg_rate, live.vocoder_past_frames)
     expected = drain(partial(Stream(quick_stages, quick_voice, quick_stages.geometry, sampling).push, source))
     assert np.array_equal(np.stack(got), np.stack(expected))
 

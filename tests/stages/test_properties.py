@@ -77,6 +77,17 @@ def test_diffusion_batch(quick_stages: LocalStages, checkpoint: Checkpoint, voic
     assert batch[8].shape == (80, 15)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("last_frames", [1, 12, 40])
+def test_the_last_frames_alone_equal_those_of_all(
+    quick_stages: LocalStages, voices: list[Voice], steps: int, last_frames: int
+) -> None:
+    content = quick_stages.encode(EncodeRequest(noise(0.6, CONTENT_RATE)))
+    request = dataclasses.replace(SINGLE, voice=voices[0], steps=steps)
+    alone = quick_stages.diffuse(content, dataclasses.replace(request, last_frames=last_frames))
+    assert_close([alone], [quick_stages.diffuse(content, request)[:, -last_frames:]])
+
+
 def test_vocoder_batch(checkpoint: Checkpoint) -> None:
     vocoder, generator = Vocoder(quick_preset(), checkpoint), np.random.default_rng(0)
     mels = [generator.normal(-3, 2, (80, n)).astype(np.float32) for n in (20, 31, 20, 31, 12)]
