@@ -28,6 +28,8 @@ PHONES = (
 # fmt: on
 MODEL_RATE = 22050
 CONTENT_RATE = 16000
+TICK = 320  # samples of a content frame at 16 kHz
+SYNTH_CLIPS_PER_VOICE = 15
 DEFAULT_DATA = os.environ.get("SEEDVC_DATA", "./data")
 HELD_OUT_PER_1000 = 60
 HELD_OUT_FROM = ("lv", "vctk_", "esp_", "flite_")  # corpora of many speakers, so that no single one is lost whole
@@ -58,6 +60,17 @@ def held_out(clip: Clip) -> bool:
     """Whether a speaker is kept out of every training; decided by the name alone, so that it never changes."""
     digest = hashlib.sha256(clip.speaker.encode()).digest()
     return clip.speaker.startswith(HELD_OUT_FROM) and int.from_bytes(digest[:4]) % 1000 < HELD_OUT_PER_1000
+
+
+def chosen(clips: list[Clip]) -> list[Clip]:
+    """All human clips of a second or more, and a few of each synthetic voice."""
+    taken: dict[str, int] = {}
+    kept = []
+    for clip in clips:
+        taken[clip.speaker] = taken.get(clip.speaker, 0) + 1
+        if clip.duration_s >= 1.0 and (clip.kind == "human" or taken[clip.speaker] <= SYNTH_CLIPS_PER_VOICE):
+            kept.append(clip)
+    return kept
 
 
 def read_manifests(root: Path) -> Iterator[Clip]:

@@ -24,9 +24,9 @@ from stages.models.campplus import Campplus
 from stages.models.mel import MelSpectrogram
 from stages.pitch import pitch_hz
 from training.augment import colour, draw_warp, warp
-from training.data import CONTENT_RATE, Clip, Corpus, Floats
+from training.data import CONTENT_RATE, TICK, Clip, Corpus, Floats, chosen
 from training.loop import arguments, start_logging
-from training.train_encoder import TICK, load_phone_model
+from training.train_encoder import load_phone_model
 from training.train_style import WARPS, fbanks, load_style_encoder
 
 VARIANTS = ("whole", "warped", "warped_again", "ends")
@@ -34,7 +34,6 @@ WHOLE_TICKS, WHOLE_OVERLAP = 500, 50  # a file's segments
 WINDOW_TICKS, END_TICKS = 88, 39  # a call's window, and how much of it the diffusion renders
 STYLE_S = (2.0, 5.0)
 STYLE_CLIPS_PER_VOICE = 4
-SYNTH_CLIPS_PER_VOICE = 15
 ENCODE_BATCH = 16
 
 log = logging.getLogger("training")
@@ -130,17 +129,6 @@ def style_of(clip: Clip, corpus: Corpus, style: Campplus, rng: np.random.Generat
             start = int(rng.integers(max(1, len(warped) - n)))
             rows.append(style(fbanks([np.resize(warped[start : start + n], n)]))[0].numpy())
     return np.stack(rows).reshape(len(WARPS), len(STYLE_S), -1)
-
-
-def chosen(clips: list[Clip]) -> list[Clip]:
-    """All human clips of a second or more, and a few of each synthetic voice."""
-    taken: dict[str, int] = {}
-    kept = []
-    for clip in clips:
-        taken[clip.speaker] = taken.get(clip.speaker, 0) + 1
-        if clip.duration_s >= 1.0 and (clip.kind == "human" or taken[clip.speaker] <= SYNTH_CLIPS_PER_VOICE):
-            kept.append(clip)
-    return kept
 
 
 def read_features(root: Path) -> Iterator[Features]:

@@ -52,7 +52,7 @@ class Shape:
 
 
 SHAPES = (
-    Shape(0.45, (50, 50), (END_TICKS - 1, END_TICKS - 1), ends=True),
+    Shape(0.45, (25, 50), (END_TICKS - 1, END_TICKS - 1), ends=True),
     Shape(0.35, (40, 150), (50, 150)),
     Shape(0.20, (100, 250), (150, 250)),
 )

@@ -1,12 +1,15 @@
-"""Train the content encoder (Whisper's layout) to tell phones through a narrow layer.
+"""Train the content encoder (Whisper's layout) to tell what a large recogniser hears, and phones in a narrow layer.
 
-The layer keeps the phones from being told by the speaker. The regulator then takes the full width in front of it, which
-holds a third more of the sound, and learns from warped copies not to believe what it says of the speaker.
+It hears warped and coloured copies and has to tell what the teacher heard in the recording itself, less the speaker's
+mean (training.teacher): what the copies do not share, it cannot tell. The regulator then takes its full width.
 `python -m training.train_encoder --data ./data --out ./training-out` writes training-out/encoder.pt.
 """
 
+from __future__ import annotations
+
 import logging
 import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +20,18 @@ from torch import Tensor, nn
 from configs.schema import WhisperSizes, load_preset
 from stages.models.whisper import WhisperEncoder, WhisperLogMel
 from training.augment import colour, draw_warp, warp
-from training.data import CONTENT_RATE, PHONES, Clip, Corpus, Floats
-from training.labels import UNKNOWN, Labels, Phones, frame_labels, read_phones
+from training.data import CONTENT_RATE, PHONES, TICK, Clip, Corpus, Floats
+from training.labels import UNKNOWN, Phones, frame_labels, read_phones
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
+from training.teacher import Teacher
 
 NARROW = 24
-TICK = 320  # samples of a content frame at 16 kHz
 # (ticks, batch, chance): windows of calls, then of files
 WINDOWS = ((138, 16, 0.75), (276, 8, 0.17), (500, 4, 0.08))
 MASKED_BANDS = 10
-REREAD_STEPS = 100
+HUMAN_SHARE = 0.7
+PHONES_WEIGHT = 0.5
+TEACHER_WIDTH = 384  # Whisper tiny
 
 log = logging.getLogger("training")
 
@@ -44,6 +49,33 @@ def pad_to_frames(waves: Tensor) -> Tensor:
     return F.pad(waves, (0, (n // TICK + 1) * TICK - n))
 
 
+@dataclass(frozen=True)
+class Window:
+    """Waves [.., ticks * 320], phone labels [.., ticks + 1] and what the teacher tells [.., ticks + 1, width].
+
+    `is_told` [.., ticks + 1] is one where the teacher was asked and zero elsewhere.
+    """
+
+    waves: Tensor
+    labels: Tensor
+    told: Tensor
+    is_told: Tensor
+
+    def to(self, device: str) -> Window:
+        """The same windows elsewhere."""
+        return Window(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples [at, at + n) of a drawn stretch: a clip's from `start` on."""
+
+    clip: Clip
+    at: int
+    start: int
+    n: int
+
+
 class PhoneModel(nn.Module):
     """Waves at 16 kHz [B, n] to phones [B, n // 320 + 1, phones]; only `content` is used after training."""
 
@@ -57,6 +89,7 @@ class PhoneModel(nn.Module):
         )
         self.narrow = nn.Linear(sizes.d_model, NARROW, bias=False)
         self.head = nn.Linear(NARROW, len(PHONES))
+        self.echo = nn.Linear(sizes.d_model, TEACHER_WIDTH)
 
     def content(self, waves: Tensor) -> Tensor:
         """What the encoder tells of the waves, as the regulator hears it."""
@@ -68,29 +101,35 @@ class PhoneModel(nn.Module):
         logits: Tensor = self.head(self.narrow(self.content(waves)))
         return logits
 
-    def loss(self, waves: Tensor, labels: Tensor, masked: Tensor) -> Losses:
-        """Cross-entropy of the phones [B, F]; `masked` [B, n_mels] bands are set to the floor."""
-        log_mel = self.log_mel(pad_to_frames(waves))
+    def loss(self, window: Window, masked: Tensor) -> Losses:
+        """Cross-entropy of the phones and squared error of what the teacher tells, each where it is known.
+
+        `masked` [B, n_mels] bands are set to the floor.
+        """
+        log_mel = self.log_mel(pad_to_frames(window.waves))
         log_mel = torch.where(masked[:, :, None], log_mel.amin(dim=(1, 2), keepdim=True), log_mel)
-        logits = self.head(self.narrow(self.encoder(log_mel)))
-        return {"phones": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.05)}
+        content = self.encoder(log_mel)
+        logits = self.head(self.narrow(content))
+        error = (self.echo(content) - window.told).square().mean(dim=-1) * window.is_told
+        return {
+            "phones": PHONES_WEIGHT
+            * F.cross_entropy(logits.flatten(0, 1), window.labels.flatten(), label_smoothing=0.05),
+            "teacher": error.sum() / window.is_told.sum().clamp(min=1),
+        }
 
 
 class Windows:
-    """Random labelled windows, half synthesised and half human, speaker by speaker."""
+    """Random windows, speaker by speaker, of clips whose phones are known or which the teacher has heard."""
 
-    def __init__(self, corpus: Corpus, root: Path, clips: list[Clip]) -> None:
-        self.corpus, self.root, self.clips = corpus, root, clips
-        self.reread()
-
-    def reread(self) -> None:
-        """Take up the labels that have come since."""
-        self.phones = read_phones(self.root)
+    def __init__(self, corpus: Corpus, root: Path) -> None:
+        self.corpus = corpus
+        self.phones = read_phones(root)
+        self.teacher = Teacher(root, corpus.clips)
         self.by_kind: dict[str, list[list[Clip]]] = {}
         for kind in ("human", "synth"):
             speakers: dict[str, list[Clip]] = {}
-            for clip in self.clips:
-                if clip.kind == kind and clip.path in self.phones:
+            for clip in corpus.train():
+                if clip.kind == kind and (clip.path in self.phones or clip in self.teacher):
                     speakers.setdefault(clip.speaker, []).append(clip)
             if speakers:
                 self.by_kind[kind] = list(speakers.values())
@@ -99,49 +138,64 @@ class Windows:
             weight = np.sqrt([sum(clip.duration_s for clip in group) for group in groups])
             self.chances[kind] = weight / weight.sum()
 
-    def draw(self, rng: np.random.Generator, ticks: int) -> tuple[Floats, Labels]:
-        """One augmented window [ticks * 320] and the labels of its ticks + 1 frames."""
-        kinds = list(self.by_kind)
-        kind = kinds[int(rng.integers(len(kinds)))]
+    def draw(self, rng: np.random.Generator, ticks: int) -> Window:
+        """One augmented window."""
+        kind = "human" if rng.random() < HUMAN_SHARE else "synth"
+        kind = kind if kind in self.by_kind else next(iter(self.by_kind))
         groups = self.by_kind[kind]
         group = groups[int(rng.choice(len(groups), p=self.chances[kind]))]
         factor = draw_warp(rng)
-        wave, phones = self._speech(rng, group, int(ticks * TICK * factor) + TICK)
+        wave, phones, pieces = self._speech(rng, group, int(ticks * TICK * factor) + TICK)
         wave = warp(wave, factor)[: ticks * TICK]
         wave = np.pad(wave, (0, ticks * TICK - len(wave)))
         labels = frame_labels([(a / factor, b / factor, phone) for a, b, phone in phones], ticks + 1)
-        return colour(wave, rng), labels
+        told, is_told = self._told(pieces, np.arange(ticks + 1) * TICK * factor)
+        arrays = (colour(wave, rng), labels, told, is_told)
+        return Window(*(torch.from_numpy(array) for array in arrays))
 
-    def _speech(self, rng: np.random.Generator, group: list[Clip], n: int) -> tuple[Floats, Phones]:
-        """Pieces of one speaker with silences between them, n samples in all, with the phones' times."""
-        pieces: list[Floats] = []
+    def _told(self, pieces: list[Piece], places: np.ndarray) -> tuple[Floats, Floats]:
+        """What the teacher tells [frames, width] at the places [frames] of a stretch in samples, and where it does."""
+        told = np.zeros((len(places), TEACHER_WIDTH), np.float32)
+        is_told = np.zeros(len(places), np.float32)
+        for piece in pieces:
+            inside = (places >= piece.at) & (places < piece.at + piece.n)
+            if piece.clip in self.teacher and inside.any():
+                frames = np.round((places[inside] - piece.at + piece.start) / TICK).astype(np.int64)
+                told[inside], is_told[inside] = self.teacher.told(piece.clip, frames), 1.0
+        return told, is_told
+
+    def _speech(self, rng: np.random.Generator, group: list[Clip], n: int) -> tuple[Floats, Phones, list[Piece]]:
+        """Clips of one speaker with silences between them, n samples in all, with the phones' times."""
+        waves: list[Floats] = []
         phones: Phones = []
+        pieces: list[Piece] = []
         filled = 0
         if rng.random() < 0.25:  # a call starts with an empty past
             filled = int(rng.uniform(0, 0.6) * n)
-            pieces.append(np.zeros(filled, dtype=np.float32))
+            waves.append(np.zeros(filled, dtype=np.float32))
             phones.append((0.0, filled / CONTENT_RATE, "SIL"))
         first = True
         while filled < n:
             clip = group[int(rng.integers(len(group)))]
-            known = self.phones[clip.path]
-            labelled = min(clip.n_16k, int(known[-1][1] * CONTENT_RATE))
-            start = int(rng.integers(max(1, labelled - n // 2))) if first else 0
-            piece = self.corpus.wave_16k(clip, start, min(n - filled, labelled - start))
+            known = self.phones.get(clip.path, [])
+            usable = clip.n_16k if clip in self.teacher else min(clip.n_16k, int(known[-1][1] * CONTENT_RATE))
+            start = int(rng.integers(max(1, usable - n // 2))) if first else 0
+            piece = self.corpus.wave_16k(clip, start, min(n - filled, usable - start))
             shift_s, end_s = (filled - start) / CONTENT_RATE, (filled + len(piece)) / CONTENT_RATE
             phones += [(a + shift_s, min(b + shift_s, end_s), p) for a, b, p in known if b > start / CONTENT_RATE]
+            pieces.append(Piece(clip, filled, start, len(piece)))
             gap = int(rng.uniform(0.05, 0.8) * CONTENT_RATE)
-            pieces += [piece, np.zeros(gap, dtype=np.float32)]
+            waves += [piece, np.zeros(gap, dtype=np.float32)]
             phones.append((end_s, end_s + gap / CONTENT_RATE, "SIL"))
             filled += len(piece) + gap
             first = False
-        return np.concatenate(pieces)[:n], phones
+        return np.concatenate(waves)[:n], phones, pieces
 
-    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Waves [B, ticks * 320] and labels [B, ticks + 1] of one drawn length."""
+    def batch(self, rng: np.random.Generator) -> Window:
+        """Windows of one drawn length [B, ..]."""
         ticks, size, _ = WINDOWS[int(rng.choice(len(WINDOWS), p=[chance for _, _, chance in WINDOWS]))]
-        waves, labels = zip(*(self.draw(rng, ticks) for _ in range(size)), strict=True)
-        return torch.from_numpy(np.stack(waves)), torch.from_numpy(np.stack(labels))
+        drawn = [self.draw(rng, ticks) for _ in range(size)]
+        return Window(*(torch.stack([getattr(w, field.name) for w in drawn]) for field in fields(Window)))
 
 
 def masked_bands(rng: np.random.Generator, batch: int, bands: int) -> Tensor:
@@ -170,6 +224,18 @@ def accuracy(model: PhoneModel, corpus: Corpus, root: Path, kind: str) -> tuple[
     return float(shares[0]), float(shares[1])
 
 
+@torch.no_grad()
+def agreement(model: PhoneModel, corpus: Corpus, teacher: Teacher) -> float:
+    """Share of the variance of what the teacher hears in held-out human speech that the model tells."""
+    error = total = 0.0
+    for clip in [clip for clip in corpus.dev() if clip.kind == "human" and clip in teacher][::2]:
+        wave = corpus.wave_16k(clip, 0, 138 * TICK)
+        told = torch.from_numpy(teacher.told(clip, np.arange(len(wave) // TICK + 1)))
+        error += float((model.echo(model.content(torch.from_numpy(wave)[None]))[0] - told).square().sum())
+        total += float(told.square().sum())
+    return 1 - error / max(total, 1e-9)
+
+
 def load_phone_model(sizes: WhisperSizes, out: Path) -> PhoneModel:
     """The trained model (running average), ready to use."""
     model = PhoneModel(sizes)
@@ -184,17 +250,12 @@ def main() -> None:
     sizes = load_preset(args.preset).model.whisper
     torch.manual_seed(args.seed)
     model, corpus = PhoneModel(sizes).to(args.device), Corpus(args.data)
-    windows = Windows(corpus, args.data, corpus.train())
-    steps = 0
+    windows = Windows(corpus, args.data)
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        nonlocal steps
-        steps += 1
-        if steps % REREAD_STEPS == 0:
-            windows.reread()
-        waves, labels = windows.batch(rng)
-        masked = masked_bands(rng, len(waves), sizes.n_mels)
-        return model.loss(waves.to(args.device), labels.to(args.device), masked.to(args.device))
+        window = windows.batch(rng)
+        masked = masked_bands(rng, len(window.waves), sizes.n_mels)
+        return model.loss(window.to(args.device), masked.to(args.device))
 
     recipe = Recipe(args.minutes, learning_rate=1e-3, seed=args.seed)
     train(model, loss_of, recipe, args.out, "encoder")
@@ -202,6 +263,7 @@ def main() -> None:
     for kind in ("human", "synth"):
         shares = accuracy(model, corpus, args.data, kind)
         log.info("held-out %s speakers: %.3f of frames right, %.3f of speech", kind, *shares)
+    log.info("held-out human speakers: %.3f of the teacher told", agreement(model, corpus, windows.teacher))
 
 
 if __name__ == "__main__":

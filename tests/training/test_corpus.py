@@ -9,11 +9,12 @@ import soundfile
 
 from configs.schema import WhisperSizes
 from training.augment import colour, warp
-from training.data import CONTENT_RATE, MODEL_RATE, Corpus, held_out, pack
+from training.data import CONTENT_RATE, MODEL_RATE, TICK, Corpus, held_out, pack
 from training.features import encode_whole, unwarped
 from training.labels import PHONE_INDEX, UNKNOWN, frame_labels, read_phones
+from training.teacher import Teacher, heard_whole
 from training.train_dit import mel_frames
-from training.train_encoder import PhoneModel, Windows
+from training.train_encoder import TEACHER_WIDTH, PhoneModel, Windows
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (synth / "manifest.csv").write_text("\n".join(rows) + "\n")
     (synth / "phones.jsonl").write_text("\n".join(json.dumps(row) for row in phones) + "\n")
     pack(folder)
+    teacher = folder / "teacher"
+    teacher.mkdir()
+    is_tone = (np.arange(151) // 50 == 1)[:, None] * np.ones(TEACHER_WIDTH)
+    np.save(teacher / "0.npy", np.concatenate([5 + is_tone, 7 + is_tone]).astype(np.float16))
+    told = "".join(json.dumps({"path": f"synth/{i}.flac", "n": 151}) + "\n" for i in range(2))
+    (teacher / "0.jsonl").write_text(told)
     return folder
 
 
@@ -51,20 +58,46 @@ def test_labels_stand_at_multiples_of_20_ms() -> None:
     assert labels.tolist() == [silence] * 5 + [vowel] * 3 + [UNKNOWN] * 2
 
 
-def test_a_windows_labels_fit_its_sound(root: Path) -> None:
-    corpus = Corpus(root)
-    windows = Windows(corpus, root, corpus.train())
+def test_what_a_window_is_said_to_hold_fits_its_sound(root: Path) -> None:
+    windows = Windows(Corpus(root), root)
     rng = np.random.default_rng(3)
-    agreed = []
+    phones_agree, teacher_agrees = [], []
     for _ in range(20):
-        wave, labels = windows.draw(rng, 138)
-        assert len(wave) == 138 * 320
-        assert len(labels) == 139
-        level = np.array([np.sqrt(np.mean(wave[i * 320 : (i + 1) * 320] ** 2)) for i in range(138)])
+        window = windows.draw(rng, 138)
+        wave, labels = window.waves.numpy(), window.labels.numpy()
+        assert len(wave) == 138 * TICK
+        assert len(labels) == len(window.told) == len(window.is_told) == 139
+        level = np.array([np.sqrt(np.mean(wave[i * TICK : (i + 1) * TICK] ** 2)) for i in range(138)])
         known = labels[:-1] != UNKNOWN
         loud = level > 0.3 * level.max()
-        agreed.append(np.mean((labels[:-1] == PHONE_INDEX["AA"])[known] == loud[known]))
-    assert np.mean(agreed) > 0.9
+        phones_agree.append(np.mean((labels[:-1] == PHONE_INDEX["AA"])[known] == loud[known]))
+        told, asked = window.told[:-1, 0].numpy(), window.is_told[:-1].numpy() > 0
+        teacher_agrees.append(np.mean((told > 0)[asked] == loud[asked]))
+        assert not window.told[window.is_told == 0].any()
+    assert np.mean(phones_agree) > 0.9
+    assert np.mean(teacher_agrees) > 0.9
+
+
+def test_a_teachers_features_lose_the_speakers_own_mean(root: Path) -> None:
+    corpus = Corpus(root)
+    teacher = Teacher(root, corpus.clips)
+    first, second = (teacher.told(clip, np.arange(151)) for clip in corpus.clips)
+    assert np.allclose(first, second, atol=1e-3)
+    assert np.abs(first.mean(axis=0)).max() < 1e-3
+    assert np.allclose(first.std(axis=0), 1.0, atol=1e-2)
+    assert np.array_equal(teacher.told(corpus.clips[0], np.array([-3, 400])), first[[0, -1]])
+
+
+@pytest.mark.parametrize("seconds", [3.0, 15.0, 31.3])
+def test_a_teacher_hears_a_long_clip_in_windows_without_gaps(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    n = int(seconds * CONTENT_RATE)
+
+    def heard_place(_: object, wave: np.ndarray) -> np.ndarray:
+        return np.arange(len(wave) // TICK + 1)[:, None] + wave[0]
+
+    monkeypatch.setattr("training.teacher.heard", heard_place)
+    rows = heard_whole(None, np.arange(n, dtype=np.float32) / TICK)
+    assert np.array_equal(rows[:, 0], np.arange(n // TICK + 1))
 
 
 def test_read_phones_takes_espeaks_lag_away(tmp_path: Path) -> None:

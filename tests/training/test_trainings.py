@@ -23,10 +23,11 @@ from configs.schema import (
 from stages.models.bigvgan import BigVgan
 from stages.models.mel import MelSpectrogram
 from stages.models.mel_match import MelMatch
+from training.data import TICK
 from training.export import export
 from training.loop import Losses, Recipe, averaged_weights, train
 from training.train_dit import BAND_HZ, Batch, Converter, Disguise, Student
-from training.train_encoder import TICK, PhoneModel, masked_bands
+from training.train_encoder import TEACHER_WIDTH, PhoneModel, Window, masked_bands
 from training.train_style import SpeakerModel
 from training.train_vocoder import Contest, SpectralLoss, prepare, prepared
 
@@ -69,12 +70,17 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
     prepare(vocoder)
     spectral = SpectralLoss(mel)
     contest = Contest(prepared(SIZES), mel, MelMatch(SIZES.mel, 2))
-    waves, labels = 0.1 * torch.randn(2, 20 * TICK), torch.randint(0, 40, (2, 21))
+    window = Window(
+        0.1 * torch.randn(2, 20 * TICK),
+        torch.randint(0, 40, (2, 21)),
+        torch.randn(2, 21, TEACHER_WIDTH),
+        torch.ones(2, 21),
+    )
     fbank, owners = torch.randn(8, 100, 80), torch.arange(8) % N_SPEAKERS
     descriptions = torch.randn(8, 81)
     batch, real = noise_batch(), 0.1 * torch.randn(2, 16 * 256)
     losses_of: dict[str, tuple[nn.Module, Callable[[], Losses]]] = {
-        "encoder": (phones, lambda: phones.loss(waves, labels, masked_bands(rng, 2, 80))),
+        "encoder": (phones, lambda: phones.loss(window, masked_bands(rng, 2, 80))),
         "style": (speakers, lambda: speakers.loss(fbank, owners, descriptions)),
         "dit": (converter, lambda: converter.loss(batch, rng)),
         "dit_student": (student, lambda: student.loss(batch)),
