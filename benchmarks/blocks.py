@@ -16,11 +16,11 @@ import numpy as np
 import soxr
 import torch
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 import stages
 from benchmarks.machine import machine
 from benchmarks.serving import APPLICATION, running_graph
+from serve_app.graph import StageHandle
 from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE
 from stages.local import LocalStages
@@ -88,7 +88,9 @@ def measure(local: LocalStages) -> BlockCost:
     # A conversion makes the voice's features; the graph's block then names the voice by its id, as a stream's does.
     serve.get_app_handle(APPLICATION).convert.remote(sound, rate, VOICE).result()
     in_process, in_graph = make_block(local, local.voice(sound, rate)), make_block(local, VOICE)
-    by_reference, by_value = _handles(by_reference=True), _handles(by_reference=False)
+    names = ("Encoder", "Diffusion", "Vocoder")
+    handles = [StageHandle.of(serve.get_deployment_handle(name, APPLICATION), "object_store") for name in names]
+    by_reference, by_value = [h.by_reference for h in handles], [h.by_value for h in handles]
     seconds: dict[str, list[float]] = {}
     for repeat in range(WARM_UP + REPEATS):
         took = _stages_s(local, in_process)
@@ -120,18 +122,13 @@ def _timed_s(convert: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _handles(*, by_reference: bool) -> list[DeploymentHandle[Any]]:
-    names = ("Encoder", "Diffusion", "Vocoder")
-    return [serve.get_deployment_handle(name, APPLICATION).options(_by_reference=by_reference) for name in names]
-
-
-def _through_object_store(handles: list[DeploymentHandle[Any]], block: BlockRequests) -> object:
+def _through_object_store(handles: list[Any], block: BlockRequests) -> object:
     encoder, diffusion, vocoder = handles
     mel = diffusion.remote(encoder.remote(block.encode), block.diffuse)
     return vocoder.remote(mel, block.vocode).result()
 
 
-def _through_grpc(handles: list[DeploymentHandle[Any]], block: BlockRequests) -> object:
+def _through_grpc(handles: list[Any], block: BlockRequests) -> object:
     encoder, diffusion, vocoder = handles
     content = encoder.remote(block.encode).result()
     mel = diffusion.remote(content, block.diffuse).result()

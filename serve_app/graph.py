@@ -44,7 +44,8 @@ class StageHandle:
     @classmethod
     def of(cls, handle: DeploymentHandle[Any], transport: str) -> StageHandle:
         by_reference = handle.options(_by_reference=True) if transport == "object_store" else None
-        return cls(handle.options(_by_reference=False), by_reference)
+        plain = {"request_serialization": "pickle", "response_serialization": "pickle"}  # nothing here needs cloudpickle
+        return cls(handle.options(_by_reference=False, **plain), by_reference)
 
 
 class Call:
