@@ -52,3 +52,16 @@ def test_what_is_too_loud_is_bent_and_not_clipped() -> None:
     assert torch.equal(y[x.abs() <= KNEE], x[x.abs() <= KNEE])
     inside = x.abs() < 1.0
     assert (y[inside].diff() > 0).all()
+
+
+def test_the_pitch_is_the_one_asked_for_and_not_what_the_mel_shows() -> None:
+    match, frames = MelMatch(MelSettings(), 2), 80
+    shown, _ = match.source(torch.full((1, frames), 150.0))
+    noise = 0.01 * torch.from_numpy(np.random.default_rng(0).standard_normal((1, frames * 256)).astype(np.float32))
+    for asked_hz in (120.0, 190.0):
+        made = match(noise, match.mel(shown + noise), torch.full((1, frames), asked_hz))
+        spectrum = np.abs(np.fft.rfft(made[0].numpy() * np.hanning(made.shape[1]), 22050))
+        harmonics = [
+            spectrum[round(hz * k) - 8 : round(hz * k) + 9].max() for hz in (asked_hz, 150.0) for k in (1, 2, 3)
+        ]
+        assert min(harmonics[:3]) > 4 * max(harmonics[3:])
