@@ -9,7 +9,7 @@ import soundfile
 
 from configs.schema import WhisperSizes
 from training.augment import colour, warp
-from training.data import CONTENT_RATE, MODEL_RATE, TICK, Corpus, held_out, pack
+from training.data import CONTENT_RATE, MODEL_RATE, TICK, Corpus, Floats, held_out, pack
 from training.features import encode_whole, unwarped
 from training.labels import PHONE_INDEX, UNKNOWN, frame_labels, read_phones
 from training.teacher import Teacher, heard_whole
@@ -92,11 +92,11 @@ def test_a_teachers_features_lose_the_speakers_own_mean(root: Path) -> None:
 def test_a_teacher_hears_a_long_clip_in_windows_without_gaps(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     n = int(seconds * CONTENT_RATE)
 
-    def heard_place(_: object, wave: np.ndarray) -> np.ndarray:
-        return np.arange(len(wave) // TICK + 1)[:, None] + wave[0]
+    def heard_place(_: object, wave: Floats) -> Floats:
+        return np.float32(wave[0]) + np.arange(len(wave) // TICK + 1, dtype=np.float32)[:, None]
 
     monkeypatch.setattr("training.teacher.heard", heard_place)
-    rows = heard_whole(None, np.arange(n, dtype=np.float32) / TICK)
+    rows = heard_whole(None, np.arange(n, dtype=np.float32) / np.float32(TICK))
     assert np.array_equal(rows[:, 0], np.arange(n // TICK + 1))
 
 
