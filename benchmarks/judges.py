@@ -1,13 +1,13 @@
 """Judges of a recording, independent of the networks: who speaks, which words, which pitch, how clean.
 
-Resemblyzer hears speakers, PocketSphinx hears English words, DNSMOS rates quality (from a scorer file that is not part
-of this project); the pitch judge is below.
+Resemblyzer hears speakers, Moonshine's tiny-en hears English words, DNSMOS rates quality (from a scorer file that is
+not part of this project); the pitch judge is below.
 """
 
 import functools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,14 @@ import numpy.typing as npt
 import soxr
 
 JUDGE_RATE = 16000
+RECOGNISER = "tiny-en"
+SHORTEST_HEARD_S = 0.1
+"""The recogniser fails below 0.08 s, in which nobody says a word."""
+LONGEST_HEARD_S, LEAST_HEARD_S = 15.0, 10.0
+"""It begins to repeat itself in recordings much longer than this; they are cut into parts of these lengths."""
+SILENT_DB = -60.0
+"""Silence makes it write "you", so that it is not asked below this level."""
+QUIET_S = 0.05
 DNSMOS_SAMPLES = 144160
 """What the scorer takes: 9.01 s."""
 # DNS-Challenge, dnsmos_local.py: from the network's three numbers to ratings, highest power first.
@@ -25,6 +33,25 @@ DNSMOS_CURVES = (
     (-0.13166888, 1.60915514, -0.39604546),
     (-0.06766283, 1.11546468, 0.04602535),
 )
+# fmt: off
+UNDER_TWENTY = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+# fmt: on
+SIZES = ((10**6, "million"), (1000, "thousand"), (100, "hundred"))
+MOST_DIGITS = 9
+"""Longer rows of digits are read one by one."""
+IRREGULAR = {
+    "one": "first",
+    "two": "second",
+    "three": "third",
+    "five": "fifth",
+    "eight": "eighth",
+    "nine": "ninth",
+    "twelve": "twelfth",
+}
 PITCH_HOP_S = 0.01
 LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0
 PITCH_WINDOW = 512
@@ -68,31 +95,84 @@ def speaker_similarity(a: Floats, a_rate: int, b: Floats, b_rate: int) -> float:
     return float(speaker_embedding(a, a_rate) @ speaker_embedding(b, b_rate))
 
 
-@functools.cache
-def _recogniser() -> Any:
-    from pocketsphinx import Decoder
-
-    return Decoder(loglevel="FATAL")
-
-
 def at_judge_rate(samples: Floats, sample_rate: int) -> Floats:
     """The recording at 16 kHz."""
     return np.asarray(soxr.resample(np.asarray(samples, np.float32), sample_rate, JUDGE_RATE), np.float32)
 
 
+@functools.cache
+def _recogniser() -> Any:
+    try:
+        from moonshine_voice.moonshine_api import ModelArch
+        from moonshine_voice.transcriber import Transcriber
+        from moonshine_voice.utils import get_model_path
+    except ImportError as error:
+        raise JudgeMissing("hearing words needs moonshine-voice: pip install 'seedvc-serve[test]'") from error
+    model = get_model_path(RECOGNISER)
+    if not model.is_dir():
+        raise JudgeMissing(f"this moonshine-voice comes without its model {RECOGNISER}; 0.1.0 has it")
+    # Its own search for speech remembers earlier recordings and differs from run to run; 0 switches it off.
+    return Transcriber(model, ModelArch.TINY, options={"vad_threshold": 0})
+
+
 def recognised(samples: Floats, sample_rate: int) -> str:
-    """The English words that PocketSphinx hears."""
-    wave = at_judge_rate(samples, sample_rate)
-    decoder = _recogniser()
-    decoder.start_utt()
-    decoder.process_raw((np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
-    decoder.end_utt()
-    return decoder.hyp().hypstr if decoder.hyp() else ""
+    """The English text that Moonshine hears; the same for the same recording."""
+    recogniser = _recogniser()
+    heard = list[str]()
+    for part in _parts(at_judge_rate(samples, sample_rate)):
+        if len(part) >= SHORTEST_HEARD_S * JUDGE_RATE and level_db(part) > SILENT_DB:
+            lines = recogniser.transcribe_without_streaming(part.tolist(), JUDGE_RATE).lines
+            heard += [line.text for line in lines]
+    return " ".join(heard)
+
+
+def _parts(wave: Floats) -> Iterator[Floats]:
+    """A recording at 16 kHz in parts that the recogniser can take, cut where it is quietest."""
+    quiet, least, longest = (round(s * JUDGE_RATE) for s in (QUIET_S, LEAST_HEARD_S, LONGEST_HEARD_S))
+    while len(wave) > longest:
+        energy = np.convolve(np.square(wave[least:longest], dtype=np.float64), np.ones(quiet), mode="valid")
+        at = least + int(energy.argmin()) + quiet // 2
+        yield wave[:at]
+        wave = wave[at:]
+    yield wave
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as the recogniser writes them: lower case, no punctuation."""
-    return re.sub(r"[^a-z' ]+", " ", text.lower()).split()
+    """The words of a text, for comparison: lower case, no punctuation, numbers spelled out.
+
+    Transcripts spell numbers; the recogniser writes "12" or "twelve", as it likes.
+    """
+    text = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").replace("%", " percent")
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
+    text = re.sub(r"(\d+)((?:st|nd|rd|th)\b)?", lambda found: f" {_spelled(found[1], bool(found[2]))} ", text)
+    bare = (word.strip("'") for word in re.sub(r"[^a-z']+", " ", text).split())
+    return [word for word in bare if word]
+
+
+def _spelled(digits: str, ordinal: bool) -> str:
+    """A row of digits in words, as "twelve" or "twelfth"."""
+    if len(digits) > MOST_DIGITS:
+        return " ".join(UNDER_TWENTY[int(digit)] for digit in digits)
+    *front, last = _cardinal(int(digits))
+    if ordinal:
+        last = IRREGULAR.get(last) or (last[:-1] + "ieth" if last.endswith("y") else last + "th")
+    return " ".join([*front, last])
+
+
+def _cardinal(number: int) -> list[str]:
+    """The words of a number below 10^9, 1100 to 1999 as years are read."""
+    if number < 20:
+        return [UNDER_TWENTY[number]]
+    if number < 100:
+        tens, rest = divmod(number, 10)
+        return [TENS[tens - 2], *(_cardinal(rest) if rest else [])]
+    if 1100 <= number < 2000:
+        century, rest = divmod(number, 100)
+        return [*_cardinal(century), *(["oh"] if 0 < rest < 10 else []), *(_cardinal(rest) if rest else ["hundred"])]
+    size, name = next((size, name) for size, name in SIZES if number >= size)
+    count, rest = divmod(number, size)
+    return [*_cardinal(count), name, *(_cardinal(rest) if rest else [])]
 
 
 def word_errors(said: Sequence[str], heard: Sequence[str]) -> int:

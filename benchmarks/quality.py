@@ -16,7 +16,7 @@ from pathlib import Path
 import soundfile
 
 import stages
-from benchmarks.judges import Dnsmos, Floats, JudgeMissing
+from benchmarks.judges import RECOGNISER, Dnsmos, Floats, JudgeMissing
 from benchmarks.machine import machine
 from benchmarks.pairs import RATE, DataMissing, Pair, Speaker, choose_pairs, held_out_speakers, sample_pairs
 from benchmarks.pictures import draw
@@ -38,12 +38,12 @@ ROWS = {
     "to_target_unheard": "converted to other sound of the target",
     "to_source": "converted to source, similarity",
     "nearer_to_target": "nearer to the target than to the source",
-    "source_wer": "word errors of the source, transcript",
-    "wer": "word errors of the converted, transcript",
-    "wer_added": "word errors added, transcript",
-    "source_wer_own_words": "word errors of the source with noise 30 dB below, own words",
-    "wer_own_words": "word errors of the converted, own words",
-    "wer_own_words_added": "word errors added, own words",
+    "source_wer": "word errors of the source, against its transcript",
+    "wer": "word errors of the converted, against the source's transcript",
+    "wer_added": "word errors added to the source's, against its transcript",
+    "source_wer_own_words": "word errors of the source with noise 30 dB below, against the words heard in it without",
+    "wer_own_words": "word errors of the converted, against the words heard in the source",
+    "wer_own_words_added": "word errors added to those of the source with noise, against the words heard in the source",
     "pitch_correlation": "pitch, correlation to the source",
     "semitones_off": "pitch above the target's, semitones",
     "semitones_away": "pitch away from the target's, semitones",
@@ -54,6 +54,7 @@ ROWS = {
     "background": "DNSMOS background",
     "real_time_factor": "real-time factor",
 }
+HEARD_BY = f"Words are those that Moonshine's {RECOGNISER} hears, in the converted and in the source alike."
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,7 @@ def _keep(folder: Path, title: str, pair: Pair, conversions: dict[str, Floats]) 
 
 
 def table(groups: dict[str, Group]) -> str:
-    """The means as Markdown: a column for each kind of pairs and way, then what the ways differ by.
-
-    "Own words" are those that the recogniser hears in the source, for pairs whose transcript is not known.
-    """
+    """The means as Markdown: a column for each kind of pairs and way, then what the ways differ by."""
     columns = [(group, way) for group in groups.values() for way in group.means]
     titles = [f"{name}, {way}" for name, group in groups.items() for way in group.means]
     rows = [
@@ -242,7 +240,7 @@ def main() -> int:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result(args, ways, fingerprints, groups), indent=1) + "\n", encoding="utf-8")
-    print(f"\n{table(groups)}\n\n{time.perf_counter() - start:.0f} s")
+    print(f"\n{table(groups)}\n\n{HEARD_BY}\n\n{time.perf_counter() - start:.0f} s")
     return 0
 
 
@@ -252,7 +250,8 @@ def result(
     """What the JSON file holds."""
     return {
         "machine": machine("benchmarks.quality"),
-        "judges": {name: version(name) for name in ("resemblyzer", "pocketsphinx")},
+        "judges": {name: version(name) for name in ("resemblyzer", "moonshine-voice")},
+        "measures": ROWS,
         "preset": args.preset,
         "weights": fingerprints,
         "seed": args.seed,

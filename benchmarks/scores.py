@@ -40,13 +40,13 @@ class Score:
     nearer_to_target: float
     """1 where the conversion stands nearer to its target than to its source."""
     wer: float | None
-    """Against the transcript."""
+    """Against the source's transcript, where it is known."""
     wer_added: float | None
     """The same, less the source's."""
     wer_own_words: float | None
-    """Against what the same recogniser hears in the source."""
+    """Against the words that the same recogniser hears in the source, which need no transcript."""
     wer_own_words_added: float | None
-    """The same, less those of the source with a little noise."""
+    """The same, less those of the source with a little noise, where the recogniser errs by itself."""
     pitch_correlation: float | None
     """Of log pitch to the source's, where both are voiced."""
     semitones_off: float | None

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks import quality
+from benchmarks import judges, quality
 from benchmarks.judges import (
     Dnsmos,
     Floats,
+    Heard,
     JudgeMissing,
     Ratings,
     level_db,
     pitch_correlation,
     pitch_track,
+    recognised,
     semitones_above,
     word_errors,
     words,
@@ -27,6 +29,7 @@ from benchmarks.pairs import (
     LONGEST_S,
     RATE,
     SHORTEST_S,
+    TRANSCRIPTS,
     DataMissing,
     Excerpt,
     Speaker,
@@ -109,8 +112,61 @@ def test_word_errors_are_the_fewest_edits(said: str, heard: str, errors: int) ->
     assert word_errors(said.split(), heard.split()) == errors
 
 
-def test_words_are_what_the_recogniser_writes() -> None:
-    assert words("Mind the gap, please: it's 4 doors.") == ["mind", "the", "gap", "please", "it's", "doors"]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mind the gap, please: it's 4 doors.", "mind the gap please it's four doors"),
+        ("‘Twenty-three’ isn’t 23", "twenty three isn't twenty three"),
+        ("12 trees, the 3rd, the 12th and the 30th", "twelve trees the third the twelfth and the thirtieth"),
+        ("In 1990, 1905 and 1800", "in nineteen ninety nineteen oh five and eighteen hundred"),
+        ("110 or 2,304 or 1000000", "one hundred ten or two thousand three hundred four or one million"),
+        ("3.5% of it", "three point five percent of it"),
+        ("0070070070", "zero zero seven zero zero seven zero zero seven zero"),
+        ("", ""),
+    ],
+)
+def test_words_are_compared_without_case_punctuation_and_digits(text: str, expected: str) -> None:
+    assert words(text) == expected.split()
+
+
+def sample(name: str) -> Floats:
+    """A recording of samples/sources."""
+    samples, rate = decode_file(SAMPLES / "sources" / f"{name}.flac")
+    assert rate == RATE
+    return samples
+
+
+def test_the_recogniser_hears_most_words_and_the_same_every_time() -> None:
+    names = ("bakery", "garden", "station", "weather")
+    texts = {name: recognised(sample(name), RATE) for name in names}
+    said, heard = (sum([words(text[name]) for name in names], []) for text in (TRANSCRIPTS, texts))
+    assert word_errors(said, heard) < 0.15 * len(said)
+    assert [recognised(sample(name), RATE) for name in reversed(names)] == list(texts.values())[::-1]
+
+
+def test_the_recogniser_takes_long_recordings() -> None:
+    names = ("bakery", "garden", "station", "weather", "bakery", "garden")
+    heard = Heard(np.concatenate([sample(name) for name in names]), RATE)
+    assert heard.duration_s > 30
+    rate = heard.word_error_rate(sum([words(TRANSCRIPTS[name]) for name in names], []))
+    assert rate is not None and rate < 0.25
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.06, 0.5, 20])
+def test_the_recogniser_hears_nothing_in_silence(seconds: float) -> None:
+    assert recognised(np.zeros(round(seconds * RATE), np.float32), RATE) == ""
+
+
+def test_the_recogniser_takes_fragments() -> None:
+    for n in (1, 100, 1500, 2205, 4000):
+        assert len(words(recognised(sample("garden")[RATE : RATE + n], RATE))) <= 3
+
+
+def test_a_missing_recogniser_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    judges._recogniser.cache_clear()
+    monkeypatch.setitem(sys.modules, "moonshine_voice.transcriber", None)
+    with pytest.raises(JudgeMissing, match="hearing words needs moonshine-voice: pip install"):
+        recognised(np.zeros(RATE, np.float32), RATE)
 
 
 def test_level_in_db() -> None:
@@ -275,12 +331,14 @@ def test_two_pairs_from_end_to_end(
     assert "DNSMOS is left out" in printed
     assert "| mean [95 %] | human, streaming | human, offline | human, teacher | synthetic, streaming |" in printed
     assert "DNSMOS overall" not in printed
+    assert "| word errors of the converted, against the words heard in the source |" in printed
 
     result = json.loads(out.read_text(encoding="utf-8"))
     assert result["preset"] == "tiny" and len(result["weights"]["tiny"]) >= 8
     assert result["steps"] == {"streaming": 1, "offline": 1, "teacher": 3}
     assert {"cpu", "cores", "date", "torch", "command"} <= result["machine"].keys()
-    assert result["judges"].keys() == {"resemblyzer", "pocketsphinx"}
+    assert result["judges"].keys() == {"resemblyzer", "moonshine-voice"}
+    assert result["measures"] == quality.ROWS
     assert result["groups"].keys() == {"human", "synthetic"}
     for group in result["groups"].values():
         (pair,) = group["pairs"]
