@@ -53,11 +53,14 @@ class Scenario:
     mode: str = "lowest"
     network: Network | None = None
     bypass: bool = False
+    block_ms: int | None = None
+    """None: the mode's own."""
 
 
 SCENARIOS = (
     Scenario("bypass, by waves", bypass=True),
     Scenario("clean"),
+    Scenario("clean, 180 ms blocks", block_ms=180),
     Scenario("clean, constant", mode="constant"),
     Scenario("1 % loss", network=Network(loss=0.01)),
     Scenario("5 % loss", network=Network(loss=0.05)),
@@ -99,7 +102,7 @@ async def held_call(
     url: str, seconds: float, scenario: Scenario, source: Callable[[int], Samples] | None = None
 ) -> Recorded:
     """One call of that length."""
-    settings = {"voice": VOICE, "mode": scenario.mode, "bypass": scenario.bypass}
+    settings = {"voice": VOICE, "mode": scenario.mode, "bypass": scenario.bypass, "block_ms": scenario.block_ms}
     async with calling(url, source or Talk(PAUSE_S), scenario.network, **settings) as recorded:
         await asyncio.sleep(seconds)
     return recorded

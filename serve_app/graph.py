@@ -44,9 +44,7 @@ class StageHandle:
     @classmethod
     def of(cls, handle: DeploymentHandle[Any], transport: str) -> StageHandle:
         by_reference = handle.options(_by_reference=True) if transport == "object_store" else None
-        # arrays and plain records: nothing needs the slower cloudpickle
-        by_value = handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
-        return cls(by_value, by_reference)
+        return cls(handle.options(_by_reference=False), by_reference)
 
 
 class Call:
