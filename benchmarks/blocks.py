@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "blocks.json")
     args = parser.parse_args()
     local = stages.load(args.preset, args.weights)
-    with running_graph(preset=args.preset, weights=args.weights):
+    with running_graph("cpu", preset=args.preset, weights=args.weights):
         cost = measure(local)
     print(table(cost))
     result = {"machine": machine("benchmarks.blocks"), "preset": args.preset, **asdict(cost), "added_ms": cost.added_ms}

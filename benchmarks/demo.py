@@ -132,7 +132,7 @@ def main() -> int:
     args = parser.parse_args()
     print("starting Ray and the five deployments ...", flush=True)
     try:
-        with running_graph(preset=args.preset, weights=args.weights) as url:
+        with running_graph("cpu", preset=args.preset, weights=args.weights) as url:
             print(f"converting the recordings of samples/ at {url}", flush=True)
             pairs = convert_pairs(url, args.out)
             print("measuring one block of a call ...", flush=True)

@@ -1,4 +1,4 @@
-"""A Ray instance with the graph of configs/local.yaml for as long as a benchmark needs it: own ports, own folder."""
+"""A Ray instance with a Serve config's graph for as long as a benchmark needs it: own ports, own folder."""
 
 import logging
 import shutil
@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-LOCAL_CONFIG = Path(__file__).parent.parent / "configs" / "local.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
 APPLICATION = "seedvc"
 CPU_CORES = 2  # what configs/local.yaml shares out, on a machine with more or fewer too
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -28,12 +28,12 @@ class GraphFailed(RuntimeError):
 
 
 @contextmanager
-def running_graph(**args: object) -> Iterator[str]:
+def running_graph(config: str = "local", **args: object) -> Iterator[str]:
     """Starts the graph with changed application arguments, yields its address, and stops it and its Ray instance."""
     # Unix socket paths must stay under 108 bytes, and Ray appends about 70 of them.
     folder = Path(tempfile.mkdtemp(prefix="sv", dir="/tmp"))
-    config = yaml.safe_load(LOCAL_CONFIG.read_text(encoding="utf-8"))
-    application = config["applications"][0]
+    tree = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text(encoding="utf-8"))
+    application = tree["applications"][0]
     application["args"] |= {"voices": str(folder / "voices")} | {
         name: value for name, value in args.items() if value is not None
     }

@@ -89,6 +89,8 @@ class ServeArgs(Strict):
     weights: str | None = None
     """Folder with the weights, in place of the preset's own."""
     device: str = "cpu"
+    together: bool = False
+    """Whether one deployment, `Stages`, is all three stages in one process: less to carry for a small machine."""
     torch_threads: Positive = 1
     """Threads per replica; one keeps results equal bit for bit and several replicas out of each other's way."""
     voices: str = "data/voices"

@@ -10,12 +10,12 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from configs.serve import ServeArgs
-from serve_app.deployments import Diffusion, Encoder, Vocoder, VoiceMaker
+from serve_app.deployments import Diffusion, Encoder, Stages, Vocoder, VoiceMaker
 from serve_app.ingress import Ingress
 
 
 def build(args: ServeArgs) -> Application:
-    """Ingress -> Encoder -> Diffusion -> Vocoder, and VoiceMaker beside them."""
+    """Ingress -> Encoder -> Diffusion -> Vocoder (or all three in one), and VoiceMaker beside them."""
 
     def stage(kind: type[Any]) -> Application:
         return serve.deployment()(kind).bind(args)
@@ -25,8 +25,6 @@ def build(args: ServeArgs) -> Application:
     )
     return serve.deployment(request_router_config=to_owners)(serve.ingress()(Ingress)).bind(
         args,
-        encoder=stage(Encoder),
-        diffusion=stage(Diffusion),
-        vocoder=stage(Vocoder),
+        stages=[stage(Stages)] if args.together else [stage(Encoder), stage(Diffusion), stage(Vocoder)],
         voice_maker=stage(VoiceMaker),
     )

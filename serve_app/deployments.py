@@ -6,6 +6,8 @@ Replicas, CPUs, GPUs, autoscaling and request limits come from the Serve config;
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,7 @@ from serve_app.conversion import in_thread
 from serve_app.metrics import StageMetrics
 from serve_app.stores.cache import VoiceCache
 from serve_app.stores.voices import open_voice_store
-from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest, Voice
+from stages.types import STAGE_NAMES, Block, Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest, Voice
 
 if TYPE_CHECKING:
     from stages.checkpoints import Checkpoint
@@ -114,6 +116,42 @@ class Vocoder:
     async def check_health(self) -> None:
         """Serve replaces this replica where it raises."""
         self._gate.check()
+
+
+class Stages:
+    """All three in one process: a block of a call crosses between processes once."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        self._encoder, self._diffusion, self._vocoder = Encoder(args), Diffusion(args), Vocoder(args)
+
+    async def encode(self, request: EncodeRequest) -> Content:
+        """As Encoder."""
+        return await self._encoder(request)
+
+    async def diffuse(self, content: Content, request: DiffuseRequest) -> Mel:
+        """As Diffusion."""
+        return await self._diffusion(content, request)
+
+    async def vocode(self, mel: Mel, request: VocodeRequest) -> Samples:
+        """As Vocoder."""
+        return await self._vocoder(mel, request)
+
+    async def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Block:
+        """One block from end to end."""
+        marks = [perf_counter()]
+        content = await self._encoder(encode)
+        marks.append(perf_counter())
+        mel = await self._diffusion(content, diffuse)
+        marks.append(perf_counter())
+        samples = await self._vocoder(mel, vocode)
+        marks.append(perf_counter())
+        took_ms = [(end - start) * 1000 for start, end in pairwise(marks)]
+        return Block(samples, dict(zip(STAGE_NAMES, took_ms, strict=True)))
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        for stage in (self._encoder, self._diffusion, self._vocoder):
+            await stage.check_health()
 
 
 class VoiceMaker:

@@ -20,7 +20,7 @@ from stages.geometry import Geometry
 from stages.live import CallSettings, LiveStream, Mode
 from stages.offline import FileSampling, FileStream, LiveFileStream
 from stages.pipeline import BlockLost, Sampling, Stream
-from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+from stages.types import STAGE_NAMES, Block, DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 
 MAX_ATTEMPTS = 5
 RETRY_WAIT_S = 0.5
@@ -54,11 +54,13 @@ class Call:
     hop is awaited first: a chain of responses over gRPC can wait for ever when a replica dies (Ray 2.60).
     """
 
-    def __init__(self, stage: StageHandle, request: Any, source: Call | None = None) -> None:
-        self._stage, self._request, self.source = stage, request, source
-        self._by_reference = None if request.live else stage.by_reference
+    def __init__(self, stage: StageHandle, requests: tuple[Any, ...], source: Call | None = None) -> None:
+        self._stage, self._requests, self.source = stage, requests, source
+        self._by_reference = None if requests[0].live else stage.by_reference
         self.took_ms: float | None = None
         """From the source's result to this one's, where each hop is awaited."""
+        self.stages_ms: dict[str, float] | None = None
+        """What each stage took, where the call was a whole block."""
         self._response: Any = None
         self._hop: asyncio.Task[Any] | None = None
         self.start()
@@ -69,9 +71,9 @@ class Call:
         if self._by_reference is None or (source is not None and source._response is None):
             self._hop = asyncio.create_task(self._await_hop(self._by_reference or self._stage.by_value))
         elif source is None:
-            self._response = self._by_reference.remote(self._request)
+            self._response = self._by_reference.remote(*self._requests)
         else:
-            self._response = self._by_reference.remote(source._response, self._request)
+            self._response = self._by_reference.remote(source._response, *self._requests)
 
     async def value(self) -> Any:
         """The stage's result; the stage's own exception where it failed."""
@@ -103,18 +105,31 @@ class Call:
     async def _await_hop(self, handle: DeploymentHandle[Any]) -> Any:
         sources = () if self.source is None else (await self.source.value(),)
         started = perf_counter()
-        response: Any = handle.remote(*sources, self._request)
+        response: Any = handle.remote(*sources, *self._requests)
         try:
             result = await response
             self.took_ms = (perf_counter() - started) * 1000
+            if isinstance(result, Block):
+                self.stages_ms = result.stages_ms
+                return result.samples
             return result
         except asyncio.CancelledError:
             response.cancel()
             raise
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The first requests of a block that will be sent as one call."""
+
+    requests: tuple[Any, ...]
+
+
 class ServeStages:
-    """Encoder, Diffusion and Vocoder replicas, called without state: any replica may serve any block."""
+    """Encoder, Diffusion and Vocoder replicas, called without state: any replica may serve any block.
+
+    Where one deployment is all three, `block` is its handle, and a call's block goes there in one piece.
+    """
 
     def __init__(
         self,
@@ -122,18 +137,24 @@ class ServeStages:
         diffusion: StageHandle,
         vocoder: StageHandle,
         metrics: BlockMetrics,
+        block: StageHandle | None = None,
     ) -> None:
-        self._encoder, self._diffusion, self._vocoder = encoder, diffusion, vocoder
+        self._encoder, self._diffusion, self._vocoder, self._block = encoder, diffusion, vocoder, block
         self.metrics = metrics
 
-    def encode(self, request: EncodeRequest) -> Call:
-        return Call(self._encoder, request)
+    def encode(self, request: EncodeRequest) -> Call | Plan:
+        return Plan((request,)) if request.live and self._block else Call(self._encoder, (request,))
 
-    def diffuse(self, content: Call, request: DiffuseRequest) -> Call:
-        return Call(self._diffusion, request, content)
+    def diffuse(self, content: Call | Plan, request: DiffuseRequest) -> Call | Plan:
+        if isinstance(content, Plan):
+            return Plan((*content.requests, request))
+        return Call(self._diffusion, (request,), content)
 
-    def vocode(self, mel: Call, request: VocodeRequest) -> Call:
-        return Call(self._vocoder, request, mel)
+    def vocode(self, mel: Call | Plan, request: VocodeRequest) -> Call:
+        if isinstance(mel, Plan):
+            assert self._block is not None
+            return Call(self._block, (*mel.requests, request))
+        return Call(self._vocoder, (request,), mel)
 
     async def collect(self, wave: Call) -> Samples:
         """Wait for a chain's samples for as long as it takes; deadlines are the caller's, who cancels.
@@ -154,8 +175,10 @@ class ServeStages:
         wave.cancel()
 
     def stage_ms(self, wave: Call) -> dict[str, float]:
-        """What each hop of a chain took, queue and way included."""
-        hops = (("encoder", wave.source and wave.source.source), ("diffusion", wave.source), ("vocoder", wave))
+        """What each hop of a chain took, queue and way included; without the way where one process does it all."""
+        if wave.stages_ms is not None:
+            return wave.stages_ms
+        hops = zip(STAGE_NAMES, (wave.source and wave.source.source, wave.source, wave), strict=True)
         return {stage: hop.took_ms for stage, hop in hops if hop is not None and hop.took_ms is not None}
 
     async def _collect(self, wave: Call) -> Samples:

@@ -33,20 +33,18 @@ class Ingress:
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor of an ingress
         self,
         args: ServeArgs,
-        encoder: DeploymentHandle[Any],
-        diffusion: DeploymentHandle[Any],
-        vocoder: DeploymentHandle[Any],
+        stages: list[DeploymentHandle[Any]],
         voice_maker: DeploymentHandle[Any],
     ) -> None:
         preset, voices = load_preset(args.preset), open_voice_store(args.voices)
-        stages = ServeStages(
-            StageHandle.of(encoder, args.encoder.transport),
-            StageHandle.of(diffusion, args.diffusion.transport),
-            StageHandle.of(vocoder, args.vocoder.transport),
-            BlockMetrics(),
-        )
+        together = stages[0] if args.together else None
+        parts = [together.encode, together.diffuse, together.vocode] if together else stages
+        transports = (args.encoder.transport, args.diffusion.transport, args.vocoder.transport)
+        encoder, diffusion, vocoder = map(StageHandle.of, parts, transports)
+        block = StageHandle.of(together.block, "grpc") if together else None
+        serve_stages = ServeStages(encoder, diffusion, vocoder, BlockMetrics(), block)
         fingerprint = await voice_maker.fingerprint.remote()
-        self._backend = ServeBackend(preset, stages, voice_maker, voices, fingerprint, args.limits.retry_after_s)
+        self._backend = ServeBackend(preset, serve_stages, voice_maker, voices, fingerprint, args.limits.retry_after_s)
         self._service = Service(self._backend, voices, args.limits)
         owners = ServeOwners()
         self._calls = Calls(

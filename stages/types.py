@@ -107,6 +107,17 @@ class Voice:
                 yield use, field.name, np.ascontiguousarray(getattr(prompt, field.name))
 
 
+STAGE_NAMES = ("encoder", "diffusion", "vocoder")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A vocoder's samples, and what each stage took for them in milliseconds."""
+
+    samples: Samples
+    stages_ms: dict[str, float]
+
+
 @dataclass(frozen=True)
 class EncodeRequest:
     """One window at 16 kHz; the first `drop_frames` features are not wanted.

@@ -64,17 +64,17 @@ def ray_instance() -> Iterator[RayInstance]:
 
 @pytest.fixture(scope="session")
 def graph(ray_instance: RayInstance, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
-    """configs/local.yaml with the fixtures' reduced networks, deployed once for the session."""
+    """configs/cpu.yaml with the fixtures' reduced networks, deployed once for the session."""
     from ray import serve
 
     from stages.geometry import MODEL_RATE
     from stages.local import load
 
     weights = Path(__file__).parents[1] / "golden" / "tiny_model"
-    deploy("local", preset="seed-vc-small", weights=str(weights), voices=str(tmp_path_factory.mktemp("voices")))
+    deploy("cpu", preset="seed-vc-small", weights=str(weights), voices=str(tmp_path_factory.mktemp("voices")))
     local, reference = load("seed-vc-small", weights), speechlike(3.0, 1)
     voice_id = serve.get_app_handle("seedvc").make_voice.remote(reference, MODEL_RATE, "reference").result()
     stored = np.rint(np.clip(reference, -1, 1) * 32767).astype(np.float32) / np.float32(32767)
     voice = local.voice(stored, MODEL_RATE)
     max_conversions = Limits().max_conversions
-    return Deployed(ray_instance.http_url, ray_instance.metrics_url, local, voice_id, voice, max_conversions)
+    return Deployed(ray_instance.http_url, ray_instance.metrics_url, local, voice_id, voice, max_conversions, weights)

@@ -60,6 +60,7 @@ class Deployed:
     voice_id: str
     voice: Voice
     max_conversions: int
+    weights: Path
 
     @property
     def preset(self) -> Preset:

@@ -17,13 +17,16 @@ from ray import serve
 from ray.experimental import get_object_locations
 
 from configs.schema import CallMode
-from serve_app.graph import ServeBackend, ServeStages, StageHandle
+from configs.serve import ServeArgs
+from serve_app.deployments import Stages
+from serve_app.graph import Call, ServeBackend, ServeStages, StageHandle
 from serve_app.metrics import BlockMetrics
 from serve_app.stores.voices import open_voice_store
+from stages.blocks import BlockMaker
 from stages.geometry import CONTENT_RATE, MODEL_RATE
 from stages.live import LiveStream
 from stages.offline import FileSampling, FileStream
-from stages.pipeline import Sampling, Stream
+from stages.pipeline import BlockRequests, Sampling, Stream
 from stages.resample import to_content_rate
 from stages.threaded import ThreadedStages
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
@@ -102,12 +105,12 @@ def assert_close(got: Samples, expected: Samples) -> None:
     assert np.abs(got - expected).max() < 1e-4
 
 
-def kill_replica(deployment: str) -> None:
+def kill_replica(deployment: str, application: str = "seedvc") -> None:
     """End a deployment's only replica as a crash would."""
     names = [
         actor
         for actor in ray.util.list_named_actors(all_namespaces=True)
-        if actor["name"].startswith(f"SERVE_REPLICA::seedvc#{deployment}#")
+        if actor["name"].startswith(f"SERVE_REPLICA::{application}#{deployment}#")
     ]
     assert len(names) == 1
     ray.kill(ray.get_actor(**names[0]), no_restart=True)
@@ -144,6 +147,7 @@ async def test_large_tensors_go_by_reference(graph: Deployed) -> None:
         content = stages.encode(EncodeRequest(to_content_rate(speechlike(12.0, 0))))
         request = DiffuseRequest(graph.voice_id, frames, 0, 40, seed=0, first_frame=0, steps=1, cfg_rate=0.0)
         wave = await stages.collect(stages.vocode(stages.diffuse(content, request), VocodeRequest()))
+        assert isinstance(content, Call)
         reference = await content._response._to_object_ref()
         location = get_object_locations([reference])[reference]
     assert len(wave) == 40 * 256
@@ -161,6 +165,39 @@ async def test_killed_replica_loses_nothing(graph: Deployed, deployment: str, tr
     stream = file_stream(stages_over(transport), graph, graph.voice_id)
     got = await whole(stream, source, after_first=lambda: kill_replica(deployment))
     assert_close(got, await whole(file_stream(graph.local, graph, graph.voice), source))
+
+
+@pytest.fixture
+def together(graph: Deployed, tmp_path: Path) -> Iterator[ServeStages]:
+    """What the ingress has where one deployment is all three stages."""
+    args = ServeArgs(preset="seed-vc-small", weights=str(graph.weights), voices=str(tmp_path), together=True)
+    stages = serve.deployment(ray_actor_options={"num_cpus": 0})(Stages).bind(args)
+    handle: Any = serve.run(stages, name="together", route_prefix=None)
+    parts = (handle.encode, handle.diffuse, handle.vocode)
+    encoder, diffusion, vocoder = (StageHandle.of(part, "object_store") for part in parts)
+    yield ServeStages(encoder, diffusion, vocoder, BlockMetrics(), StageHandle.of(handle.block, "grpc"))
+    serve.delete("together")
+
+
+async def test_three_stages_in_one_deployment_equal_in_process_and_survive_a_crash(
+    graph: Deployed, together: ServeStages
+) -> None:
+    source = speechlike(3.0, 6)
+    source_16k = to_content_rate(source)
+    waves: list[Samples] = []
+    there = live_stream(together, graph, graph.voice)
+    async for block in there.push(source_16k):
+        if not waves:
+            kill_replica("Stages", "together")
+        waves.append(block)
+    assert_close(np.concatenate(waves), await blocks(live_stream(graph.local, graph, graph.voice), source_16k))
+    got = await whole(file_stream(together, graph, graph.voice), source)
+    assert_close(got, await whole(file_stream(graph.local, graph, graph.voice), source))
+    wave = BlockRequests.of(
+        next(BlockMaker(graph.local.geometry).push(source_16k)), graph.voice, Sampling(0, 1, 0.0)
+    ).start(together)
+    await together.collect(wave)
+    assert set(together.stage_ms(wave)) == {"encoder", "diffusion", "vocoder"}
 
 
 async def test_streams_share_batches(graph: Deployed) -> None:

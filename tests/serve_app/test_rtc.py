@@ -477,7 +477,7 @@ def test_a_server_behind_nat_uses_the_servers_named_for_clients(monkeypatch: pyt
     assert [server.urls for server in own_ice_servers(behind_nat)] == [server.urls for server in TURN.ice_servers]
 
 
-@pytest.mark.parametrize("config", ["local", "gpu"])
+@pytest.mark.parametrize("config", ["local", "cpu", "gpu"])
 def test_replicas_are_added_before_calls_are_refused_and_other_requests_find_room(config: str) -> None:
     application = read_yaml(CONFIGS / f"{config}.yaml")["applications"][0]
     max_calls = ServeArgs.model_validate(application["args"]).rtc.max_calls
