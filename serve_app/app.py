@@ -1,4 +1,4 @@
-"""The whole graph on one screen: `serve run configs/local.yaml` builds it from here.
+"""The whole graph on one screen: `serve run configs/local.yaml` and its like build it from here.
 
 Annotations stay evaluated in this module: Serve checks a config's `args` against `build`'s.
 """
