@@ -25,7 +25,7 @@ from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE
 from stages.local import LocalStages
 from stages.pipeline import BlockRequests, Sampling
-from stages.types import Samples, Voice
+from stages.types import STAGE_NAMES, Samples, Voice
 from webrtc.files import decode_file
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -112,7 +112,7 @@ def _stages_s(local: LocalStages, block: BlockRequests) -> dict[str, float]:
     marks.append(time.perf_counter())
     local.vocode(mel, block.vocode)
     marks.append(time.perf_counter())
-    took = dict(zip(("encoder", "diffusion", "vocoder"), map(float, np.diff(marks)), strict=True))
+    took = dict(zip(STAGE_NAMES, map(float, np.diff(marks)), strict=True))
     return took | {"in_process": marks[-1] - marks[0]}
 
 

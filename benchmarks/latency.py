@@ -27,6 +27,7 @@ from configs import load_preset
 from configs.schema import LiveSettings
 from serve_app.commands.soundcard import FRAME
 from stages.geometry import TICK_MS, Geometry
+from stages.types import STAGE_NAMES
 from webrtc.codecs import Samples
 from webrtc.files import decode_file
 
@@ -140,7 +141,7 @@ def parts(recorded: Recorded, live: LiveSettings, whole_ms: float | None) -> dic
         return {}
     block_ms = recorded.settings["block_ms"]
     lag_ms = Geometry.from_settings(live, block_ms).lag_ticks * TICK_MS
-    stages_ms = sum(_mean(report["stages_ms"].get(name) for report in server) for name in STAGES)
+    stages_ms = sum(_mean(report["stages_ms"].get(name) for report in server) for name in STAGE_NAMES)
     behind_ms = _mean(report["stages_ms"].get("total") for report in server)
     if recorded.settings["mode"] == "constant":
         behind_ms = recorded.settings["delay_ms"] - block_ms - lag_ms
@@ -158,9 +159,6 @@ def parts(recorded: Recorded, live: LiveSettings, whole_ms: float | None) -> dic
     if whole_ms is not None:
         found["rest"] = whole_ms - sum(found.values())
     return {name: round(value, 1) for name, value in found.items()}
-
-
-STAGES = ("encoder", "diffusion", "vocoder")
 
 
 def _mean(values: Any) -> float:
