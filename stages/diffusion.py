@@ -71,8 +71,9 @@ class Diffusion:
         condition = self._regulate(contents, first.frames, [p.pitch_hz for p in prompts])[:, first.start : first.stop]
         mu = torch.cat([self._tensor([p.condition for p in prompts]), condition], dim=1)  # (B, P + T, channels)
         noise = np.zeros((len(requests), self._n_mels, mu.shape[1]), np.float32)
-        for row, request in zip(noise, requests, strict=True):
-            row[:, n_prompt:] = self._start_noise(request)
+        if self._preset.temperature > 0:
+            for row, request in zip(noise, requests, strict=True):
+                row[:, n_prompt:] = self._preset.temperature * self._start_noise(request)
         rates = torch.tensor([r.cfg_rate for r in requests], device=self._device) if first.cfg_rate > 0 else None
         with autocast(self._preset, self._device):
             mels = sample(

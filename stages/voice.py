@@ -42,6 +42,7 @@ def fingerprint(preset: Preset, checkpoint: Checkpoint) -> str:
         preset.live.style_ms,
         preset.file.prompt_ms,
         preset.calibrate_voices,
+        preset.temperature if preset.calibrate_voices else None,
     )
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""Judges of the adversarial trainings, small enough for a CPU: of waves, by period and by resolution, and of mels.
+"""Judges of the adversarial training, small enough for a CPU: of waves, by period and by resolution.
 
 HiFi-GAN's multi-period discriminator (Kong et al. 2020) hears whether voiced sound repeats itself, UnivNet's
 multi-resolution discriminator (Jang et al. 2021), which BigVGAN also takes, whether a spectrogram looks real.
@@ -13,7 +13,6 @@ PERIODS = (2, 3, 5, 7, 11)
 PERIOD_CHANNELS = (1, 8, 24, 48, 48)
 RESOLUTIONS = ((512, 128), (1024, 256), (256, 64))  # (n_fft, hop)
 SPECTRAL_CHANNELS = (1, 12, 12, 12, 12)
-MEL_CHANNELS, MEL_OFFSET = (2, 16, 32, 64, 64), 2.5
 SLOPE = 0.1
 
 Judgement = list[Tensor]
@@ -58,24 +57,6 @@ class SpectralJudge(nn.Module):
         spectrum = torch.stft(x, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
         magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-9)
         return _through(magnitude.unsqueeze(1), self.layers, self.verdict)
-
-
-class MelJudge(nn.Module):
-    """A prompt's mel [B, 80, P] and a mel [B, 80, T] behind it to feature maps: is it real, and the same voice?"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        pairs = zip(MEL_CHANNELS, MEL_CHANNELS[1:], strict=False)
-        self.layers = nn.ModuleList(
-            parametrizations.weight_norm(nn.Conv2d(a, b, 5, (2, 2), padding=2)) for a, b in pairs
-        )
-        self.verdict = parametrizations.weight_norm(nn.Conv2d(MEL_CHANNELS[-1], 1, 3, padding=1))
-
-    def forward(self, prompt: Tensor, mel: Tensor) -> Judgement:
-        both = torch.cat([prompt, mel], dim=-1) / 2 + MEL_OFFSET
-        mark = torch.zeros_like(both)
-        mark[..., prompt.shape[-1] :] = 1
-        return _through(torch.stack([both, mark], dim=1), self.layers, self.verdict)
 
 
 class Judges(nn.Module):

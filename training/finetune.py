@@ -30,7 +30,8 @@ from training.data import MODEL_RATE, Corpus, pack, read_wave
 from training.export import write_weights
 from training.features import Features, features_of, style_of
 from training.loop import Losses, Recipe, averaged_weights, start_logging, train
-from training.train_dit import Converter, Pairs
+from training.pairs import Pairs
+from training.train_dit import Converter
 
 MIN_CLIP_S, MAX_CLIP_S = 1.0, 30.0
 LEARNING_RATE = 1e-4
@@ -110,7 +111,8 @@ def finetune(preset: Preset, checkpoint: Checkpoint, args: argparse.Namespace) -
     converter = converter.requires_grad_(True).to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        return converter.loss(pairs.batch(rng).to(args.device), rng)
+        batch = pairs.batch(rng).to(args.device)
+        return converter.loss(batch, rng) if preset.temperature else converter.distance(batch)
 
     recipe = Recipe(args.minutes, learning_rate=LEARNING_RATE, warmup_steps=20, average=0.99, seed=args.seed)
     train(converter, loss_of, recipe, work, "dit")

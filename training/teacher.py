@@ -18,6 +18,7 @@ from training.data import TICK, Clip, Corpus, Floats, chosen
 from training.loop import arguments, start_logging
 
 LONGEST_TICKS, OVERLAP_TICKS = 750, 50
+TEACHER_WIDTH = 384  # Whisper tiny
 CLIPPED = 4.0  # standard deviations
 
 log = logging.getLogger("training")

@@ -1,192 +1,33 @@
 """Train the length regulator and the DiT together: from content, pitch, style and a prompt to mel, by flow matching.
 
 `python -m training.train_dit --data ./data --out ./training-out` reads what training.features has written and writes
-training-out/dit.pt; `... --student` goes on from there to dit_student.pt, which needs one step. The content that the
-regulator hears comes from warped copies, so that what it still tells of the speaker is wrong, and the voice to render
-is itself disguised anew in every pair (another size of head, another microphone): prompt and style are all that can be
-believed, and a few hundred speakers become any number.
+training-out/dit.pt; `... --student` goes on from there, with what training.train_listener has written, to
+dit_student.pt, which needs one step and no noise.
 """
 
 import logging
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 from configs.schema import ModelSizes, load_preset
 from stages.models.dit import AdaptiveNorm, Dit
 from stages.models.length_regulator import LengthRegulator
-from training.data import MODEL_RATE, Floats
-from training.discriminators import Judgement, MelJudge, judges_loss, likeness_loss, makers_loss
-from training.features import END_TICKS, VARIANTS, Features, read_features
+from training.discriminators import likeness_loss
+from training.features import read_features
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
-from training.train_style import WARPS
+from training.pairs import Batch, Pairs
+from training.train_listener import MelListener, load_listener
 
-TICK_MODEL, HOP, N_MELS = 441, 256, 80
-FRAMES_PER_BATCH = 1800
-HUMAN_SHARE = 0.7
 # Where one, two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the
 # start there is nothing but noise, so only there does the network have to read the content.
 STEP_TIMES, STEP_CHANCES, ANY_TIME = (0.0, 0.25, 0.5, 0.75), (0.64, 0.1, 0.18, 0.08), 0.2
-HEARD, HEARD_CHANCES = ("warped", "warped_again", "ends", "whole"), (0.3, 0.3, 0.3, 0.1)
-HEARD_IN_CALL_CHANCES = (0.1, 0.1, 0.75, 0.05)
-WARPED, WARP_SPREAD = 0.7, 0.03
-COLOURED, COLOUR_KNOTS, COLOUR_SPREAD = 0.7, 6, 0.4  # nepers
-UNVOICED_BY_MISTAKE = 0.03
 MEAN_LOG_MEL = -5.5  # a first guess of the output
+SOUNDS_WEIGHT, PHONES_WEIGHT = 1.0, 0.4
 
 log = logging.getLogger("training")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One kind of batch: ticks of prompt and of source content, each drawn from a range, and its chance."""
-
-    chance: float
-    prompt_ticks: tuple[int, int]
-    source_ticks: tuple[int, int]
-    ends: bool = False  # as in a call: content from window ends
-
-
-SHAPES = (
-    Shape(0.45, (25, 50), (END_TICKS - 1, END_TICKS - 1), ends=True),
-    Shape(0.35, (40, 150), (50, 150)),
-    Shape(0.20, (100, 250), (150, 250)),
-)
-
-
-def mel_frames(ticks: int) -> int:
-    """Whole mel frames in so many ticks of 20 ms."""
-    return ticks * TICK_MODEL // HOP
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Content [B, ticks + 1, width], pitch in Hz [B, ticks + 1] and mel [B, 80, frames] of both; style [B, 192]."""
-
-    prompt_content: Tensor
-    prompt_pitch: Tensor
-    prompt_mel: Tensor
-    source_content: Tensor
-    source_pitch: Tensor
-    source_mel: Tensor
-    style: Tensor
-
-    def to(self, device: str) -> "Batch":
-        """The same batch elsewhere."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-
-class Disguise:
-    """One made-up voice: mel bands and pitch moved by a factor, and a smooth colouring of the bands."""
-
-    def __init__(self, rng: np.random.Generator, warped: float = WARPED, coloured: float = COLOURED) -> None:
-        self.warp = int(rng.integers(1, len(WARPS))) if rng.random() < warped else 0
-        self.factor = WARPS[self.warp] * (float(np.exp(rng.normal(0, WARP_SPREAD))) if warped else 1.0)
-        place = np.interp(BAND_HZ / self.factor, BAND_HZ, np.arange(N_MELS))
-        self.low = np.minimum(place.astype(np.int64), N_MELS - 2)
-        self.share = (place - self.low).astype(np.float32)
-        self.colour = np.zeros(N_MELS, np.float32)
-        if rng.random() < coloured:
-            knots = rng.normal(0, COLOUR_SPREAD, COLOUR_KNOTS)
-            self.colour += np.interp(np.arange(N_MELS), np.linspace(0, N_MELS - 1, COLOUR_KNOTS), knots)
-
-    def mel(self, frames: Floats) -> Floats:
-        """Mel [frames, 80] of the made-up voice."""
-        return frames[:, self.low] * (1 - self.share) + frames[:, self.low + 1] * self.share + self.colour
-
-
-def _band_centres_hz() -> np.ndarray:
-    """Frequency of the highest point of each mel filter [80]."""
-    filters = torchaudio.functional.melscale_fbanks(
-        513, 0.0, MODEL_RATE / 2, N_MELS, MODEL_RATE, norm="slaney", mel_scale="slaney"
-    )
-    return np.maximum.accumulate(filters.numpy().argmax(axis=0) * MODEL_RATE / 1024 + np.arange(N_MELS) * 1e-3)
-
-
-BAND_HZ = _band_centres_hz()
-
-
-class Pairs:
-    """A prompt and a source of one speaker, from two clips or from two places of one."""
-
-    def __init__(self, features: list[Features], disguised: bool = True) -> None:
-        self.disguised = disguised
-        speakers: dict[str, list[Features]] = {}
-        for item in features:
-            speakers.setdefault(item.clip.speaker, []).append(item)
-        groups = list(speakers.values())
-        self.groups = {kind: [g for g in groups if g[0].clip.kind == kind] for kind in ("human", "synth")}
-        self.chances = {kind: _shares(groups) for kind, groups in self.groups.items() if groups}
-
-    def batch(self, rng: np.random.Generator) -> Batch:
-        """One drawn shape, filled with as many pairs as fit."""
-        shape = SHAPES[int(rng.choice(len(SHAPES), p=[shape.chance for shape in SHAPES]))]
-        prompt, source = (int(rng.integers(low, high + 1)) for low, high in (shape.prompt_ticks, shape.source_ticks))
-        size = max(2, FRAMES_PER_BATCH // (mel_frames(prompt) + mel_frames(source)))
-        rows = [self._pair(rng, prompt, source, shape.ends) for _ in range(size)]
-        return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)))
-
-    def _pair(self, rng: np.random.Generator, prompt: int, source: int, ends: bool) -> tuple[Floats, ...]:
-        kind = "human" if rng.random() < HUMAN_SHARE else "synth"
-        if kind not in self.chances:
-            kind = next(iter(self.chances))
-        group = self.groups[kind][int(rng.choice(len(self.groups[kind]), p=self.chances[kind]))]
-        spoken = self._stretch(rng, group, source)
-        shown = self._stretch(rng, group, prompt)
-        heard = HEARD[int(rng.choice(len(HEARD), p=HEARD_IN_CALL_CHANCES if ends else HEARD_CHANCES))]
-        disguise = Disguise(rng) if self.disguised else Disguise(rng, warped=0.0, coloured=0.0)
-        known = [item.style for item in group if item.style is not None]
-        if not known:
-            raise ValueError(f"{group[0].clip.speaker} has no style vectors; run `python -m training.features style`")
-        styles = known[int(rng.integers(len(known)))]
-        style = styles[disguise.warp, int(rng.integers(styles.shape[1]))]
-        return (*_piece(shown, "whole", prompt, disguise, rng), *_piece(spoken, heard, source, disguise, rng), style)
-
-    def _stretch(self, rng: np.random.Generator, group: list[Features], ticks: int) -> list[tuple[Features, int, int]]:
-        """(clip, first tick, ticks) of one or more clips that together are `ticks` long."""
-        stretch: list[tuple[Features, int, int]] = []
-        missing = ticks
-        while missing > 0:
-            item = group[int(rng.integers(len(group)))]
-            known = min(item.content.shape[1] - 1, len(item.mel) * HOP // TICK_MODEL)
-            first = int(rng.integers(max(0, known - missing) + 1)) if not stretch else 0
-            taken = min(missing, known - first)
-            stretch.append((item, first, taken))
-            missing -= taken
-        return stretch
-
-
-def _shares(groups: list[list[Features]]) -> np.ndarray:
-    """Chance of each speaker: the root of how much there is of him."""
-    weight = np.sqrt([sum(item.clip.duration_s for item in group) for group in groups])
-    return np.asarray(weight / weight.sum())
-
-
-def _piece(
-    stretch: list[tuple[Features, int, int]], variant: str, ticks: int, disguise: Disguise, rng: np.random.Generator
-) -> tuple[Floats, Floats, Floats]:
-    """Content [ticks + 1, width], pitch [ticks + 1] and mel [80, frames] of a stretch, disguised."""
-    which = VARIANTS.index(variant)
-    contents, pitches, mels = [], [], []
-    for item, first, n in stretch:
-        contents.append(item.content[which, first : first + n])
-        pitches.append(item.pitch[first : first + n])
-        start = mel_frames(first)
-        mels.append(item.mel[start : start + mel_frames(n) + 1])
-    last, first, n = stretch[-1]
-    contents.append(last.content[which, first + n : first + n + 1])
-    pitches.append(last.pitch[first + n : first + n + 1])
-    pitch = np.concatenate(pitches) * disguise.factor
-    pitch = np.where(rng.random(len(pitch)) < UNVOICED_BY_MISTAKE, 0, pitch)
-    frames = np.concatenate(mels)
-    wanted = mel_frames(ticks)
-    frames = np.pad(frames, ((0, max(0, wanted - len(frames))), (0, 0)), mode="edge")[:wanted]
-    mel = disguise.mel(frames.astype(np.float32)).T
-    return np.concatenate(contents).astype(np.float32), pitch.astype(np.float32), mel.astype(np.float32)
 
 
 class Converter(nn.Module):
@@ -225,6 +66,14 @@ class Converter(nn.Module):
         made: Tensor = self.dit(x, prompt_x, t, batch.style, mu)
         return made[..., n_prompt:]
 
+    def rendered(self, batch: Batch) -> Tensor:
+        """The source's mel [B, 80, T] in one step from no noise."""
+        return self.velocity(batch, torch.zeros_like(batch.source_mel), torch.zeros_like(batch.style[:, 0]))
+
+    def distance(self, batch: Batch) -> Losses:
+        """Mean distance of what is rendered from no noise to the real mel."""
+        return {"mel": (self.rendered(batch) - batch.source_mel).abs().mean()}
+
     def loss(self, batch: Batch, rng: np.random.Generator) -> Losses:
         """Squared error of the velocity on the source's frames, at drawn times."""
         size = len(batch.style)
@@ -235,28 +84,27 @@ class Converter(nn.Module):
 
 
 class Student(nn.Module):
-    """A converter that renders in one step, against a judge that also hears the prompt.
+    """A converter that renders in one step from no noise (a preset's `temperature: 0`), and is heard by a listener.
 
-    One step of a flow lands on the mean of all that could be meant, which sounds muffled and like nobody; the judge
-    makes it decide. All is trained by one optimiser, each loss reaching only the side that it is meant for.
+    One step from noise spends most of a small network on taking the noise away again, and a step that is judged by how
+    real it looks says some real words, not the ones that were said: the listener asks for the sounds of the recording.
     """
 
-    def __init__(self, converter: Converter) -> None:
+    def __init__(self, converter: Converter, listener: MelListener) -> None:
         super().__init__()
-        self.converter, self.judge = converter, MelJudge()
+        self.converter, self._listener = converter, (listener,)  # a tuple: its weights are not the student's
 
     def loss(self, batch: Batch) -> Losses:
-        """Distance to the real mel, the judge's opinion, and the judge's own loss."""
-        noise = torch.randn_like(batch.source_mel)
-        made = noise + self.converter.velocity(batch, noise, torch.zeros_like(batch.style[:, 0]))
-        frozen = {name: tensor.detach() for name, tensor in self.judge.named_parameters()}
-        heard: Judgement = torch.func.functional_call(self.judge, frozen, (batch.prompt_mel, made))
-        own: Judgement = self.judge(batch.prompt_mel, batch.source_mel)
+        """Distance to the real mel, in bands, in what the listener finds, and in the phones that it understands."""
+        real, (listener,) = batch.source_mel, self._listener
+        made = self.converter.rendered(batch)
+        own, heard = listener.maps(real), listener.maps(made)
+        said = listener.phones(own[-1]).log_softmax(dim=1)
+        understood = listener.phones(heard[-1]).log_softmax(dim=1)
         return {
-            "mel": (made - batch.source_mel).abs().mean(),
-            "makers": 0.5 * makers_loss([heard]),
-            "likeness": likeness_loss([own], [heard]),
-            "judge": judges_loss([own], [self.judge(batch.prompt_mel, made.detach())]),
+            "mel": (made - real).abs().mean(),
+            "sounds": SOUNDS_WEIGHT * likeness_loss([[*own, said]], [[*heard, understood]]),
+            "phones": PHONES_WEIGHT * (said.exp() * (said - understood)).sum(dim=1).mean(),
         }
 
 
@@ -275,15 +123,16 @@ def load_converter(sizes: ModelSizes, out: Path) -> Converter:
 def main() -> None:
     """Train from the beginning, or go on where the checkpoint stands."""
     options = arguments(__doc__, minutes=60)
-    options.add_argument("--student", action="store_true", help="the second part: one step, against a judge")
+    options.add_argument("--student", action="store_true", help="the second part: one step, from no noise")
     args = options.parse_args()
     start_logging()
     sizes = load_preset(args.preset).model
     torch.manual_seed(args.seed)
     pairs = Pairs(list(read_features(args.data)))
     if args.student:
-        student = Student(load_converter(sizes, args.out).train()).to(args.device)
-        recipe = Recipe(args.minutes, learning_rate=5e-4, betas=(0.8, 0.98), average=0.995, seed=args.seed)
+        listener = load_listener(args.out).to(args.device)
+        student = Student(load_converter(sizes, args.out).train(), listener).to(args.device)
+        recipe = Recipe(args.minutes, learning_rate=8e-4, betas=(0.85, 0.98), average=0.995, seed=args.seed)
         train(student, lambda rng: student.loss(pairs.batch(rng).to(args.device)), recipe, args.out, "dit_student")
         return
     model = Converter(sizes).to(args.device)

@@ -23,7 +23,7 @@ from training.augment import colour, draw_warp, warp
 from training.data import CONTENT_RATE, PHONES, TICK, Clip, Corpus, Floats
 from training.labels import UNKNOWN, Phones, frame_labels, read_phones
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
-from training.teacher import Teacher
+from training.teacher import TEACHER_WIDTH, Teacher
 
 NARROW = 24
 # (ticks, batch, chance): windows of calls, then of files
@@ -31,7 +31,6 @@ WINDOWS = ((138, 16, 0.75), (276, 8, 0.17), (500, 4, 0.08))
 MASKED_BANDS = 10
 HUMAN_SHARE = 0.7
 PHONES_WEIGHT = 0.5
-TEACHER_WIDTH = 384  # Whisper tiny
 
 log = logging.getLogger("training")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,19 @@ def test_encoder_refuses_what_it_cannot_hold(checkpoint: Checkpoint) -> None:
 @pytest.fixture(scope="module")
 def voices(quick_stages: LocalStages, quick_voice: Voice) -> list[Voice]:
     return [quick_voice, quick_stages.voice(noise(1.2, MODEL_RATE, seed=9), MODEL_RATE)]
+
+
+def test_temperature_scales_the_noise(quick_stages: LocalStages, checkpoint: Checkpoint, voices: list[Voice]) -> None:
+    content = quick_stages.encode(EncodeRequest(noise(0.4, CONTENT_RATE)))
+
+    def mel(temperature: float, **changes: Any) -> np.ndarray:
+        diffusion = Diffusion(quick_preset().model_copy(update={"temperature": temperature}), checkpoint)
+        return diffusion([content], [dataclasses.replace(SINGLE, cfg_rate=0.0, **changes)], voices[:1])[0]
+
+    assert np.array_equal(mel(0.0, seed=1), mel(0.0, seed=2))
+    assert not np.allclose(mel(1.0, seed=1), mel(1.0, seed=2), atol=1e-2)
+    drawn = np.random.default_rng(0).standard_normal((80, 40)).astype(np.float32)
+    np.testing.assert_allclose(mel(0.5, noise=drawn), mel(1.0, noise=drawn / 2), atol=1e-6)
 
 
 def test_diffusion_batch(quick_stages: LocalStages, checkpoint: Checkpoint, voices: list[Voice]) -> None:

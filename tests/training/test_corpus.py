@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+from torch import Tensor
 
 from configs.schema import WhisperSizes
 from training.augment import colour, warp
 from training.data import CONTENT_RATE, MODEL_RATE, TICK, Corpus, Floats, held_out, pack
-from training.features import encode_whole, unwarped
+from training.features import VARIANTS, Features, encode_whole, unwarped
 from training.labels import PHONE_INDEX, UNKNOWN, frame_labels, read_phones
-from training.teacher import Teacher, heard_whole
-from training.train_dit import mel_frames
-from training.train_encoder import TEACHER_WIDTH, PhoneModel, Windows
+from training.pairs import mel_frames
+from training.teacher import TEACHER_WIDTH, Teacher, heard_whole
+from training.train_encoder import PhoneModel, Windows
+from training.train_listener import Excerpts
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,24 @@ def test_read_phones_takes_espeaks_lag_away(tmp_path: Path) -> None:
     row = {"path": "esp_us_m1/a.flac", "phones": [[0.5, 0.6, "AA"]]}
     (tmp_path / "synth" / "phones.jsonl").write_text(json.dumps(row) + "\n")
     assert read_phones(tmp_path)["synth/esp_us_m1/a.flac"][0][:2] == pytest.approx((0.49, 0.59))
+
+
+def test_what_an_excerpt_is_said_to_hold_fits_its_mel(root: Path) -> None:
+    clips = Corpus(root).clips
+    is_tone = (np.arange(151) // 50 == 1).astype(np.float32)
+    mel = np.where(np.arange(mel_frames(150)) * 256 // 22050 == 1, -1.0, -9.0)[:, None] * np.ones(80)
+    content = np.tile(is_tone[:, None], (len(VARIANTS), 1, 1))
+    features = [Features(clip, content, 100 * is_tone, mel.astype(np.float16)) for clip in clips]
+
+    def reading(rows: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot((rows[:, 0] > 0).long(), 40).float()
+
+    heard = Excerpts(features, Teacher(root, clips), reading).batch(np.random.default_rng(0))
+    loud = heard.mel.mean(dim=1) > -5
+    assert 0.2 < loud.float().mean() < 0.8
+    assert heard.is_told.all()
+    for said in (heard.phones[:, 1] > 0, heard.told[:, 0] > 0):
+        assert (said == loud).float().mean() > 0.97
 
 
 def test_augmentation_keeps_length_and_range() -> None:

@@ -26,8 +26,11 @@ from stages.models.mel_match import MelMatch
 from training.data import TICK
 from training.export import export
 from training.loop import Losses, Recipe, averaged_weights, train
-from training.train_dit import BAND_HZ, Batch, Converter, Disguise, Student
-from training.train_encoder import TEACHER_WIDTH, PhoneModel, Window, masked_bands
+from training.pairs import BAND_HZ, Batch, Disguise
+from training.teacher import TEACHER_WIDTH
+from training.train_dit import Converter, Student
+from training.train_encoder import PhoneModel, Window, masked_bands
+from training.train_listener import Heard, MelListener
 from training.train_style import SpeakerModel
 from training.train_vocoder import Contest, SpectralLoss, prepare, prepared
 
@@ -65,7 +68,8 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     phones, speakers, converter = PhoneModel(SIZES.whisper), SpeakerModel(SIZES.campplus, N_SPEAKERS), Converter(SIZES)
-    student = Student(Converter(SIZES))
+    listener, renderer = MelListener(), Converter(SIZES)
+    student = Student(Converter(SIZES), MelListener().requires_grad_(False))
     vocoder, mel = BigVgan(SIZES.bigvgan), MelSpectrogram(SIZES.mel)
     prepare(vocoder)
     spectral = SpectralLoss(mel)
@@ -76,6 +80,9 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
         torch.randn(2, 21, TEACHER_WIDTH),
         torch.ones(2, 21),
     )
+    heard = Heard(
+        torch.randn(2, 80, 20), torch.rand(2, 40, 20), torch.randn(2, TEACHER_WIDTH, 20), torch.ones(2, 20)
+    )  # fmt: skip
     fbank, owners = torch.randn(8, 100, 80), torch.arange(8) % N_SPEAKERS
     descriptions = torch.randn(8, 81)
     batch, real = noise_batch(), 0.1 * torch.randn(2, 16 * 256)
@@ -83,6 +90,8 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
         "encoder": (phones, lambda: phones.loss(window, masked_bands(rng, 2, 80))),
         "style": (speakers, lambda: speakers.loss(fbank, owners, descriptions)),
         "dit": (converter, lambda: converter.loss(batch, rng)),
+        "listener": (listener, lambda: listener.loss(heard)),
+        "finetune": (renderer, lambda: renderer.distance(batch)),
         "dit_student": (student, lambda: student.loss(batch)),
         "vocoder_adversarial": (contest, lambda: contest.loss(real)),
         "vocoder": (vocoder, lambda: spectral(vocoder(mel(real)), real)),
