@@ -72,11 +72,18 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.wo = nn.Linear(hidden_dim, hidden_dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.wqkv(x).chunk(3, dim=-1))
-        q, k = (rotate(part, *rotary).to(v.dtype) for part in (q, k))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, T, head_dim)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, n_out: int) -> Tensor:
+        """x [B, T, D] to the last n_out frames' [B, n_out, D]; all frames are attended to."""
+        width = x.shape[-1]
+        q = self._split(F.linear(x[:, -n_out:], self.wqkv.weight[:width]))
+        k, v = (self._split(part) for part in F.linear(x, self.wqkv.weight[width:]).chunk(2, dim=-1))
+        cos, sin = rotary
+        q, k = rotate(q, cos[-n_out:], sin[-n_out:]).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, n_out, head_dim)
         return self.wo(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -103,16 +110,25 @@ class TransformerBlock(nn.Module):
         self.skip_in_linear = nn.Linear(2 * hidden_dim, hidden_dim) if receives_skip else None
 
     def forward(
-        self, x: Tensor, t_emb: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, skip: Tensor | None
+        self,
+        x: Tensor,
+        t_emb: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        skip: Tensor | None,
+        n_out: int,
     ) -> Tensor:
         if self.skip_in_linear is not None and skip is not None:
             x = self.skip_in_linear(torch.cat([x, skip], dim=-1))
-        x = x + self.attention(self.attention_norm(x, t_emb), rotary, mask)
+        x = x[:, -n_out:] + self.attention(self.attention_norm(x, t_emb), rotary, mask, n_out)
         return x + self.feed_forward(self.ffn_norm(x, t_emb))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
-    """U-ViT stack (Bao et al. 2022): the first half's outputs return, last in first out, to the second half."""
+    """U-ViT stack (Bao et al. 2022): the first half's outputs return, last in first out, to the second half.
+
+    Only the last `n_out` frames come out; the last layer computes no others.
+    """
 
     def __init__(self, sizes: DitSizes) -> None:
         super().__init__()
@@ -124,11 +140,13 @@ class Transformer(nn.Module):
         )
         self.norm = AdaptiveNorm(sizes.hidden_dim)
 
-    def forward(self, x: Tensor, t_emb: Tensor, mask: Tensor | None) -> Tensor:
-        rotary = rotary_table(x.shape[1], self.head_dim, x.device)
+    def forward(self, x: Tensor, t_emb: Tensor, mask: Tensor | None, n_out: int) -> Tensor:
+        n_frames = x.shape[1]
+        rotary = rotary_table(n_frames, self.head_dim, x.device)
         skips: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, t_emb, rotary, mask, skips.pop() if i > self.n_half else None)
+            n_needed = n_out if i == len(self.layers) - 1 else n_frames
+            x = layer(x, t_emb, rotary, mask, skips.pop() if i > self.n_half else None, n_needed)
             if i < self.n_half:
                 skips.append(x)
         return self.norm(x, t_emb)  # type: ignore[no-any-return]
@@ -188,10 +206,10 @@ class Dit(nn.Module):
         h = self.cond_x_merge_linear(
             torch.cat([frames, prompt_x.transpose(1, 2), self.cond_projection(mu), style_frames], dim=-1)
         )
-        h = self.transformer(h, t_emb, key_mask)
         n_out = x.shape[-1] if last_frames is None else last_frames
         seen = min(x.shape[-1], n_out + self.wavenet.reach)
-        h = self.skip_linear(torch.cat([h[:, -seen:], frames[:, -seen:]], dim=-1))
+        h = self.transformer(h, t_emb, key_mask, seen)
+        h = self.skip_linear(torch.cat([h, frames[:, -seen:]], dim=-1))
         waves = self.wavenet(self.conv1(h).transpose(1, 2), self.t_embedder2(t).unsqueeze(-1), wave_mask)
         z = waves.transpose(1, 2) + self.res_projection(h)
         return self.conv2(self.final_layer(z[:, -n_out:], t_emb).transpose(1, 2))  # type: ignore[no-any-return]
