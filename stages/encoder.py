@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from configs.schema import Preset
 from stages.checkpoints import Checkpoint, load_network
@@ -17,6 +19,7 @@ from stages.types import BadAudio, Content, EncodeRequest
 
 FRAME_SAMPLES = 320
 PADDED_SAMPLES = 30 * 16000
+PITCH_LEAD_FRAMES = 12
 
 
 def same(keys: Iterable[Hashable]) -> list[list[int]]:
@@ -32,6 +35,16 @@ def autocast(preset: Preset, device: str) -> AbstractContextManager[object]:
     if preset.precision == "float32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, dtype=torch.float16)
+
+
+def melody(request: EncodeRequest, n_frames: int) -> NDArray[np.float32]:
+    """Pitch of a window's last frames [n_frames], relative to the speaker's usual one.
+
+    Where that is known, only as much of the rest is heard as the path of the pitch needs to settle.
+    """
+    unheard = max(0, request.drop_frames - PITCH_LEAD_FRAMES) if request.usual_hz else 0
+    wave = request.samples[unheard * FRAME_SAMPLES :]
+    return relative_pitch(wave, request.drop_frames - unheard + n_frames, request.usual_hz)[-n_frames:]
 
 
 class Encoder:
@@ -51,16 +64,18 @@ class Encoder:
         """
         results: list[Content] = [np.empty(0, np.float32)] * len(requests)
         for group in same(len(request.samples) for request in requests):
-            features = self._encode(np.stack([requests[i].samples for i in group]))
-            for i, rows in zip(group, features, strict=True):
+            first = min(requests[i].drop_frames for i in group)
+            features = self._encode(np.stack([requests[i].samples for i in group]), first)
+            for i, kept in zip(group, features, strict=True):
+                rows = kept[requests[i].drop_frames - first :]
                 if self._has_pitch:
-                    melody = relative_pitch(requests[i].samples, len(rows), requests[i].usual_hz)
-                    rows = np.column_stack([rows, melody])
-                results[i] = np.ascontiguousarray(rows[requests[i].drop_frames :])
+                    rows = np.column_stack([rows, melody(requests[i], len(rows))])
+                results[i] = np.ascontiguousarray(rows)
         return results
 
     @torch.inference_mode()
-    def _encode(self, windows: np.ndarray) -> np.ndarray:
+    def _encode(self, windows: np.ndarray, first: int) -> np.ndarray:
+        """Features [B, frames - first, d_model] of windows [B, samples] of one length."""
         n_samples = windows.shape[1]
         if n_samples > self._longest:
             raise BadAudio(
@@ -73,6 +88,5 @@ class Encoder:
         x = torch.nn.functional.pad(x, (0, max(0, padded - n_samples)))[:, :padded]
         log_mel = self._log_mel(x)  # in full precision: half of it cannot hold a power spectrum's range
         with autocast(self._preset, self._device):
-            features = self._network(log_mel)  # (B, padded / 320, d_model)
-        kept: np.ndarray = features[:, :n_frames].float().cpu().numpy()
-        return kept
+            features: Tensor = self._network(log_mel, slice(first, n_frames))
+        return np.asarray(features.float().cpu().numpy())

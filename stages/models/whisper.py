@@ -13,6 +13,7 @@ SAMPLE_RATE = 16000
 N_FFT = 400
 HOP = 160
 LAYER_NORM_EPS = 1e-5
+EVERY_FRAME = slice(None)
 
 
 class WhisperLogMel(nn.Module):
@@ -46,8 +47,9 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, d_model)
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, wanted: slice) -> Tensor:
+        """x [B, T, D] to the wanted frames' [B, n, D]; all frames are attended to."""
+        q, k, v = self._split(self.q_proj(x[:, wanted])), self._split(self.k_proj(x)), self._split(self.v_proj(x))
         y = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, D / heads)
         return self.out_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -66,15 +68,16 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(sizes.ffn_dim, sizes.d_model)
         self.final_layer_norm = nn.LayerNorm(sizes.d_model, eps=LAYER_NORM_EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.self_attn_layer_norm(x))
+    def forward(self, x: Tensor, wanted: slice) -> Tensor:
+        x = x[:, wanted] + self.self_attn(self.self_attn_layer_norm(x), wanted)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))  # type: ignore[no-any-return]
 
 
 class WhisperEncoder(nn.Module):
     """Log-mel [B, n_mels, 2 * F] to features [B, F, d_model] at 50 Hz; F is at most `max_positions`.
 
-    Padding is not masked, as upstream: silence behind the speech takes part.
+    Padding is not masked, as upstream: silence behind the speech takes part. Where only some frames are wanted, the
+    last layer computes no others.
     """
 
     def __init__(self, sizes: WhisperSizes) -> None:
@@ -85,10 +88,10 @@ class WhisperEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(sizes) for _ in range(sizes.n_layers))
         self.layer_norm = nn.LayerNorm(sizes.d_model, eps=LAYER_NORM_EPS)
 
-    def forward(self, log_mel: Tensor) -> Tensor:
+    def forward(self, log_mel: Tensor, wanted: slice = EVERY_FRAME) -> Tensor:
         x = F.gelu(self.conv1(log_mel))
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, F, d_model)
         x = x + self.embed_positions.weight[: x.shape[1]]
-        for layer in self.layers:
-            x = layer(x)
-        return self.layer_norm(x)  # type: ignore[no-any-return]
+        for layer in self.layers[:-1]:
+            x = layer(x, EVERY_FRAME)
+        return self.layer_norm(self.layers[-1](x, wanted))  # type: ignore[no-any-return]

@@ -11,12 +11,12 @@ import pytest
 
 from stages.checkpoints import Checkpoint
 from stages.diffusion import Diffusion
-from stages.encoder import Encoder
+from stages.encoder import Encoder, melody
 from stages.geometry import CONTENT_RATE, MODEL_RATE
 from stages.local import LocalStages
 from stages.types import BadAudio, Content, DiffuseRequest, EncodeRequest, VocodeRequest, Voice
 from stages.vocoder import Vocoder
-from tests.stages.sounds import noise, quick_preset
+from tests.stages.sounds import noise, quick_preset, speech
 
 SINGLE = DiffuseRequest("", frames=40, start=0, stop=40, seed=1, first_frame=0, steps=2, cfg_rate=0.7)
 
@@ -38,6 +38,23 @@ def test_encoder_batch(checkpoint: Checkpoint) -> None:
     batch = encoder(requests)
     assert_close(batch, [encoder([request])[0] for request in requests])
     assert [len(content) for content in batch] == [int(50 * s) + 1 - i for i, s in enumerate(lengths)]
+
+
+def test_dropped_frames_change_nothing_in_the_others(checkpoint: Checkpoint) -> None:
+    encoder, window = Encoder(quick_preset(), checkpoint), noise(1.0, CONTENT_RATE)
+    (whole,) = encoder([EncodeRequest(window)])
+    for n_dropped in (1, 20, 50):
+        assert_close(encoder([EncodeRequest(window, n_dropped)]), [whole[n_dropped:]])
+
+
+def test_the_pitch_of_a_windows_end_needs_little_before_it() -> None:
+    sound = speech()
+    same = []
+    for start in range(0, len(sound) - 2 * CONTENT_RATE, CONTENT_RATE // 2):
+        window = sound[start : start + 89 * 320]
+        whole, end = (melody(EncodeRequest(window, n, usual_hz=150.0), 90 - n) for n in (0, 50))
+        same.append(np.isclose(whole[50:], end, rtol=0.01))
+    assert np.mean(same) > 0.97
 
 
 def test_encoder_takes_its_longest_window(checkpoint: Checkpoint) -> None:
