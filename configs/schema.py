@@ -228,7 +228,8 @@ class Preset(Strict):
     """padded: every window is filled up to 30 s, as upstream; cut: only the window itself, about 11 times cheaper."""
     precision: Literal["float32", "float16"] = "float32"
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Factor of the sampler's start noise (upstream's name); 0 for networks that were trained to render from none."""
+    """Factor of the sampler's start noise (upstream's name); 0 for networks that were trained to render from none, in
+    one step, whatever `steps` says."""
     mel_match_passes: Annotated[int, Field(ge=0, le=8)] = 0
     """How often the vocoder's spectral envelope is corrected towards the mel; none for a vocoder that needs no help.
 

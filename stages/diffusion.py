@@ -24,7 +24,10 @@ def prompt_of(voice: Voice, request: DiffuseRequest) -> Prompt:
 
 
 class Diffusion:
-    """Length regulator and flow-matching sampler; requests of one shape, step count and guidance share a batch."""
+    """Length regulator and flow-matching sampler; requests of one shape, step count and guidance share a batch.
+
+    Networks that render from no noise were trained to land in one step, and take one, however many are asked for.
+    """
 
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self._preset, self._device = preset, device
@@ -82,7 +85,7 @@ class Diffusion:
                 self._tensor([p.mel for p in prompts]),
                 self._tensor([p.style for p in prompts]),
                 self._tensor(noise),
-                first.steps,
+                first.steps if self._preset.temperature > 0 else 1,
                 rates,
                 first.last_frames or first.stop - first.start,
             )
