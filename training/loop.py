@@ -5,8 +5,9 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,6 +23,15 @@ DECAY_SHARE = 0.2  # of the time, at the end: the learning rate falls linearly
 log = logging.getLogger("training")
 
 Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Base of the batches: a record of tensors only."""
+
+    def to(self, device: str) -> Self:
+        """The same elsewhere."""
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ hundred speakers become any number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from training.data import MODEL_RATE, Floats
 from training.features import END_TICKS, VARIANTS, Features
+from training.loop import Tensors
 from training.train_style import WARPS
 
 TICK_MODEL, HOP, N_MELS = 441, 256, 80
@@ -51,7 +52,7 @@ def mel_frames(ticks: int) -> int:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Tensors):
     """Content [B, ticks + 1, width], pitch in Hz [B, ticks + 1] and mel [B, 80, frames] of both; style [B, 192]."""
 
     prompt_content: Tensor
@@ -61,10 +62,6 @@ class Batch:
     source_pitch: Tensor
     source_mel: Tensor
     style: Tensor
-
-    def to(self, device: str) -> Batch:
-        """The same batch elsewhere."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class Disguise:

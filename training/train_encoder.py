@@ -22,7 +22,7 @@ from stages.models.whisper import WhisperEncoder, WhisperLogMel
 from training.augment import colour, draw_warp, warp
 from training.data import CONTENT_RATE, PHONES, TICK, Clip, Corpus, Floats
 from training.labels import UNKNOWN, Phones, frame_labels, read_phones
-from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
+from training.loop import Losses, Recipe, Tensors, arguments, averaged_weights, start_logging, train
 from training.teacher import TEACHER_WIDTH, Teacher
 
 NARROW = 24
@@ -49,7 +49,7 @@ def pad_to_frames(waves: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Window:
+class Window(Tensors):
     """Waves [.., ticks * 320], phone labels [.., ticks + 1] and what the teacher tells [.., ticks + 1, width].
 
     `is_told` [.., ticks + 1] is one where the teacher was asked and zero elsewhere.
@@ -59,10 +59,6 @@ class Window:
     labels: Tensor
     told: Tensor
     is_told: Tensor
-
-    def to(self, device: str) -> Window:
-        """The same windows elsewhere."""
-        return Window(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from configs.schema import load_preset
 from stages.models.length_regulator import nearest_index
 from training.data import PHONES, Clip, Corpus, Floats
 from training.features import Features, read_features
-from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
+from training.loop import Losses, Recipe, Tensors, arguments, averaged_weights, start_logging, train
 from training.pairs import HUMAN_SHARE, Disguise, mel_frames
 from training.teacher import TEACHER_WIDTH, Teacher
 from training.train_encoder import load_phone_model
@@ -69,17 +69,13 @@ class MelListener(nn.Module):
 
 
 @dataclass(frozen=True)
-class Heard:
+class Heard(Tensors):
     """Mels [B, 80, T], phone probabilities [B, phones, T], the teacher's features [B, width, T], is_told [B, T]."""
 
     mel: Tensor
     phones: Tensor
     told: Tensor
     is_told: Tensor
-
-    def to(self, device: str) -> Heard:
-        """The same elsewhere."""
-        return Heard(*(part.to(device) for part in (self.mel, self.phones, self.told, self.is_told)))
 
 
 class Excerpts:
