@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from typing import Self
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.data import DEFAULT_DATA
@@ -18,6 +20,7 @@ from training.data import DEFAULT_DATA
 CHECKPOINT_EVERY_S = 150.0
 REPORT_EVERY_STEPS = 50
 PAUSE_S = 30.0  # a step that took longer was paused from outside; the pause is not training time
+A_PRIME = 7919
 DECAY_SHARE = 0.2  # of the time, at the end: the learning rate falls linearly
 
 log = logging.getLogger("training")
@@ -46,6 +49,8 @@ class Recipe:
     clip_norm: float = 1.0
     average: float = 0.998
     seed: int = 0
+    half: bool = False
+    """Whether the products are computed in bfloat16, on processors that do that faster (AMX, AVX-512)."""
 
     def rate(self, step: int, minutes: float) -> float:
         """Learning rate: linear warm-up, constant, linear fall over the last part of the time."""
@@ -59,8 +64,10 @@ def train(
     """Minimise the sum of the losses; writes `out/stem.pt` every few minutes and resumes from it.
 
     The checkpoint's "average" is the exponential running average of the weights, which export and scores use. Mean
-    losses are appended to `out/stem.jsonl`, from which training.curves draws.
+    losses are appended to `out/stem.jsonl`, from which training.curves draws. Where `torchrun` has started several
+    processes, each draws its own batches, gradients are averaged over all, and the first one writes.
     """
+    rank = _join()
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{stem}.pt"
     optimizer = torch.optim.AdamW(
@@ -70,12 +77,17 @@ def train(
     step, minutes = 0, 0.0
     if file.exists():
         state = torch.load(file, weights_only=True, map_location=next(model.parameters()).device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, step, minutes = state["average"], state["step"], state["minutes"]
-        log.info("%s: resumed at step %d, %.1f min", stem, step, minutes)
-    torch.manual_seed(recipe.seed + step)
-    rng = np.random.default_rng((recipe.seed, step))
+        if "model" in state:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            average, step, minutes = state["average"], state["step"], state["minutes"]
+            log.info("%s: resumed at step %d, %.1f min", stem, step, minutes)
+        else:  # of training.start: the network alone
+            model.load_state_dict(state["average"], strict=False)
+            average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+            log.info("%s: starts from %d tensors", stem, len(state["average"]))
+    torch.manual_seed(recipe.seed + step + rank * A_PRIME)
+    rng = np.random.default_rng((recipe.seed, step, rank))
     saved_minutes = minutes
     sums: dict[str, float] = {}
     summed = 0
@@ -84,9 +96,12 @@ def train(
         started_s = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, minutes)
-        losses = loss_of(rng)
+        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=recipe.half):
+            losses = loss_of(rng)
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        if dist.is_initialized():
+            _average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
         step += 1
@@ -94,7 +109,7 @@ def train(
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
         summed += 1
-        if step % REPORT_EVERY_STEPS == 0:
+        if step % REPORT_EVERY_STEPS == 0 and rank == 0:
             means = {name: total / summed for name, total in sums.items()}
             told = " ".join(f"{name} {mean:.4f}" for name, mean in means.items())
             log.info("%s: step %d, %.1f min: %s", stem, step, minutes, told)
@@ -102,11 +117,41 @@ def train(
             with (out / f"{stem}.jsonl").open("a", encoding="utf8") as history:
                 history.write(json.dumps(row) + "\n")
             sums, summed = {}, 0
-        minutes += min(time.monotonic() - started_s, PAUSE_S) / 60
+        minutes = _of_first(minutes + min(time.monotonic() - started_s, PAUSE_S) / 60)
         if (minutes - saved_minutes) * 60 > CHECKPOINT_EVERY_S or minutes >= recipe.minutes:
-            _save(file, model, optimizer, average, step, minutes)
+            if rank == 0:
+                _save(file, model, optimizer, average, step, minutes)
             saved_minutes = minutes
     log.info("%s: ended at step %d after %.1f min", stem, step, minutes)
+
+
+def _join() -> int:
+    """This process' number among those that `torchrun` has started; 0 where it is alone."""
+    if "RANK" not in os.environ:
+        return 0
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return dist.get_rank()
+
+
+def _average_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient) / dist.get_world_size())
+
+
+def _of_first(minutes: float) -> float:
+    """The first process' time, so that all end at the same step."""
+    if not dist.is_initialized():
+        return minutes
+    shared = torch.tensor(minutes, dtype=torch.float64)
+    dist.broadcast(shared, src=0)
+    return float(shared)
 
 
 @torch.no_grad()
@@ -150,6 +195,7 @@ def arguments(description: str | None, minutes: float) -> argparse.ArgumentParse
     parser.add_argument("--minutes", type=float, default=minutes, help="training time, pauses not counted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--half", action="store_true", help="multiply in bfloat16, where the processor can")
     return parser
 
 

@@ -19,13 +19,13 @@ from training.discriminators import likeness_loss
 from training.features import read_features
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
 from training.pairs import Batch, Pairs
-from training.train_listener import MelListener, load_listener
+from training.train_listener import MelListener, VoiceListener, load_listener, load_voice_listener
 
 # Where one, two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the
 # start there is nothing but noise, so only there does the network have to read the content.
 STEP_TIMES, STEP_CHANCES, ANY_TIME = (0.0, 0.25, 0.5, 0.75), (0.64, 0.1, 0.18, 0.08), 0.2
 MEAN_LOG_MEL = -5.5  # a first guess of the output
-SOUNDS_WEIGHT, PHONES_WEIGHT = 1.0, 0.4
+SOUNDS_WEIGHT, PHONES_WEIGHT, TRAITS_WEIGHT, VOICE_WEIGHT = 1.0, 0.4, 0.6, 0.6
 
 log = logging.getLogger("training")
 
@@ -90,21 +90,25 @@ class Student(nn.Module):
     real it looks says some real words, not the ones that were said: the listener asks for the sounds of the recording.
     """
 
-    def __init__(self, converter: Converter, listener: MelListener) -> None:
+    def __init__(self, converter: Converter, listener: MelListener, voices: VoiceListener) -> None:
         super().__init__()
-        self.converter, self._listener = converter, (listener,)  # a tuple: its weights are not the student's
+        self.converter, self._listeners = converter, (listener, voices)  # a tuple: their weights are not the student's
 
     def loss(self, batch: Batch) -> Losses:
-        """Distance to the real mel, in bands, in what the listener finds, and in the phones that it understands."""
-        real, (listener,) = batch.source_mel, self._listener
+        """Distance to the real mel: in bands, in what the listeners find, in the phones and the voice they hear."""
+        real, (listener, voices) = batch.source_mel, self._listeners
         made = self.converter.rendered(batch)
         own, heard = listener.maps(real), listener.maps(made)
         said = listener.phones(own[-1]).log_softmax(dim=1)
         understood = listener.phones(heard[-1]).log_softmax(dim=1)
+        own_voice, heard_voice = voices.maps(real), voices.maps(made)
+        likeness = (voices.voice(own_voice[-1]) * voices.voice(heard_voice[-1])).sum(dim=-1)
         return {
             "mel": (made - real).abs().mean(),
             "sounds": SOUNDS_WEIGHT * likeness_loss([[*own, said]], [[*heard, understood]]),
             "phones": PHONES_WEIGHT * (said.exp() * (said - understood)).sum(dim=1).mean(),
+            "traits": TRAITS_WEIGHT * likeness_loss([[*own_voice, real]], [[*heard_voice, made]]),
+            "voice": VOICE_WEIGHT * (1 - likeness).mean(),
         }
 
 
@@ -130,9 +134,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     pairs = Pairs(list(read_features(args.data)))
     if args.student:
-        listener = load_listener(args.out).to(args.device)
-        student = Student(load_converter(sizes, args.out).train(), listener).to(args.device)
-        recipe = Recipe(args.minutes, learning_rate=8e-4, betas=(0.85, 0.98), average=0.995, seed=args.seed)
+        listener, voices = load_listener(args.out).to(args.device), load_voice_listener(args.out).to(args.device)
+        student = Student(load_converter(sizes, args.out).train(), listener, voices).to(args.device)
+        recipe = Recipe(
+            args.minutes, learning_rate=8e-4, betas=(0.85, 0.98), average=0.995, seed=args.seed, half=args.half
+        )
         train(student, lambda rng: student.loss(pairs.batch(rng).to(args.device)), recipe, args.out, "dit_student")
         return
     model = Converter(sizes).to(args.device)
@@ -140,7 +146,7 @@ def main() -> None:
     def loss_of(rng: np.random.Generator) -> Losses:
         return model.loss(pairs.batch(rng).to(args.device), rng)
 
-    recipe = Recipe(args.minutes, learning_rate=1.5e-3, warmup_steps=100, average=0.995, seed=args.seed)
+    recipe = Recipe(args.minutes, learning_rate=1.5e-3, warmup_steps=100, average=0.995, seed=args.seed, half=args.half)
     train(model, loss_of, recipe, args.out, "dit")
 
 

@@ -24,13 +24,16 @@ from training.data import CONTENT_RATE, PHONES, TICK, Clip, Corpus, Floats
 from training.labels import UNKNOWN, Phones, frame_labels, read_phones
 from training.loop import Losses, Recipe, Tensors, arguments, averaged_weights, start_logging, train
 from training.teacher import TEACHER_WIDTH, Teacher
+from training.whisper_file import cut_encoder
 
 NARROW = 24
 # (ticks, batch, chance): windows of calls, then of files
-WINDOWS = ((138, 16, 0.75), (276, 8, 0.17), (500, 4, 0.08))
+WINDOWS = ((88, 24, 0.45), (138, 16, 0.3), (276, 8, 0.17), (500, 4, 0.08))
 MASKED_BANDS = 10
 HUMAN_SHARE = 0.7
 PHONES_WEIGHT = 0.5
+RATE, CUT_RATE = 1e-3, 6e-4
+WEIGHED_EVERY, WEIGHED_TICKS, RIDGE = 10, 250, 30.0
 
 log = logging.getLogger("training")
 
@@ -76,7 +79,7 @@ class PhoneModel(nn.Module):
 
     def __init__(self, sizes: WhisperSizes) -> None:
         super().__init__()
-        self.width = sizes.d_model
+        self.sizes, self.width = sizes, sizes.d_model
         self.log_mel = WhisperLogMel(sizes.n_mels)
         self.encoder = WhisperEncoder(sizes)
         self.encoder.embed_positions.weight = nn.Parameter(
@@ -238,21 +241,45 @@ def load_phone_model(sizes: WhisperSizes, out: Path) -> PhoneModel:
     return model.eval()
 
 
+@torch.no_grad()
+def begin_from_whisper(model: PhoneModel, file: Path, corpus: Corpus, teacher: Teacher) -> None:
+    """Let the encoder start as Whisper's own, cut to its sizes by what weighs most in some of the clips.
+
+    The layer that tells the rest starts as the linear map that fits best: one of noise would first undo what is there.
+    """
+    clips = [clip for clip in corpus.train() if clip.kind == "human" and clip in teacher][::WEIGHED_EVERY]
+    waves = [corpus.wave_16k(clip, 0, WEIGHED_TICKS * TICK) for clip in clips]
+    model.encoder.load_state_dict(cut_encoder(file, model.sizes, waves))
+    heard = [model.content(torch.from_numpy(wave)[None])[0] for wave in waves]
+    told = [teacher.told(clip, np.arange(len(rows))) for clip, rows in zip(clips, heard, strict=True)]
+    x = F.pad(torch.cat(heard), (0, 1), value=1.0)
+    ridge = RIDGE * torch.eye(x.shape[1])
+    fit = torch.linalg.solve(x.T @ x + ridge, x.T @ torch.from_numpy(np.concatenate(told)))  # (width + 1, told)
+    model.echo.weight.copy_(fit[:-1].T)
+    model.echo.bias.copy_(fit[-1])
+
+
 def main() -> None:
     """Train from the beginning, or go on where the checkpoint stands; scores on held-out speakers at the end."""
-    args = arguments(__doc__, minutes=28).parse_args()
+    options = arguments(__doc__, minutes=28)
+    options.add_argument("--whisper", type=Path, help="model.bin of a CTranslate2 folder to start from")
+    args = options.parse_args()
     start_logging()
     sizes = load_preset(args.preset).model.whisper
     torch.manual_seed(args.seed)
-    model, corpus = PhoneModel(sizes).to(args.device), Corpus(args.data)
+    model, corpus = PhoneModel(sizes), Corpus(args.data)
     windows = Windows(corpus, args.data)
+    if args.whisper:
+        begin_from_whisper(model, args.whisper, corpus, windows.teacher)
+    model = model.to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
         window = windows.batch(rng)
         masked = masked_bands(rng, len(window.waves), sizes.n_mels)
         return model.loss(window.to(args.device), masked.to(args.device))
 
-    recipe = Recipe(args.minutes, learning_rate=1e-3, seed=args.seed)
+    rate = CUT_RATE if args.whisper else RATE
+    recipe = Recipe(args.minutes, learning_rate=rate, seed=args.seed, half=args.half)
     train(model, loss_of, recipe, args.out, "encoder")
     model = load_phone_model(sizes, args.out)
     for kind in ("human", "synth"):

@@ -18,7 +18,8 @@ from configs.schema import ModelSizes, load_preset
 from stages.models.bigvgan import AntiAliasedSnake, BigVgan, kaiser_sinc_filter
 from stages.models.mel import MelSpectrogram
 from stages.models.mel_match import MelMatch
-from training.data import Clip, Corpus
+from stages.pitch import pitch_hz
+from training.data import CONTENT_RATE, MODEL_RATE, TICK, Clip, Corpus, Floats
 from training.discriminators import Judgement, Judges, judges_loss, likeness_loss, makers_loss
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
 
@@ -28,6 +29,7 @@ CONTEXT_FRAMES = 4  # on each side, synthesised but not judged: what lies beyond
 BATCH = 4
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512), (256, 64))  # (n_fft, hop)
 FULL_BAND_HZ = 22050
+PITCH_LEAD_S = 0.25
 MEL_FLOOR, FLOOR_PER_BIN = 1.5e-3, 5e-5
 
 
@@ -86,16 +88,27 @@ class Segments:
         weights = np.array([_weight(clip) for clip in self.clips])
         self.chances = np.cumsum(weights / weights.sum())
 
-    def draw(self, rng: np.random.Generator, frames: int, batch: int) -> Tensor:
-        """Waves [batch, frames * hop] at random level."""
+    def draw(self, rng: np.random.Generator, frames: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Waves [batch, frames * hop] at random level, and their pitch in Hz [batch, frames]."""
         n = frames * self.hop
-        waves = np.zeros((batch, n), dtype=np.float32)
-        for row in waves:
+        waves, pitch = np.zeros((batch, n), np.float32), np.zeros((batch, frames), np.float32)
+        for wave, f0 in zip(waves, pitch, strict=True):
             clip = self.clips[min(int(np.searchsorted(self.chances, rng.random())), len(self.clips) - 1)]
-            piece = self.corpus.wave_22k(clip, int(rng.integers(max(1, clip.n_22k - n))), n)
-            row[: len(piece)] = piece
-            row *= 10 ** (rng.uniform(-12, 3) / 20)
-        return torch.from_numpy(np.clip(waves, -1, 1))
+            start = int(rng.integers(max(1, clip.n_22k - n)))
+            piece = self.corpus.wave_22k(clip, start, n)
+            wave[: len(piece)] = piece
+            wave *= 10 ** (rng.uniform(-12, 3) / 20)
+            f0[:] = self._pitch(clip, start / MODEL_RATE, frames)
+        return torch.from_numpy(np.clip(waves, -1, 1)), torch.from_numpy(pitch)
+
+    def _pitch(self, clip: Clip, start_s: float, frames: int) -> Floats:
+        """Pitch in the middle of each mel frame from `start_s` on, with some sound around it to tell it by."""
+        begin = max(0, int((start_s - PITCH_LEAD_S) * CONTENT_RATE))
+        length_s = frames * self.hop / MODEL_RATE + 2 * PITCH_LEAD_S
+        wave = self.corpus.wave_16k(clip, begin, int(length_s * CONTENT_RATE))
+        pitch = pitch_hz(wave, len(wave) // TICK + 1)
+        middle_s = start_s - begin / CONTENT_RATE + (np.arange(frames) + 0.5) * self.hop / MODEL_RATE
+        return pitch[np.clip(np.round(middle_s * CONTENT_RATE / TICK).astype(np.int64), 0, len(pitch) - 1)]
 
 
 def _weight(clip: Clip) -> float:
@@ -104,10 +117,9 @@ def _weight(clip: Clip) -> float:
 
 
 def prepare(vocoder: BigVgan) -> None:
-    """Small convolutions, as BigVGAN starts, with weight norm on all of them; activations that train fast."""
+    """For training: weight norm on all convolutions, and activations that train fast."""
     for module in list(vocoder.modules()):
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-            nn.init.normal_(module.weight, 0.0, 0.01 if module.kernel_size == (3,) else 0.03)
             parametrizations.weight_norm(module)
         for name, child in list(module.named_children()):
             if isinstance(child, AntiAliasedSnake):
@@ -122,11 +134,11 @@ class Contest(nn.Module):
         self.vocoder, self.judges, self.match = vocoder, Judges(), match
         self.spectral = SpectralLoss(mel)
 
-    def loss(self, real: Tensor) -> Losses:
-        """All losses for real waves [B, samples]; their edges are context."""
+    def loss(self, real: Tensor, pitch: Tensor) -> Losses:
+        """All losses for real waves [B, samples] of known pitch [B, frames]; their edges are context."""
         mel = self.spectral.mel(real)
         edge = CONTEXT_FRAMES * HOP
-        made = self.match(self.vocoder(mel), mel)[:, edge:-edge]
+        made = self.match(self.vocoder(mel), mel, pitch)[:, edge:-edge]
         real = real[:, edge:-edge]
         own = self.judges(real)
         frozen = {name: tensor.detach() for name, tensor in self.judges.named_parameters()}
@@ -142,6 +154,9 @@ class Contest(nn.Module):
 def prepared(sizes: ModelSizes) -> BigVgan:
     """A vocoder as it is trained: with weight norm."""
     vocoder = BigVgan(sizes.bigvgan)
+    for module in vocoder.modules():  # small convolutions, as BigVGAN starts
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            nn.init.normal_(module.weight, 0.0, 0.01 if module.kernel_size == (3,) else 0.03)
     prepare(vocoder)
     return vocoder
 
@@ -170,19 +185,20 @@ def main() -> None:
     mel, segments = MelSpectrogram(sizes.mel).to(args.device), Segments(Corpus(args.data), sizes.mel.hop)
     edge = CONTEXT_FRAMES * sizes.mel.hop
 
-    def real_waves(rng: np.random.Generator) -> Tensor:
-        return segments.draw(rng, SEGMENT_FRAMES + 2 * CONTEXT_FRAMES, BATCH).to(args.device)
+    def drawn(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        waves, pitch = segments.draw(rng, SEGMENT_FRAMES + 2 * CONTEXT_FRAMES, BATCH)
+        return waves.to(args.device), pitch.to(args.device)
 
     if args.adversarial:
         match = MelMatch(sizes.mel, preset.mel_match_passes)
         contest = Contest(trained_vocoder(sizes, args.out), mel, match).to(args.device)
         recipe = Recipe(args.minutes, learning_rate=4e-4, betas=(0.8, 0.99), clip_norm=5.0, seed=args.seed)
-        train(contest, lambda rng: contest.loss(real_waves(rng)), recipe, args.out, "vocoder_adversarial")
+        train(contest, lambda rng: contest.loss(*drawn(rng)), recipe, args.out, "vocoder_adversarial")
         return
     vocoder, loss = prepared(sizes).to(args.device), SpectralLoss(mel).to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        real = real_waves(rng)
+        real, _ = drawn(rng)
         made = vocoder(mel(real))
         losses: Losses = loss(made[:, edge:-edge], real[:, edge:-edge])
         return losses

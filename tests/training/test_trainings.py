@@ -30,7 +30,7 @@ from training.pairs import BAND_HZ, Batch, Disguise
 from training.teacher import TEACHER_WIDTH
 from training.train_dit import Converter, Student
 from training.train_encoder import PhoneModel, Window, masked_bands
-from training.train_listener import Heard, MelListener
+from training.train_listener import Heard, MelListener, VoiceListener
 from training.train_style import SpeakerModel
 from training.train_vocoder import Contest, SpectralLoss, prepare, prepared
 
@@ -68,8 +68,10 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     phones, speakers, converter = PhoneModel(SIZES.whisper), SpeakerModel(SIZES.campplus, N_SPEAKERS), Converter(SIZES)
-    listener, renderer = MelListener(), Converter(SIZES)
-    student = Student(Converter(SIZES), MelListener().requires_grad_(False))
+    listener, voices, renderer = MelListener(), VoiceListener(N_SPEAKERS), Converter(SIZES)
+    student = Student(
+        Converter(SIZES), MelListener().requires_grad_(False), VoiceListener(N_SPEAKERS).requires_grad_(False)
+    )
     vocoder, mel = BigVgan(SIZES.bigvgan), MelSpectrogram(SIZES.mel)
     prepare(vocoder)
     spectral = SpectralLoss(mel)
@@ -85,15 +87,17 @@ def trainings() -> dict[str, tuple[nn.Module, list[Losses]]]:
     )  # fmt: skip
     fbank, owners = torch.randn(8, 100, 80), torch.arange(8) % N_SPEAKERS
     descriptions = torch.randn(8, 81)
-    batch, real = noise_batch(), 0.1 * torch.randn(2, 16 * 256)
+    batch, real, pitch = noise_batch(), 0.1 * torch.randn(2, 16 * 256), torch.full((2, 16), 120.0)
+    portraits = torch.randn(8, 80, 20)
     losses_of: dict[str, tuple[nn.Module, Callable[[], Losses]]] = {
         "encoder": (phones, lambda: phones.loss(window, masked_bands(rng, 2, 80))),
         "style": (speakers, lambda: speakers.loss(fbank, owners, descriptions)),
         "dit": (converter, lambda: converter.loss(batch, rng)),
         "listener": (listener, lambda: listener.loss(heard)),
+        "voice_listener": (voices, lambda: voices.loss(portraits, owners)),
         "finetune": (renderer, lambda: renderer.distance(batch)),
         "dit_student": (student, lambda: student.loss(batch)),
-        "vocoder_adversarial": (contest, lambda: contest.loss(real)),
+        "vocoder_adversarial": (contest, lambda: contest.loss(real, pitch)),
         "vocoder": (vocoder, lambda: spectral(vocoder(mel(real)), real)),
     }
     results: dict[str, tuple[nn.Module, list[Losses]]] = {}
