@@ -47,13 +47,19 @@ STATS: Told = {
 
 
 class PageServer:
-    """Runs in a thread of its own; what clients said is in `heard`, what next calls meet is in `refusals`."""
+    """Runs in a thread of its own; what clients said is in `heard`, what next calls meet is in `refusals`.
+
+    `greets` and `answers` are gates: while one is cleared, no `hello`, or no `ready`, goes out.
+    """
 
     def __init__(self) -> None:
         self.voices = [voice("clara"), voice("martin")]
         self.heard: list[Told] = []
         self.refusals: list[Told] = []
         self.config_status = 200
+        self.greets, self.answers = threading.Event(), threading.Event()
+        self.greets.set()
+        self.answers.set()
         self._sockets: set[WebSocket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -132,8 +138,10 @@ class PageServer:
         peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         telling: asyncio.Task[None] | None = None
         try:
+            await _opened(self.greets)
             await websocket.send_json(HELLO)
             start = await self._hear(websocket)
+            await _opened(self.answers)
             if self.refusals:
                 await websocket.send_json({"type": "error", **self.refusals.pop(0)})
                 return
@@ -191,6 +199,11 @@ def voice(voice_id: str, name: str | None = None, *, own: bool = False) -> Told:
         "labels": {},
         "is_owner": own,
     }
+
+
+async def _opened(gate: threading.Event) -> None:
+    while not gate.is_set():  # noqa: ASYNC110 - set from the test's thread
+        await asyncio.sleep(0.02)
 
 
 async def _tell(websocket: WebSocket) -> None:

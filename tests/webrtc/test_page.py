@@ -136,6 +136,34 @@ def test_a_call_by_keyboard_alone(open_page: Open, server: PageServer) -> None:
     assert server.said("stop")
 
 
+def test_what_is_changed_while_a_call_connects_is_in_it(open_page: Open, server: PageServer) -> None:
+    page = open_page()
+    server.greets.clear()
+    server.answers.clear()
+    page.get_by_test_id("start").click()
+    expect(page.get_by_test_id("status")).to_have_text("Connecting")
+    page.get_by_role("radio", name="Martin").focus()
+    page.keyboard.press("Space")
+    page.get_by_test_id("mode-constant").click()
+    page.get_by_test_id("bypass").click()
+    page.get_by_text("10", exact=True).click()
+    page.get_by_text("Auto", exact=True).click()
+    server.greets.set()
+    while not server.said("start"):
+        page.wait_for_timeout(50)
+    page.get_by_test_id("bypass").click()
+    page.wait_for_timeout(300)
+    assert not server.said("change")
+    server.answers.set()
+    expect(page.get_by_test_id("status")).to_have_text("Live: heard as Martin")
+    (start,) = server.said("start")
+    wanted = {name: start[name] for name in ("voice", "mode", "steps", "bypass")}
+    assert wanted == {"voice": "martin", "mode": "constant", "steps": None, "bypass": True}
+    while not server.said("change"):
+        page.wait_for_timeout(50)
+    assert server.said("change") == [{"type": "change", "bypass": False}]
+
+
 def test_letters_typed_into_a_field_are_no_shortcuts_and_shortcuts_can_be_switched_off(open_page: Open) -> None:
     page = open_page()
     call(page)

@@ -14,7 +14,9 @@ export class Call {
   #timer = 0;
   #messages = Promise.resolve();
   #candidates = [];
-  #phase = "opening"; // opening -> starting -> ready -> live -> over
+  #request = null;
+  #early = {}; // changes that came between `start` and `ready`
+  #phase = "opening"; // opening -> starting -> asked -> ready -> live -> over
   #resolve = null;
 
   /** Handlers: hello, ready, live, settings, stats, refused, remote; each takes what came. */
@@ -24,19 +26,25 @@ export class Call {
     this.#handlers = handlers;
   }
 
-  /** Runs the call with {voice, mode, steps, bypass, replaces}; the promise tells how it ended: {code, reason, retryAfterS}. */
+  /**
+   * Runs the call; `request` gives {voice, mode, steps, bypass, replaces} when they are needed, since they may change
+   * until then. The promise tells how it ended: {code, reason, retryAfterS}.
+   */
   run(request) {
     return new Promise((resolve) => {
+      this.#request = request;
       this.#resolve = resolve;
       this.#socket = new WebSocket(this.#url);
-      this.#socket.onmessage = ({ data }) => this.#enqueue(JSON.parse(data), request);
+      this.#socket.onmessage = ({ data }) => this.#enqueue(JSON.parse(data));
       this.#socket.onclose = () => this.#end({ code: this.#phase === "opening" ? "no_hello" : "connection_lost" });
       this.#watch(HELLO_TIMEOUT_MS, "no_hello");
     });
   }
 
-  /** Asks for other settings from the next block on. */
+  /** Asks for other settings from the next block on; what `start` still has to say is not said twice. */
   change(fields) {
+    if (this.#phase === "opening" || this.#phase === "starting") return;
+    if (this.#phase === "asked") return void Object.assign(this.#early, fields); // refused now, it would end the call
     const text = JSON.stringify({ type: "change", ...fields });
     if (this.#channel?.readyState === "open") this.#channel.send(text);
     else if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(text);
@@ -57,21 +65,22 @@ export class Call {
   }
 
   /** Messages are taken one after the other: a candidate must not overtake the answer. */
-  #enqueue(message, request) {
+  #enqueue(message) {
     this.#messages = this.#messages
-      .then(() => this.#take(message, request))
+      .then(() => this.#take(message))
       .catch((error) => this.#end({ code: "media_failed", reason: error.message }));
   }
 
-  async #take(message, request) {
+  async #take(message) {
     if (this.#phase === "over") return;
     switch (message.type) {
       case "hello":
         this.#handlers.hello(message);
-        return this.#offer(message.ice_servers, request);
+        return this.#offer(message.ice_servers);
       case "ready":
         this.#phase = "ready";
         this.#handlers.ready(message);
+        if (Object.keys(this.#early).length > 0) this.change(this.#early);
         return this.#peer.setRemoteDescription({ type: "answer", sdp: message.sdp });
       case "candidate":
         return this.#peer?.addIceCandidate(message.candidate ?? undefined);
@@ -86,7 +95,7 @@ export class Call {
     }
   }
 
-  async #offer(iceServers, request) {
+  async #offer(iceServers) {
     this.#phase = "starting";
     this.#watch(MEDIA_TIMEOUT_MS, "media_failed");
     const peer = new RTCPeerConnection({ iceServers, bundlePolicy: "max-bundle" });
@@ -100,9 +109,11 @@ export class Call {
       this.#handlers.remote(new MediaStream([track]));
     };
     this.#channel = peer.createDataChannel("control");
-    this.#channel.onmessage = ({ data }) => this.#enqueue(JSON.parse(data), request);
+    this.#channel.onmessage = ({ data }) => this.#enqueue(JSON.parse(data));
     await peer.setLocalDescription();
-    this.#send({ type: "start", block_ms: null, ...request, sdp: peer.localDescription.sdp });
+    if (this.#phase === "over") return;
+    this.#phase = "asked";
+    this.#send({ type: "start", block_ms: null, ...this.#request(), sdp: peer.localDescription.sdp });
     const waiting = this.#candidates;
     this.#candidates = null;
     waiting.forEach((candidate) => this.#trickle(candidate));

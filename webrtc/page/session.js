@@ -103,7 +103,7 @@ export class Session extends EventTarget {
         this.#enter("live");
       },
     });
-    const outcome = await this.#call.run({ ...this.wanted, ...(this.#lost && { replaces: this.#lost }) });
+    const outcome = await this.#call.run(() => ({ ...this.wanted, ...(this.#lost && { replaces: this.#lost }) }));
     this.#call = null;
     if (outcome.ended) this.#lost = null;
     return outcome.code === "no_hello" && !this.#stopped ? await whyNoHello() : outcome;
