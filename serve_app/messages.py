@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from serve_app.errors import AtCapacity, Refused, refusal
+from serve_app.errors import Refused, refusal
 
 MAX_MESSAGE_BYTES = 65536
 MAX_CANDIDATE = 1024
@@ -135,6 +135,6 @@ def problem(error: Exception) -> Told:
     else:
         first = known.detail[0]  # type: ignore[index]
         told |= {"code": first["type"], "message": first["msg"]}
-    if isinstance(error, AtCapacity):
-        told["retry_after_s"] = error.retry_after_s
+    if (retry_after := known.headers.get("Retry-After")) is not None:
+        told["retry_after_s"] = int(retry_after)
     return told

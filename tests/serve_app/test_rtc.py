@@ -160,6 +160,17 @@ def test_a_full_house_says_when_to_come_back(here: Replica) -> None:
         assert closed(third) == 1013
 
 
+def test_a_part_that_does_not_answer_says_when_to_come_back(here: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def make_features(voice_id: str) -> None:
+        raise Unavailable("the encoder does not answer; try again soon")
+
+    monkeypatch.setattr(here.room.calls, "make_features", make_features)
+    with here.socket() as socket:
+        refused = start(socket)
+        assert (refused["code"], refused["retry_after_s"]) == ("system_busy", 5)
+        assert closed(socket) == 1008
+
+
 def test_a_client_that_calls_again_takes_its_old_place(here: Replica) -> None:
     with here.socket() as lost, here.socket() as other, here.socket() as again:
         old = start(lost)

@@ -231,6 +231,23 @@ def test_a_full_server_is_tried_again_after_the_time_that_it_names(open_page: Op
     assert len(server.said("start")) == 2
 
 
+@pytest.mark.parametrize(
+    ("code", "title"),
+    [("system_busy", "The server is busy"), ("internal_error", "Something failed on the server")],
+)
+def test_a_failure_of_the_server_passes(open_page: Open, server: PageServer, code: str, title: str) -> None:
+    page = open_page()
+    call(page)
+    server.refusals.append({"code": code, "message": "the encoder does not answer", "retry_after_s": 1})
+    seen = notices(page)
+    server.hang_up()
+    while len(server.said("start")) < 3:
+        page.wait_for_timeout(50)
+    expect(page.get_by_test_id("status")).to_have_text(LIVE)
+    assert seen() == ["Connection lost", title]
+    expect(page.get_by_test_id("notice")).to_be_hidden()
+
+
 def test_waiting_for_a_place_can_be_cut_short_and_stopped(open_page: Open, server: PageServer) -> None:
     full = {"code": "at_capacity", "message": "8 calls are running", "retry_after_s": 600}
     server.refusals += [full, full]

@@ -54,6 +54,18 @@ const MESSAGES = {
     text: "Every try found the server full. Try again later.",
     action: "retry",
   },
+  system_busy: {
+    title: "The server is busy",
+    text: "A part of it does not answer now; it may be restarting.",
+    action: "now",
+    passing: true,
+  },
+  internal_error: {
+    title: "Something failed on the server",
+    text: "It is not your doing; the server's log has the reason.",
+    action: "now",
+    passing: true,
+  },
   connection_lost: {
     title: "Connection lost",
     text: "Your settings are kept and a running recording goes on.",

@@ -7,7 +7,9 @@ const FIRST_WAIT_S = 0.5;
 const LONGEST_WAIT_S = 8;
 const TRIES = { before: 3, after: 8, full: 60 }; // before a first success, after one, and at a full server
 const STEADY_MS = 10000; // a call that held this long starts the counting anew
-const PASSING = new Set(["connection_lost", "server_unreachable", "media_failed", "shutting_down", "at_capacity"]);
+const PASSING = new Set([
+  "connection_lost", "server_unreachable", "media_failed", "shutting_down", "at_capacity", "system_busy", "internal_error",
+]);
 
 /** Seconds until try number `tries` (from 0): doubling, bounded, and spread so that not all callers come back at once. */
 export function waitBefore(tries, random = Math.random()) {
@@ -53,7 +55,7 @@ export class Session extends EventTarget {
       const limit = full ? TRIES.full : everLive ? TRIES.after : TRIES.before;
       if (this.#stopped || !PASSING.has(outcome.code)) return this.#over(outcome);
       if (tries >= limit) return this.#over(exhausted(outcome, everLive));
-      const waitS = full ? (outcome.retryAfterS ?? LONGEST_WAIT_S) : waitBefore(tries);
+      const waitS = outcome.retryAfterS ?? (full ? LONGEST_WAIT_S : waitBefore(tries));
       tries += 1;
       this.#enter(full ? "waiting" : "reconnecting", { ...outcome, tries, limit });
       await this.#pause(waitS);
