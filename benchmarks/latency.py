@@ -335,7 +335,7 @@ def main() -> None:
     if args.url:
         found = asyncio.run(measured(args.url, args))
     else:
-        with running_graph(preset=args.preset) as url:
+        with running_graph(preset=args.preset, rtc={"max_calls": MOST_CALLS}) as url:  # how many it carries is asked
             found = asyncio.run(measured(url, args))
     print(table(found["scenarios"]))
     print(json.dumps({name: value for name, value in found.items() if name != "scenarios"}, indent=1))

@@ -71,7 +71,9 @@ def graph(ray_instance: RayInstance, tmp_path_factory: pytest.TempPathFactory) -
     from stages.local import load
 
     weights = Path(__file__).parents[1] / "golden" / "tiny_model"
-    deploy("cpu", preset="seed-vc-small", weights=str(weights), voices=str(tmp_path_factory.mktemp("voices")))
+    voices = str(tmp_path_factory.mktemp("voices"))
+    # a call that was broken off keeps its place for a moment, in which others are begun
+    deploy("cpu", preset="seed-vc-small", weights=str(weights), voices=voices, rtc={"max_calls": 8})
     local, reference = load("seed-vc-small", weights), speechlike(3.0, 1)
     voice_id = serve.get_app_handle("seedvc").make_voice.remote(reference, MODEL_RATE, "reference").result()
     stored = np.rint(np.clip(reference, -1, 1) * 32767).astype(np.float32) / np.float32(32767)
