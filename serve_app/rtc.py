@@ -72,7 +72,12 @@ class HangUp:
     replaced: bool = False
 
 
-Wanted = Patch | Listen | HangUp
+@dataclass(frozen=True, slots=True)
+class Find:
+    """Whether a session is there."""
+
+
+Wanted = Patch | Listen | HangUp | Find
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,8 @@ class Rtc:
                 listener = self.calls.listen(session_id, wanted.offer)
                 await listener.answered()
                 return opened(listener)
+            case Find():
+                self.calls.find(session_id)
             case HangUp():
                 session = self.calls.find(session_id)
                 session.stop(REPLACED if wanted.replaced else STOPPED)
@@ -242,11 +249,15 @@ def rtc_router(rtc: Rtc) -> APIRouter:
     async def nothing(request: Request) -> Response:
         """There is something here; what it plays is not told over HTTP."""
         authorise(request)
+        session_id = request.path_params.get("session_id")
+        if session_id is not None:
+            await rtc.ask(session_id, Find())
         return Response(status_code=204)
 
-    for path in ("/whip", "/whep/{session_id}", "/sessions/{session_id}"):
+    for path in ("/config", "/whip", "/whep/{session_id}", "/sessions/{session_id}"):
         router.add_api_route(path, describe, methods=["OPTIONS"], include_in_schema=False)
-        router.add_api_route(path, nothing, methods=["GET"], include_in_schema=False)
+    for path in ("/whip", "/whep/{session_id}", "/sessions/{session_id}"):
+        router.add_api_route(path, nothing, methods=["GET", "HEAD"], include_in_schema=False)
     return router
 
 
@@ -371,7 +382,7 @@ async def body_of(request: Request, media_type: str) -> str:
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != media_type:
         message = f"Content-Type is {given[:80] or 'missing'}; {media_type} is needed"
-        raise Refused(415, "unsupported_media_type", message, {"Accept-Post": SDP_TYPE})
+        raise Refused(415, "unsupported_media_type", message, {ACCEPT[request.method]: media_type})
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -431,11 +442,12 @@ def _takes(media_type: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
+ACCEPT: Mapping[str, str] = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}
 CHALLENGE: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 CORS = [
     (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", b"GET, POST, PATCH, DELETE, OPTIONS"),
+    (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH, DELETE, OPTIONS"),
     (b"access-control-allow-headers", b"Authorization, Content-Type, If-Match"),
-    (b"access-control-expose-headers", b"Location, ETag, Link, Retry-After, Accept-Post"),
+    (b"access-control-expose-headers", b"Location, ETag, Link, Retry-After, Accept-Post, Accept-Patch"),
     (b"access-control-max-age", b"600"),
 ]

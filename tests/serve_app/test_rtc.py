@@ -286,11 +286,14 @@ def test_publishing_by_whip(here: Replica) -> None:
     assert "etag" not in patch.headers
     given, last = here.room.peers[0].candidates
     assert given is not None and given["candidate"].startswith("candidate:1 1 udp") and last is None
-    assert here.client.get(location).status_code == 204
+    for path in ("/v1/rtc/whip", f"/v1/rtc/whep/{session_id}", location):
+        assert here.client.get(path).status_code == here.client.head(path).status_code == 204
 
     assert here.client.delete(location).status_code == 200
     assert here.room.calls.live == 0
     assert here.client.delete(location).status_code == 404
+    for path in (f"/v1/rtc/whep/{session_id}", location):
+        assert here.client.get(path).status_code == here.client.head(path).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -358,13 +361,15 @@ def test_a_session_ends_with_its_media(here: Replica) -> None:
 
 
 def test_other_origins_may_call(here: Replica) -> None:
-    for path in ("/v1/rtc/whip", "/v1/rtc/whep/x", "/v1/rtc/sessions/x"):
+    for path in ("/v1/rtc/config", "/v1/rtc/whip", "/v1/rtc/whep/x", "/v1/rtc/sessions/x"):
         preflight = here.client.options(path, headers={"Origin": "https://example.org"})
         assert preflight.status_code == 200
         assert preflight.headers["accept-post"] == "application/sdp"
         assert preflight.headers["access-control-allow-origin"] == "*"
         assert "link" not in preflight.headers
     refused = here.client.patch("/v1/rtc/sessions/x", content="", headers=SDP)
+    assert refused.headers["accept-patch"] == TRICKLE["Content-Type"] and "accept-post" not in refused.headers
+    assert here.client.post("/v1/rtc/whip?voice=martin", content="").headers["accept-post"] == SDP["Content-Type"]
     assert {"Location", "ETag", "Link"} <= set(refused.headers["access-control-expose-headers"].split(", "))
     assert "access-control-allow-origin" not in here.client.get("/healthz").headers
 
@@ -403,6 +408,7 @@ def test_any_replica_reaches_a_session(tmp_path: Path) -> None:
         patch = right.client.patch(location, content=FRAGMENT, headers=TRICKLE | {"If-Match": etag})
         assert patch.status_code == 204
         assert len(left.room.peers[0].candidates) == 2
+        assert right.client.get(location).status_code == 204
         stale = right.client.patch(location, content=FRAGMENT, headers=TRICKLE | {"If-Match": '"x"'})
         assert stale.status_code == 412
         heard = right.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
