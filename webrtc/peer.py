@@ -104,6 +104,7 @@ class Peer:
         self._messages_dropped = 0
         self._mids: tuple[str, ...] = ()
         self._candidates: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_CANDIDATES)
+        self._n_candidates = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._negotiation: asyncio.Task[str] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -131,14 +132,15 @@ class Peer:
         """One more address of the client, in the form browsers have; used in the order of the calls.
 
         None and the empty candidate, the end of them all, change nothing: see `webrtc.sdp`. What cannot be read or
-        reached, and what is beyond the limit of 64 that may wait, is left out.
+        reached, and what comes after 64 of them, is left out: each costs connectivity checks.
         """
         line = str((candidate or {}).get("candidate") or "")
         if not line:
             return
-        if not is_usable(line) or self._candidates.full():
+        if not is_usable(line) or self._n_candidates == MAX_CANDIDATES:
             log.debug("candidate left out")
             return
+        self._n_candidates += 1
         self._candidates.put_nowait(dict(candidate or {}))
 
     def play(self, samples: Samples) -> None:

@@ -252,11 +252,21 @@ async def test_a_client_that_hides_its_addresses_is_found_by_its_own_checks() ->
         await until(call.peer.connected.is_set, "connected")
 
 
-async def test_a_flood_of_candidates_is_bounded() -> None:
+async def test_a_flood_of_candidates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async with calling() as call:
+        taken = list[Any]()
+
+        async def take(candidate: Any) -> None:
+            taken.append(candidate)
+
+        monkeypatch.setattr(call.peer._connection, "addIceCandidate", take)
         for port in range(1, 1000):
             call.peer.add_candidate({"candidate": f"candidate:1 1 udp 1 192.0.2.77 {port} typ host", "sdpMid": "0"})
-        await call.begin()
+            if port == 500:
+                await call.begin()
+                await until(lambda: len(taken) == 64, "those that waited were taken")
+        await asyncio.sleep(0.1)
+        assert len(taken) == 64
 
 
 async def test_the_bitrate_follows_the_loss_that_the_client_reports(monkeypatch: pytest.MonkeyPatch) -> None:
