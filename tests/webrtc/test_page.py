@@ -350,6 +350,38 @@ def test_a_voice_recorded_with_the_microphone(open_page: Open, server: PageServe
     assert server.said("upload")[0]["sizes"][0] >= 2 * 5 * 48000
 
 
+def test_a_microphone_that_opens_behind_a_closed_sheet_is_shut_again(open_page: Open) -> None:
+    """And one press too many opens no second one."""
+    page = open_page(script=ASKING)
+    page.get_by_test_id("add-voice").click()
+    page.get_by_test_id("sample-record").dblclick()
+    page.keyboard.press("Escape")
+    page.evaluate("answer()")
+    while page.evaluate(STATES) != ["ended"]:
+        page.wait_for_timeout(50)
+    page.get_by_test_id("add-voice").click()
+    expect(page.get_by_test_id("sample-record")).to_have_text("Record")
+    page.get_by_test_id("sample-record").dblclick()
+    page.evaluate("answer()")
+    expect(page.get_by_test_id("sample-record")).to_have_text("Stop")
+    assert page.evaluate(STATES) == ["ended", "live"]
+    page.keyboard.press("Escape")
+    assert page.evaluate(STATES) == ["ended", "ended"]
+
+
+STATES = "opened.map((track) => track.readyState)"
+ASKING = """
+  window.opened = []; // microphones, each when `answer` allows it
+  const getUserMedia = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (wishes) => {
+    await new Promise((resolve) => (window.answer = resolve));
+    const stream = await getUserMedia(wishes);
+    opened.push(...stream.getTracks());
+    return stream;
+  };
+"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everyone_can_use_it(open_page: Open, server: PageServer, scheme: str) -> None:
     """Each control has a name, text stands out from what is behind it, and nothing is wider than a phone."""

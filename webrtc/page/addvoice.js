@@ -15,6 +15,7 @@ const $ = (id) => document.getElementById(id);
 export class AddVoice {
   #microphone;
   #onAdded;
+  #opening = null; // stands for the try to open the microphone; another, or none, once nobody waits for it
   #take = null;
   #tap = null;
   #track = null;
@@ -27,7 +28,10 @@ export class AddVoice {
     $("add-open").addEventListener("click", () => this.#open());
     $("add-close").addEventListener("click", () => $("add").close());
     $("add-cancel").addEventListener("click", () => $("add").close());
-    $("add").addEventListener("close", () => this.#endRecording());
+    $("add").addEventListener("close", () => {
+      this.#opening = null;
+      this.#endRecording();
+    });
     $("sample-record").addEventListener("click", () => (this.#tap ? this.#endRecording() : this.#record()));
     $("add-files").addEventListener("change", () => this.#showFiles());
     $("add-form").addEventListener("submit", (event) => {
@@ -47,20 +51,32 @@ export class AddVoice {
   }
 
   async #record() {
+    if (this.#opening) return; // pressed twice
+    const opening = (this.#opening = {});
     this.#complain("");
     this.#setSample(null);
+    let track = null;
+    let tap = null;
     try {
       const deviceId = this.#microphone();
-      this.#track = await openMicrophone({ deviceId, echoCancellation: false, noiseSuppression: false });
-      this.#tap = await Tap.open(new MediaStream([this.#track]), ({ chunk }) => this.#hear(chunk));
+      track = await openMicrophone({ deviceId, echoCancellation: false, noiseSuppression: false });
+      tap = await Tap.open(new MediaStream([track]), ({ chunk }) => this.#hear(chunk));
     } catch (error) {
-      this.#track?.stop();
+      track?.stop();
+      if (opening !== this.#opening) return;
+      this.#opening = null;
       const { code, reason } = whatFailed(error);
       const { title, text } = describe(code, { reason });
       return this.#complain(`${title}. ${text}`);
     }
-    this.#take = new Take(this.#tap.rateHz, MOST_S);
-    this.#tap.record(0);
+    if (opening !== this.#opening) {
+      tap.close();
+      return track.stop(); // the sheet was closed meanwhile
+    }
+    this.#opening = null;
+    [this.#track, this.#tap] = [track, tap];
+    this.#take = new Take(tap.rateHz, MOST_S);
+    tap.record(0);
     this.#showRecording(true);
   }
 

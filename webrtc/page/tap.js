@@ -17,6 +17,7 @@ export class Tap {
     const tap = new Tap();
     tap.#context = contextFor(stream);
     await tap.#context.audioWorklet.addModule(new URL("tap-worklet.js", import.meta.url)).catch(() => {
+      tap.#context.close(); // a browser grants a page only a few
       throw new Refused(0, "A part of this page could not be loaded.");
     });
     tap.#node = new AudioWorkletNode(tap.#context, "tap", {
