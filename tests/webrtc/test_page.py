@@ -307,6 +307,42 @@ def test_what_this_browser_never_does_by_itself(open_page: Open, script: str, ti
     expect(page.get_by_test_id("stop")).to_be_hidden()
 
 
+def test_the_microphone_changes_in_mid_call_without_a_gap_and_after_a_failure_too(open_page: Open) -> None:
+    page = open_page(script=REPLACING)
+    call(page)
+    page.get_by_text("Noise suppression").click()
+    expect(page.get_by_role("alert")).to_contain_text("The browser says: not now")
+    expect(page.get_by_test_id("status")).to_have_text("Ready")
+    call(page)
+    for number, name in enumerate(("Noise suppression", "Echo cancellation"), start=2):
+        page.get_by_text(name).click()
+        while page.evaluate("replaced.length") < number:
+            page.wait_for_timeout(50)
+    while page.evaluate(STATES) != [*["ended"] * 4, "live"]:
+        page.wait_for_timeout(50)
+    assert page.evaluate("replaced") == ["live", "live", "live"]  # the track before was still heard
+    expect(page.get_by_test_id("level-in")).to_have_text("good")
+    page.get_by_test_id("stop").click()
+    assert page.evaluate(STATES) == ["ended"] * 5
+
+
+REPLACING = """
+  window.opened = []; // microphones
+  window.replaced = []; // states of those that another took the place of; the first time it fails
+  const getUserMedia = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (wishes) => {
+    const stream = await getUserMedia(wishes);
+    opened.push(...stream.getTracks());
+    return stream;
+  };
+  const { replaceTrack } = RTCRtpSender.prototype;
+  RTCRtpSender.prototype.replaceTrack = async function (track) {
+    if (replaced.push(this.track.readyState) === 1) throw new Error("not now");
+    return replaceTrack.call(this, track);
+  };
+"""
+
+
 def test_a_page_without_the_right_to_a_microphone(open_page: Open, server: PageServer) -> None:
     page = open_page(f"http://{ELSEWHERE}:{server.port}/")
     expect(page.get_by_role("alert")).to_contain_text("https://")

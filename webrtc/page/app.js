@@ -140,29 +140,46 @@ const microphoneWishes = () => ({
   noiseSuppression: settings.noiseSuppression,
 });
 
-/** Puts another microphone, or the same one with other wishes, into the running call. */
+/**
+ * Puts another microphone, or the same one with other wishes, into the running call. Where that fails, the call ends, for
+ * the reason `code` if that is given.
+ */
 function changeMicrophone(code = null) {
-  change = change.then(() => reopenMicrophone(code));
+  change = change.then(reopenMicrophone).catch((error) => {
+    if (!tap) return; // the call ended meanwhile
+    cause = { ...whatFailed(error), ...(code && { code }) };
+    session.stop();
+  });
   return change;
 }
 
-/** Where none opens, the call ends, for the reason `code` if that is given. */
-async function reopenMicrophone(code) {
-  if (!track) return;
-  track.onended = null;
-  track.stop(); // some systems give a device to one user at a time
-  try {
-    const opened = await openMicrophone(microphoneWishes());
-    if (!tap) return opened.stop(); // the call ended meanwhile
-    track = opened;
-  } catch (error) {
-    cause = { ...whatFailed(error), ...(code && { code }) };
-    return session.stop();
-  }
+async function reopenMicrophone() {
+  const old = track;
+  if (!old) return;
+  old.onended = null;
+  const opened = await openAnother(old);
+  if (!tap) return opened.stop(); // the call ended meanwhile
+  track = opened;
   track.enabled = !muted;
+  try {
+    await session.replaceTrack(opened);
+  } finally {
+    old.stop(); // not before: until then it is what the others hear
+  }
+  if (track !== opened) return; // the call ended meanwhile
   watchMicrophone();
   tap.connect(0, new MediaStream([track]));
-  await session.replaceTrack(track);
+}
+
+/** Some systems give a device to one user at a time: then the old track lets go of it first. */
+async function openAnother(old) {
+  try {
+    return await openMicrophone(microphoneWishes());
+  } catch (error) {
+    if (error.code !== "microphone_busy" || old.readyState === "ended") throw error;
+    old.stop();
+    return openMicrophone(microphoneWishes());
+  }
 }
 
 /** A microphone that goes away gives way to the default one, or ends the call where there is no other. */

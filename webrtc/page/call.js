@@ -52,7 +52,9 @@ export class Call {
 
   async replaceTrack(track) {
     this.#track = track;
-    await this.#peer?.getSenders()[0]?.replaceTrack(track);
+    await this.#peer?.getSenders()[0]?.replaceTrack(track).catch((error) => {
+      if (this.#phase !== "over") throw error; // a call that is over needs none
+    });
   }
 
   async getStats() {
