@@ -89,8 +89,8 @@ class Diffusion:
                 rates,
                 first.last_frames or first.stop - first.start,
             )
-        bands = self._tensor([p.bands for p in prompts]).unsqueeze(-1)  # (B, 2, mels, 1)
-        rendered = mels.float() * bands[:, 0] + bands[:, 1]
+        bands = self._tensor([p.bands for p in prompts])  # (B, mels, mels + 1)
+        rendered = torch.baddbmm(bands[..., -1:], bands[..., :-1], mels.float())
         if self._regulator.f0_bins:
             index = nearest_index(contents[0].shape[0], first.frames)[first.start : first.stop][-mels.shape[-1] :]
             melody = self._tensor(contents)[:, index.to(self._device), -1]

@@ -55,8 +55,8 @@ def as_mono(samples: NDArray[Any]) -> Samples:
 class Prompt:
     """A reference as the diffusion takes it.
 
-    mel [mels, P], condition [P, channels], style [style_dim], the reference's median pitch in Hz [1], and the gain and
-    offset [2, mels] by which what is rendered from it is brought to the reference's own bands.
+    mel [mels, P], condition [P, channels], style [style_dim], the reference's median pitch in Hz [1], and the weights
+    and offset [mels, mels + 1] by which a frame that is rendered from it is brought to the reference's own bands.
     """
 
     mel: NDArray[np.float32]

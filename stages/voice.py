@@ -19,14 +19,15 @@ from stages.pitch import median_hz, pitch_hz
 from stages.resample import to_content_rate, to_model_rate
 from stages.types import BadAudio, DiffuseRequest, EncodeRequest, Prompt, Samples, Voice, as_mono
 
-RECIPE = 2
+RECIPE = 3
 """Counts the changes of this file that make other voices of the same recording."""
 MIN_REFERENCE_S = 1.0
 MAX_REFERENCE_S = 30.0
 SILENCE_PEAK = 1e-3
 """A reference whose loudest sample is below -60 dB of full scale holds no voice."""
 CALIBRATION_S = 8.0
-QUIET_SHARE, BAND_GAINS = 0.4, (0.6, 2.2)
+QUIET_SHARE, BAND_GAINS, HELD = 0.4, (0.6, 2.2), 0.3
+"""Frames left aside; bounds of a band's gain; how much a map of all bands is held near to none (nepers squared)."""
 LEADING_SILENCE = 10 ** (-50 / 20)
 """What lies this far below the loudest sample before the voice begins is cut off."""
 
@@ -48,24 +49,55 @@ def fingerprint(preset: Preset, checkpoint: Checkpoint) -> str:
 
 
 def as_rendered(n_mels: int) -> np.ndarray:
-    """Bands [2, mels] that change nothing."""
-    return np.stack([np.ones(n_mels, np.float32), np.zeros(n_mels, np.float32)])
+    """Bands [mels, mels + 1] that change nothing."""
+    return np.eye(n_mels, n_mels + 1, dtype=np.float32)
 
 
 def bands_towards(real: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """Gain and offset [2, mels] that bring the louder frames of `made` to the mean and spread of those of `real`.
+    """Weights and offset [mels, mels + 1] that bring the louder frames of `made` to those of `real`, frame by frame.
 
-    Both are mels [mels, frames]. A network that has learnt for a short time lands near the mean of all voices, and
-    varies too little.
+    Both are mels [mels, frames] of the same words. A network that has learnt for a short time lands near the mean of
+    all voices, and varies too little: what is missing is first given band by band, then as a linear map of all bands,
+    held near to none since a reference is short, and what that smoothes away is given back band by band.
     """
+    loud = _loud(made)
+    first = _mean_and_spread_towards(real, made)
+    centre = real[:, loud].mean(axis=1, keepdims=True)
+    x, y = (_applied(first, made) - centre)[:, loud], (real - centre)[:, loud]
+    held = HELD * x.shape[1] * np.eye(len(x))
+    weights = np.linalg.solve(x @ x.T + held, x @ y.T + held).T  # (mels, mels)
+    second = np.column_stack([weights, centre - weights @ centre])
+    third = _mean_and_spread_towards(real, _applied(second, _applied(first, made)))
+    return _chained(first, second, third).astype(np.float32)
+
+
+def _mean_and_spread_towards(real: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """The same with a gain and an offset for each band alone."""
     (made_mean, made_spread), (real_mean, real_spread) = (_loud_statistics(mel) for mel in (made, real))
     gain = np.clip(real_spread / made_spread, *BAND_GAINS)
-    return np.stack([gain, real_mean - gain * made_mean]).astype(np.float32)
+    return np.column_stack([np.diag(gain), real_mean - gain * made_mean])
+
+
+def _applied(bands: np.ndarray, mel: np.ndarray) -> np.ndarray:
+    return np.asarray(bands[:, :-1] @ mel + bands[:, -1:])
+
+
+def _chained(*bands: np.ndarray) -> np.ndarray:
+    """One after the other, as one."""
+    chain = bands[0]
+    for following in bands[1:]:
+        chain = following[:, :-1] @ chain
+        chain[:, -1] += following[:, -1]
+    return chain
+
+
+def _loud(mel: np.ndarray) -> np.ndarray:
+    level = mel.mean(axis=0)
+    return np.asarray(level >= np.quantile(level, QUIET_SHARE))
 
 
 def _loud_statistics(mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    level = mel.mean(axis=0)
-    loud = mel[:, level >= np.quantile(level, QUIET_SHARE)]
+    loud = mel[:, _loud(mel)]
     return loud.mean(axis=1), loud.std(axis=1) + 1e-3
 
 
@@ -157,7 +189,7 @@ class VoiceMaker:
         ):
             request = DiffuseRequest(voice, n, 0, n, 0, 0, settings.steps, settings.cfg_rate, live=is_live)
             made = self._diffusion([content], [request], [voice])[0][: self._n_mels]
-            prompts.append(replace(prompt, bands=bands_towards(real, made)))
+            prompts.append(replace(prompt, bands=bands_towards(real[:, : made.shape[1]], made[:, : real.shape[1]])))
         return replace(voice, live=prompts[0], file=prompts[1])
 
     @torch.inference_mode()

@@ -22,8 +22,8 @@ from training.train_style import WARPS
 TICK_MODEL, HOP, N_MELS = 441, 256, 80
 FRAMES_PER_BATCH = 1800
 HUMAN_SHARE = 0.7
-HEARD, HEARD_CHANCES = ("warped", "warped_again", "ends", "whole"), (0.15, 0.15, 0.2, 0.5)
-HEARD_IN_CALL_CHANCES = (0.1, 0.1, 0.5, 0.3)
+HEARD, HEARD_CHANCES = ("warped", "warped_again", "ends", "whole"), (0.25, 0.25, 0.15, 0.35)
+HEARD_IN_CALL_CHANCES = (0.1, 0.1, 0.6, 0.2)
 WARPED, WARP_SPREAD = 0.4, 0.03
 COLOURED, COLOUR_KNOTS, COLOUR_SPREAD = 0.4, 6, 0.4  # nepers
 UNVOICED_BY_MISTAKE = 0.03

@@ -62,7 +62,7 @@ class EchoBackend:
     async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
         _, warnings = check_reference(samples, sample_rate)
         self.made_voices += 1
-        nothing = Prompt(*(np.zeros(shape, np.float32) for shape in ((80, 4), (4, 8), (192,), (1,), (2, 80))))
+        nothing = Prompt(*(np.zeros(shape, np.float32) for shape in ((80, 4), (4, 8), (192,), (1,), (80, 81))))
         return Voice(nothing, nothing, self.fingerprint), warnings
 
     def open_file(self, voice_id: str, *, sample_rate: int, **options: object) -> EchoStream:

@@ -37,7 +37,7 @@ def some_voice(value: float, fingerprint: str = "f") -> Voice:
         np.full((4, 8), value, np.float32),
         np.zeros(192, np.float32),
         np.ones(1, np.float32),
-        np.ones((2, 80), np.float32),
+        np.ones((80, 81), np.float32),
     )
     return Voice(prompt, prompt, fingerprint)
 
