@@ -46,6 +46,7 @@ class CallPeer(Protocol):
 
     closed: asyncio.Event
     reason: str | None
+    failed: bool
 
     async def answer(self, offer_sdp: str) -> str:
         """The answer to an offer; ValueError where it cannot be answered."""
@@ -75,11 +76,12 @@ MakeFeatures = Callable[[str], Awaitable[None]]
 class End:
     """Why a session is over."""
 
-    reason: Literal["stopped", "idle", "replaced", "shutting_down", "media_failed", "time_limit"]
+    reason: Literal["stopped", "idle", "replaced", "shutting_down", "media_failed", "time_limit", "internal_error"]
     message: str
 
 
 LEFT = End("stopped", "the client left")
+FAILED = End("internal_error", "something failed on our side")
 
 
 class Session:
@@ -139,7 +141,8 @@ class Session:
         """Ends the session when its peer is gone."""
         assert self.peer is not None
         await self.peer.closed.wait()
-        self.stop(End("media_failed", self.peer.reason or "the media connection was lost"))
+        lost = End("media_failed", self.peer.reason or "the media connection was lost")
+        self.stop(FAILED if self.peer.failed else lost)
 
 
 class Call(Session):
@@ -191,7 +194,7 @@ class Call(Session):
                         task.cancel()
             except ExceptionGroup as failures:
                 log.error("call failed", exc_info=failures, extra={"session": self.session_id})
-                end = End("media_failed", "something failed on our side")
+                end = FAILED
                 self.stop(end)
             self.tell({"type": "end", "reason": end.reason, "message": end.message})
             for listener in self.listeners:
@@ -389,7 +392,7 @@ class Calls:
         self.metrics.forget(session.session_id)
         self.metrics.live.set(self.live)
         if not session.end.done():
-            session.end.set_result(End("media_failed", "the call could not be kept"))
+            session.end.set_result(FAILED)
         session.over.set()
         if not task.cancelled() and (error := task.exception()) is not None and session.answer.done():
             log.error("session failed", exc_info=error, extra={"session": session.session_id})

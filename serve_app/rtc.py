@@ -31,6 +31,8 @@ SDP_TYPE = "application/sdp"
 TRICKLE_TYPE = "application/trickle-ice-sdpfrag"
 MAX_UNSENT = 64
 CLOSE_NORMAL, CLOSE_REFUSED, CLOSE_FAILED, CLOSE_RESTART, CLOSE_FULL = 1000, 1008, 1011, 1012, 1013
+CLOSE_AFTER = {"shutting_down": CLOSE_RESTART, "internal_error": CLOSE_FAILED}
+"""How a socket closes after the end of its call, where that was not the usual one."""
 
 IceServers = Callable[[], Sequence[IceServer]]
 """The STUN and TURN servers with fresh credentials."""
@@ -287,8 +289,7 @@ class SocketCall:
                 await call.over.wait()
             finally:
                 call.stop(LEFT)
-            if call.end.result().reason == "shutting_down":
-                code = CLOSE_RESTART
+            code = CLOSE_AFTER.get(call.end.result().reason, CLOSE_NORMAL)
         except WebSocketDisconnect:
             return
         except Exception as error:

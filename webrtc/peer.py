@@ -66,7 +66,8 @@ class PeerStats:
 
 
 class Peer:
-    """Answers one offer; lives in the event loop that makes it. `closed` is set when all is over, `reason` says why.
+    """Answers one offer; lives in the event loop that makes it. `closed` is set when all is over; `reason` says why,
+    and `failed` whether by an error of this side.
 
     Args:
         ice_servers: what this side itself uses to be reached; mostly none.
@@ -90,12 +91,13 @@ class Peer:
         self.connected = asyncio.Event()
         self.closed = asyncio.Event()
         self.reason: str | None = None
+        self.failed = False
         self._on_message = on_message
         self._connect_timeout_s, self._lost_after_s = connect_timeout_s, lost_after_s
         self._measure_every_s = measure_every_s
         self._playout = Playout()
         self._track = SendTrack(self._playout, OpusEncoder())
-        self._receiver = AudioReceiver(on_frame)
+        self._receiver = AudioReceiver(on_frame, self._fail)
         self._rate = RateControl()
         self._reports = SenderReports()
         self._stats = PeerStats()
@@ -225,7 +227,20 @@ class Peer:
         return with_opus_parameters(connection.localDescription.sdp)
 
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(coroutine, name=f"peer-{name}"))
+        task = asyncio.create_task(coroutine, name=f"peer-{name}")
+        task.add_done_callback(self._follow_task)
+        self._tasks.append(task)
+
+    def _follow_task(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Hangs up where a part has died: without it the call would go on in silence."""
+        log.error("a part of a peer has failed", exc_info=error)
+        if self._closing is None:
+            self.failed = True
+            self._close_because("something failed on this side")
 
     async def _pass_candidates(self) -> None:
         """Hands candidates on one by one."""

@@ -5,7 +5,6 @@ the sender stay in use: they are what makes a browser add copies of its frames f
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
@@ -19,8 +18,6 @@ from webrtc.downsample import Downsampler
 from webrtc.jitter import Event, JitterBuffer, Lost, Packet, Skip
 from webrtc.opus import OpusDecoder, OpusError, Samples48k, has_copy
 from webrtc.opus import warm_up as warm_up_opus
-
-log = logging.getLogger("seedvc.media")
 
 Samples16k = NDArray[np.float32]  # (320,) mono at 16 kHz, full scale at 1
 
@@ -161,10 +158,13 @@ class Listener:
 
 
 class AudioReceiver:
-    """Calls `on_frame` with each 20 ms of one client, silence included, from `attach` to `close`."""
+    """Calls `on_frame` with each 20 ms of one client, silence included, from `attach` to `close`.
 
-    def __init__(self, on_frame: Callable[[Samples16k], None]) -> None:
-        self._on_frame = on_frame
+    Where that or the receiving fails, no more frames come; `on_failure` is told the reason.
+    """
+
+    def __init__(self, on_frame: Callable[[Samples16k], None], on_failure: Callable[[BaseException], None]) -> None:
+        self._on_frame, self._on_failure = on_frame, on_failure
         self._listener = Listener()
         self._task: asyncio.Task[None] | None = None
 
@@ -176,7 +176,7 @@ class AudioReceiver:
         loop = asyncio.get_running_loop()
         setattr(receiver, _JITTER_BUFFER, _Tap(getattr(receiver, _CODECS), self._listener, loop.time))
         self._task = loop.create_task(self._run(), name="receive-audio")
-        self._task.add_done_callback(_log_failure)
+        self._task.add_done_callback(self._tell_failure)
 
     def stats(self) -> ReceiveStats:
         """The counts so far and the delay of now."""
@@ -186,6 +186,10 @@ class AudioReceiver:
         """Stops the frames; safe to call twice."""
         if self._task is not None:
             self._task.cancel()
+
+    def _tell_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failure(error)
 
     async def _run(self) -> None:
         now = asyncio.get_running_loop().time
@@ -224,8 +228,3 @@ def _check_aiortc(names: Container[str]) -> None:
     for name in (_JITTER_BUFFER, _CODECS):
         if name not in names:
             raise RuntimeError(f"aiortc {aiortc.__version__} has no {name}: receiving needs aiortc 1.16")
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("receiving sound has stopped", exc_info=task.exception())

@@ -52,6 +52,7 @@ class FakePeer:
         self.messages: list[dict[str, Any]] = []
         self.network = PeerStats(rtt_ms=12.0, bitrate_in_bps=32000.0)
         self.reason: str | None = None
+        self.failed = False
         self.hung_up = False
 
     async def answer(self, offer_sdp: str) -> str:

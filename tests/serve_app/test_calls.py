@@ -233,6 +233,15 @@ async def test_a_call_ends_with_its_media() -> None:
     assert call.end.result() == End("media_failed", "the client hung up")
 
 
+async def test_a_peer_that_fails_is_no_fault_of_the_network() -> None:
+    room, told = CallRoom(), list[dict[str, Any]]()
+    call = await opened(room, told)
+    room.peers[0].failed = True
+    room.peers[0].closed.set()
+    await over(room, call)
+    assert (told[-1]["type"], told[-1]["reason"]) == ("end", "internal_error")
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [(RtcArgs(idle_timeout_s=0.05), "idle"), (RtcArgs(max_call_s=0.05), "time_limit")],
@@ -273,7 +282,7 @@ async def test_a_failing_stage_ends_the_call_and_nothing_of_it_is_told(caplog: p
     call = await opened(room, told)
     room.peers[0].speak(0.5)
     await over(room, call)
-    assert (told[-1]["type"], told[-1]["reason"]) == ("end", "media_failed")
+    assert (told[-1]["type"], told[-1]["reason"]) == ("end", "internal_error")
     assert "inside" not in json.dumps(told)
     assert "call failed" in caplog.text
 

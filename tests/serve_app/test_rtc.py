@@ -244,6 +244,15 @@ def test_a_failure_of_ours_tells_nothing_of_its_inside(here: Replica, caplog: py
     assert "NoneType" in caplog.text
 
 
+def test_a_call_that_fails_on_our_side_closes_its_socket_as_such(here: Replica) -> None:
+    with here.socket() as socket:
+        assert start(socket)["type"] == "ready"
+        here.room.peers[0].failed = True
+        here.room.peers[0].closed.set()
+        assert next_of(socket, "end")["reason"] == "internal_error"
+        assert closed(socket) == 1011
+
+
 def test_the_edge_turns_what_a_socket_raises_into_a_message(caplog: pytest.LogCaptureFixture) -> None:
     app = FastAPI()
 

@@ -292,6 +292,26 @@ async def test_the_round_trip_is_measured() -> None:
         assert rtt_ms is not None and rtt_ms < 1000
 
 
+async def test_a_consumer_that_fails_ends_the_call(caplog: pytest.LogCaptureFixture) -> None:
+    def full(frame: Samples) -> None:
+        if np.abs(frame).max() > 0.1:
+            raise RuntimeError("no room")
+
+    async with calling(on_frame=full) as call:
+        await call.begin()
+        await until(call.peer.closed.is_set, "closed")
+        assert call.peer.failed and call.peer.reason == "something failed on this side"
+    assert "no room" in caplog.text
+
+
+async def test_a_measurement_that_fails_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with calling() as call:
+        monkeypatch.setattr(call.peer._reports, "read", None)
+        await call.begin()
+        await until(call.peer.closed.is_set, "closed")
+        assert call.peer.failed
+
+
 async def test_a_peer_that_was_never_asked_closes() -> None:
     peer = Peer([], on_frame=lambda frame: None)
     await peer.close()
