@@ -81,6 +81,10 @@ class PageServer:
         """Cuts all sockets without a word, as a dying server does."""
         asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(5)
 
+    def end(self, reason: str) -> None:
+        """Ends all calls for that reason, as a server does that still has its wits."""
+        asyncio.run_coroutine_threadsafe(self._end(reason), self._loop).result(5)
+
     def close(self) -> None:
         """Stops; a second time does nothing."""
         if not self._thread.is_alive():
@@ -98,6 +102,10 @@ class PageServer:
         for each in list(self._sockets):
             with suppress(RuntimeError):
                 await each.close(1011)
+
+    async def _end(self, reason: str) -> None:
+        for each in list(self._sockets):
+            await each.send_json({"type": "end", "reason": reason, "message": "the server says why"})
 
     def _app(self) -> Starlette:
         return Starlette(

@@ -248,6 +248,39 @@ def test_a_failure_of_the_server_passes(open_page: Open, server: PageServer, cod
     expect(page.get_by_test_id("notice")).to_be_hidden()
 
 
+@pytest.mark.parametrize(
+    ("reason", "title"),
+    [("media_failed", "Connection lost"), ("internal_error", "Something failed on the server")],
+)
+def test_a_call_that_the_server_ends_goes_on(open_page: Open, server: PageServer, reason: str, title: str) -> None:
+    page = open_page()
+    call(page)
+    seen = notices(page)
+    server.end(reason)
+    while len(server.said("start")) < 2:
+        page.wait_for_timeout(50)
+    expect(page.get_by_test_id("status")).to_have_text(LIVE)
+    assert seen() == [title]
+
+
+def test_a_slow_answer_is_waited_for_and_not_taken_for_a_firewall(open_page: Open, server: PageServer) -> None:
+    page = open_page()
+    page.clock.install()
+    server.answers.clear()
+    seen = notices(page)
+    page.get_by_test_id("start").click()
+    while not server.said("start"):
+        page.wait_for_timeout(50)
+    page.clock.fast_forward(29000)
+    expect(page.get_by_test_id("status")).to_have_text("Connecting")
+    page.clock.fast_forward(2000)
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    server.answers.set()
+    page.clock.resume()
+    expect(page.get_by_test_id("status")).to_have_text(LIVE)
+    assert seen() == ["The server does not answer"]
+
+
 def test_waiting_for_a_place_can_be_cut_short_and_stopped(open_page: Open, server: PageServer) -> None:
     full = {"code": "at_capacity", "message": "8 calls are running", "retry_after_s": 600}
     server.refusals += [full, full]

@@ -1,6 +1,7 @@
 /** One call: a WebSocket for signalling, a peer connection for sound, a data channel for changes. It never retries. */
 
 const HELLO_TIMEOUT_MS = 8000;
+const READY_TIMEOUT_MS = 30000; // a busy server is slow to answer, and a voice may have to be made ready first
 const MEDIA_TIMEOUT_MS = 15000;
 const LOST_AFTER_MS = 4000; // "disconnected" is often only a moment of bad radio
 
@@ -70,7 +71,7 @@ export class Call {
   #enqueue(message) {
     this.#messages = this.#messages
       .then(() => this.#take(message))
-      .catch((error) => this.#end({ code: "media_failed", reason: error.message }));
+      .catch((error) => this.#end({ code: "offer_failed", reason: error.message }));
   }
 
   async #take(message) {
@@ -81,6 +82,7 @@ export class Call {
         return this.#offer(message.ice_servers);
       case "ready":
         this.#phase = "ready";
+        this.#watch(MEDIA_TIMEOUT_MS, "media_failed");
         this.#handlers.ready(message);
         if (Object.keys(this.#early).length > 0) this.change(this.#early);
         return this.#peer.setRemoteDescription({ type: "answer", sdp: message.sdp });
@@ -93,13 +95,13 @@ export class Call {
       case "error":
         return this.#refused(message);
       case "end":
-        return this.#end({ code: message.reason, reason: message.message, ended: true });
+        return this.#end({ code: this.#lossOr(message.reason), reason: message.message, ended: true });
     }
   }
 
   async #offer(iceServers) {
     this.#phase = "starting";
-    this.#watch(MEDIA_TIMEOUT_MS, "media_failed");
+    this.#watch(READY_TIMEOUT_MS, "server_unreachable");
     const peer = new RTCPeerConnection({ iceServers, bundlePolicy: "max-bundle" });
     this.#peer = peer;
     peer.onicecandidate = ({ candidate }) => this.#trickle(candidate);
@@ -137,14 +139,19 @@ export class Call {
     } else if (state === "disconnected") {
       this.#watch(LOST_AFTER_MS, "connection_lost");
     } else if (state === "failed") {
-      this.#end({ code: this.#phase === "live" ? "connection_lost" : "media_failed" });
+      this.#end({ code: this.#lossOr("media_failed") });
     }
+  }
+
+  /** Sound that once got through was not stopped by a firewall. */
+  #lossOr(code) {
+    return code === "media_failed" && this.#phase === "live" ? "connection_lost" : code;
   }
 
   /** A refused start ends the call; a refused change only leaves things as they were. */
   #refused({ code, message, retry_after_s: retryAfterS }) {
     if (this.#phase === "live" || this.#phase === "ready") this.#handlers.refused({ code, reason: message });
-    else this.#end({ code, reason: message, retryAfterS });
+    else this.#end({ code: code === "media_failed" ? "offer_failed" : code, reason: message, retryAfterS });
   }
 
   #watch(timeoutMs, code) {

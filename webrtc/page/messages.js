@@ -94,6 +94,12 @@ const MESSAGES = {
     action: "now",
     passing: true,
   },
+  offer_failed: {
+    title: "Browser and server do not agree",
+    text: ({ reason }) => `The call could not be set up: ${reason}`,
+    action: "now",
+    passing: true,
+  },
   no_live_calls: {
     title: "This server takes no calls",
     text: "It converts recordings only.",

@@ -8,7 +8,8 @@ const LONGEST_WAIT_S = 8;
 const TRIES = { before: 3, after: 8, full: 60 }; // before a first success, after one, and at a full server
 const STEADY_MS = 10000; // a call that held this long starts the counting anew
 const PASSING = new Set([
-  "connection_lost", "server_unreachable", "media_failed", "shutting_down", "at_capacity", "system_busy", "internal_error",
+  "connection_lost", "server_unreachable", "media_failed", "offer_failed", "shutting_down", "at_capacity", "system_busy",
+  "internal_error",
 ]);
 
 /** Seconds until try number `tries` (from 0): doubling, bounded, and spread so that not all callers come back at once. */
