@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ VOICE = "martin"
 RATE_HZ = 48000
 SETTLE_S = 5.0
 """The start of each call, which is left out: queues find their length."""
+LEAST_CALL_S = 30.0
+"""Shorter calls have no windows between their start and the packet that is lost in their middle."""
 PAUSE_S = 1.0
 FRAME_AND_CODECS_MS = 33.0
 """A packet of 20 ms, and the look-ahead of two encoders."""
@@ -134,7 +137,10 @@ def received_kbit_s(recorded: Recorded) -> float | None:
 
 
 def parts(recorded: Recorded, live: LiveSettings, whole_ms: float | None) -> dict[str, float]:
-    """Where the time goes: means of both sides' own measurements; `rest` is what the sound says beyond them."""
+    """Where the time goes: means of both sides' own measurements; `rest` is what the sound says beyond them.
+
+    Of the round trips the least counts: what jitter adds to the others is in the jitter buffers already.
+    """
     settled = int(SETTLE_S)
     server, own = recorded.server[settled:], recorded.own[settled:]
     if not server or not own:
@@ -147,7 +153,7 @@ def parts(recorded: Recorded, live: LiveSettings, whole_ms: float | None) -> dic
         behind_ms = recorded.settings["delay_ms"] - block_ms - lag_ms
     found = {
         "capture": FRAME_AND_CODECS_MS,
-        "network": _mean(stats.rtt_ms for stats in own),
+        "network": min((stats.rtt_ms for stats in own if stats.rtt_ms is not None), default=0.0),
         "jitter buffer": _mean(report["jitter_buffer_ms"] for report in server),
         "block": float(block_ms),
         "queue": max(0.0, behind_ms - stages_ms),
@@ -196,7 +202,7 @@ async def half_talk(url: str, seconds: float) -> dict[str, Any]:
 
 
 async def until_late(url: str, seconds: float) -> list[dict[str, Any]]:
-    """More and more calls at once, until one of their blocks is late or dropped, or the server takes no more."""
+    """More and more calls at once, until a block is late or dropped, reports stay away, or the server takes no more."""
     steps = []
     for calls in range(1, MOST_CALLS + 1):
         scenario = Scenario(f"{calls} at once")
@@ -205,6 +211,9 @@ async def until_late(url: str, seconds: float) -> list[dict[str, Any]]:
             held = await asyncio.gather(*(held_call(url, seconds, scenario, source) for source in sources))
         except Exception as error:
             steps.append({"calls": calls, "refused": str(error)})
+            break
+        if any(len(recorded.server) <= SETTLE_S for recorded in held):
+            steps.append({"calls": calls, "overloaded": "too few of the reports came that are due each second"})
             break
         blocks = [_since(recorded, SETTLE_S) for recorded in held]
         late = sum(counts["late"] + counts["dropped"] for counts in blocks)
@@ -301,8 +310,8 @@ def _told(network: Network) -> dict[str, float]:
     return {"loss": network.loss, "jitter_ms": network.jitter_ms, "delay_ms": network.delay_ms}
 
 
-async def measured(url: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
+async def measured(url: str, args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All figures; `keep` is given what there is after each part, so that a later one loses nothing."""
     live = load_preset(args.preset).live
     wanted = [scenario for scenario in SCENARIOS if args.only is None or args.only in scenario.name]
     await held_call(url, 3.0, Scenario("warm-up"))
@@ -311,13 +320,18 @@ async def measured(url: str, args: argparse.Namespace) -> dict[str, Any]:
         recorded = await held_call(url, args.seconds, scenario)
         found["scenarios"].append(judged(recorded, scenario, live))
         print(f"  {scenario.name}: {found['scenarios'][-1]['p50_ms']} ms", flush=True)
-    if args.only is None:
-        found["one_lost_packet"] = await after_one_lost_packet(url, args.seconds)
-        found["silence"] = await over_silence(url, args.seconds)
-        found["half_talk"] = await half_talk(url, args.seconds + 20)
-        found["calls_at_once"] = await until_late(url, 15.0)
-        if args.minutes:
-            found["growth"] = await growth(url, args.minutes)
+        keep(found)
+    others: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "one_lost_packet": partial(after_one_lost_packet, url, args.seconds),
+        "silence": partial(over_silence, url, args.seconds),
+        "half_talk": partial(half_talk, url, args.seconds + 20),
+        "calls_at_once": partial(until_late, url, 15.0),
+        "growth": partial(growth, url, args.minutes),
+    }
+    for name, measure in others.items():
+        if args.only is None and (args.minutes or name != "growth"):
+            found[name] = await measure()
+            keep(found)
     return found
 
 
@@ -331,18 +345,23 @@ def main() -> None:
     parser.add_argument("--only", help="only scenarios whose names hold this")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.seconds < LEAST_CALL_S:
+        parser.error(f"--seconds is {args.seconds:g}; a call has to last at least {LEAST_CALL_S:g} s to be measured")
     out = args.out or RESULTS / f"latency-{args.preset}.json"
+    networks = {s.name: _told(s.network) for s in SCENARIOS if s.network is not None}
+    result = {"machine": machine("benchmarks.latency"), "preset": args.preset, "networks": networks}
+
+    def keep(found: dict[str, Any]) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result | found, indent=1) + "\n", encoding="utf-8")
+
     if args.url:
-        found = asyncio.run(measured(args.url, args))
+        found = asyncio.run(measured(args.url, args, keep))
     else:
         with running_graph(preset=args.preset, rtc={"max_calls": MOST_CALLS}) as url:  # how many it carries is asked
-            found = asyncio.run(measured(url, args))
+            found = asyncio.run(measured(url, args, keep))
     print(table(found["scenarios"]))
     print(json.dumps({name: value for name, value in found.items() if name != "scenarios"}, indent=1))
-    networks = {s.name: _told(s.network) for s in SCENARIOS if s.network is not None}
-    result = {"machine": machine("benchmarks.latency"), "preset": args.preset, "networks": networks, **found}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(out.with_suffix(".png"), found["scenarios"])
 
 
