@@ -178,8 +178,8 @@ def test_letters_typed_into_a_field_are_no_shortcuts_and_shortcuts_can_be_switch
 
 def test_the_figures_of_a_call(open_page: Open) -> None:
     page = open_page()
-    expect(page.get_by_test_id("mode-lowest-delay")).to_have_text("up to 310 ms")
-    expect(page.get_by_test_id("mode-constant-delay")).to_have_text("always 460 ms")
+    expect(page.get_by_test_id("mode-lowest-delay")).to_have_text("up to 310 ms + network")
+    expect(page.get_by_test_id("mode-constant-delay")).to_have_text("460 ms + network")
     call(page)
     figures = {"loss-up": "1.3", "blocks-done": "71", "blocks-late": "2", "blocks-dropped": "1", "blocks-skipped": "9"}
     figures |= {"stages-total": "93", "stage-diffusion": "52", "block-ms": "120", "jitter-up": "2"}
@@ -189,8 +189,12 @@ def test_the_figures_of_a_call(open_page: Open) -> None:
     expect(page.get_by_test_id("level-in")).to_have_text("good")
     expect(page.get_by_test_id("level-out")).to_have_text("good")
     assert 300 < int(page.get_by_test_id("delay").inner_text()) < 2000  # the parts, as told, sum up to 400 or more
+    expect(page.get_by_test_id("mode-whole")).to_have_text("")
+    page.get_by_test_id("mode-constant").click()
+    expect(page.get_by_test_id("mode-whole")).to_have_text(re.compile(r"^Mouth to ear about \d+ ms: delay a video by"))
     page.get_by_test_id("stop").click()
     expect(page.get_by_test_id("delay")).to_have_text("–")
+    expect(page.get_by_test_id("mode-whole")).to_have_text("")
 
 
 def test_a_recording_goes_on_over_a_lost_connection(open_page: Open, server: PageServer) -> None:

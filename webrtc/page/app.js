@@ -235,7 +235,8 @@ session.addEventListener("stats", async ({ detail: server }) => {
   if (!muted) heardMs = delayMeter.measure() ?? heardMs;
   const microphoneMs = 1000 * (track?.getSettings().latency ?? 0.01);
   showNetwork(figures, server);
-  showDelay({ network: figures, server, microphoneMs, outputMs: 1000 * tap.outputLatencyS, heardMs });
+  const outputMs = 1000 * tap.outputLatencyS;
+  showDelay({ network: figures, server, microphoneMs, outputMs, heardMs, mode: effective.mode });
   showWork(server.stages_ms ?? {}, effective.block_ms);
   showBlocks(server.blocks ?? {});
   trace.delayMs = heardMs;

@@ -62,8 +62,8 @@ export function showNetwork(network, server) {
 
 const percent = (share) => (typeof share === "number" ? 100 * share : null);
 
-/** Shows the delay from mouth to ear, and returns it; `heardMs` was measured between microphone and speaker, or is null. */
-export function showDelay({ network, server, microphoneMs, outputMs, heardMs }) {
+/** Shows the delay from mouth to ear; `heardMs` was measured between microphone and speaker, or is null. */
+export function showDelay({ network, server, microphoneMs, outputMs, heardMs, mode }) {
   const speakerMs = network.speakerMs ?? outputMs;
   const parts = delayParts({
     microphoneMs,
@@ -80,7 +80,8 @@ export function showDelay({ network, server, microphoneMs, outputMs, heardMs }) 
   $("delay-how").textContent = heardMs === null ? "estimated, at most" : "measured on your speech";
   stack($("delay-stack"), parts, totalMs);
   $("delay-parts").replaceChildren(...parts.map(part));
-  return totalMs;
+  const whole = `Mouth to ear about ${Math.round(totalMs)} ms: delay a video by that.`;
+  $("mode-whole").textContent = mode === "constant" ? whole : "";
 }
 
 function part({ name, ms }) {
@@ -112,7 +113,7 @@ export function clearReadouts() {
   showWork({}, null);
   showBlocks({});
   number("delay", null);
-  $("delay-how").textContent = "";
+  $("delay-how").textContent = $("mode-whole").textContent = "";
   $("delay-parts").replaceChildren();
   stack($("delay-stack"), [], 1);
 }
