@@ -47,8 +47,8 @@ class IceServerArgs(Strict):
 
     @property
     def relays(self) -> bool:
-        """Whether it relays, and so asks for a credential."""
-        return self.urls[0].startswith("turn")
+        """Whether it relays by one of them, and so asks for a credential."""
+        return any(url.startswith("turn") for url in self.urls)
 
 
 class RtcArgs(Strict):

@@ -172,8 +172,8 @@ def ice_servers_of(args: RtcArgs) -> list[IceServer]:
             continue
         secret = os.environ.get(args.turn_secret_env, "")
         if not secret:
-            message = f"the TURN server {server.urls[0]} needs coturn's shared secret in the environment variable "
-            raise ConfigError(f"{message}{args.turn_secret_env}, which is not set")
+            message = f"the TURN server {', '.join(server.urls)} needs coturn's shared secret in the environment"
+            raise ConfigError(f"{message} variable {args.turn_secret_env}, which is not set")
         credential = time_limited_credential(secret, "seedvc", now_s=time.time(), valid_s=args.credential_s)
         servers.append(IceServer(server.urls, *credential))
     return servers
@@ -409,12 +409,12 @@ def ice_links(ice_servers: Sequence[IceServer]) -> list[str]:
     """ICE servers as Link headers, one for each URL."""
     links = []
     for server in ice_servers:
-        links += [f'<{url}>; rel="ice-server"{_credential(server)}' for url in server.urls]
+        links += [f'<{url}>; rel="ice-server"{_credential(server, url)}' for url in server.urls]
     return links
 
 
-def _credential(server: IceServer) -> str:
-    if not server.relays:
+def _credential(server: IceServer, url: str) -> str:
+    if not url.startswith("turn"):
         return ""
     return f'; username="{server.username}"; credential="{server.credential}"; credential-type="password"'
 

@@ -475,6 +475,19 @@ def test_turn_credentials_are_made_fresh(tmp_path: Path, monkeypatch: pytest.Mon
         one.client.delete(created.headers["location"])
 
 
+def test_one_server_may_be_reached_by_stun_and_by_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDVC_TURN_SECRET", "of two")
+    urls = ("stun:one.example.org", "turn:one.example.org")
+    one = replica(tmp_path, RtcArgs(ice_servers=(IceServerArgs(urls=urls),)))
+    with one.client:
+        (told,) = one.client.get("/v1/rtc/config").json()["ice_servers"]
+        assert told["urls"] == list(urls) and told["credential"]
+        created = one.publish()
+        stun, turn = created.headers.get_list("link")
+        assert stun == '<stun:one.example.org>; rel="ice-server"' and "credential=" in turn
+        one.client.delete(created.headers["location"])
+
+
 def test_a_turn_server_without_its_secret_is_a_mistake_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEEDVC_TURN_SECRET", raising=False)
     with pytest.raises(ConfigError, match="turn.example.org.*SEEDVC_TURN_SECRET"):
