@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ async def _call(args: argparse.Namespace, source: Path | None, out: Path | None,
         await caller.accept(ready["sdp"])
         stack.push_async_callback(signalling.send, {"type": "stop"})
         ended = _end_of_call()
-        listening = asyncio.create_task(
-            _listen(signalling, _Display(settings["voice"], ready["settings"]), caller, ended)
-        )
+        display = _Display(settings["voice"], ready["settings"])
+        listening = asyncio.create_task(_listen(signalling, display, caller, ended))
+        listening.add_done_callback(partial(_follow, ended))
         stack.callback(listening.cancel)
         await _wait_connected(caller, ended)
         delay_s = ready["settings"]["delay_ms"] / 1000
@@ -92,13 +93,19 @@ def _end_of_call() -> asyncio.Future[None]:
     return ended
 
 
-def _set(ended: asyncio.Future[None], mistake: UserMistake | None = None) -> None:
+def _set(ended: asyncio.Future[None], failure: BaseException | None = None) -> None:
     if ended.done():
         return
-    if mistake is None:
+    if failure is None:
         ended.set_result(None)
     else:
-        ended.set_exception(mistake)
+        ended.set_exception(failure)
+
+
+def _follow(ended: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+    """Ends the call where a part of it has failed: it would go on in silence."""
+    if not task.cancelled() and task.exception() is not None:
+        _set(ended, task.exception())
 
 
 async def _wait_connected(caller: Caller, ended: asyncio.Future[None]) -> None:
@@ -147,15 +154,16 @@ class _Exchange:
         self.failure: Exception | None = None
 
     def __call__(self, captured: Samples, now_s: float) -> Samples:
-        heard = self._caller.hear(now_s)
+        heard = np.zeros_like(captured)
         if self._ended.done() or self.failure is not None:
-            return np.zeros_like(heard)
+            return heard
         try:
+            heard = self._caller.hear(now_s)
             self._caller.say(captured if self._recording is None else self._recording.frame())
             if self._file is not None:
                 self._file.write(heard)
-        except (NotAudio, OSError) as error:
-            self.failure = error if isinstance(error, NotAudio) else UserMistake(f"a file failed: {error.strerror}")
+        except Exception as error:  # this may be the sound card's thread, where nobody else sees it
+            self.failure = UserMistake(f"a file failed: {error.strerror}") if isinstance(error, OSError) else error
             self._end()
         if self._recording is not None and self._recording.ended:
             self._left_s -= FRAME_S

@@ -15,7 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from serve_app.cli import main
 from serve_app.commands import UserMistake
-from serve_app.commands.call import stats_line
+from serve_app.commands.call import _Exchange, stats_line
 from serve_app.commands.signalling import CallRefused, connected
 from serve_app.commands.soundcard import FRAME, RATE, Recording, WavFile, on_timer
 from tests.serve_app.fakes import tone, wav_file
@@ -120,6 +120,22 @@ async def test_the_timer_tells_a_clock_without_jitter() -> None:
         await asyncio.sleep(0.01)
     card.cancel()
     np.testing.assert_allclose(np.diff(told), FRAME / RATE, atol=1e-9)
+
+
+class Deaf:
+    """A caller that fails where it is asked for sound."""
+
+    def hear(self, now_s: float) -> Samples:
+        raise ZeroDivisionError("inside")
+
+
+async def test_a_sound_card_that_fails_ends_the_call() -> None:
+    ended = asyncio.get_running_loop().create_future()
+    exchange = _Exchange(Deaf(), None, None, 0.5, ended)  # type: ignore[arg-type]
+    card = asyncio.create_task(on_timer(exchange))
+    await asyncio.wait_for(ended, 10)
+    card.cancel()
+    assert isinstance(exchange.failure, ZeroDivisionError)
 
 
 def test_the_figures_stand_on_one_line_before_the_first_report_too() -> None:
