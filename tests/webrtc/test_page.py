@@ -225,6 +225,26 @@ def test_a_recording_goes_on_over_a_lost_connection(open_page: Open, server: Pag
     assert first > 0.05 and last > 0.05
 
 
+def test_the_keyboard_is_not_lost_with_what_it_was_on(open_page: Open, server: PageServer) -> None:
+    page = open_page()
+    call(page)
+    for _ in range(2):
+        page.get_by_test_id("record").click()
+        page.wait_for_timeout(300)
+        page.get_by_test_id("record").click()
+    for left in (1, 0):
+        page.get_by_role("button", name="Delete Take").first.click()
+        expect(page.get_by_test_id("download")).to_have_count(left)
+        focused = page.get_by_role("button", name="Delete Take 1") if left else page.get_by_test_id("stop")
+        expect(focused).to_be_focused()
+    page.get_by_test_id("mute").focus()
+    server.end("time_limit")
+    expect(page.get_by_role("alert")).to_contain_text("It reached the longest time that this server allows.")
+    expect(page.get_by_test_id("start")).to_be_focused()
+    page.get_by_role("button", name="Dismiss this message").click()
+    expect(page.get_by_test_id("start")).to_be_focused()
+
+
 def test_a_full_server_is_tried_again_after_the_time_that_it_names(open_page: Open, server: PageServer) -> None:
     server.refusals.append({"code": "at_capacity", "message": "8 calls are running", "retry_after_s": 1})
     page = open_page()
@@ -468,6 +488,23 @@ def test_everyone_can_use_it(open_page: Open, server: PageServer, scheme: str) -
     page.get_by_test_id("add-voice").click()
     assert nameless_controls(page) == []
     assert page.evaluate(FAINT_TEXT) == []
+
+
+def test_what_is_chosen_is_marked_where_the_system_sets_the_colours(open_page: Open) -> None:
+    page = open_page(forced_colors="active")
+    call(page)
+    marked = "(input) => { const s = getComputedStyle(input.nextElementSibling); return s.outlineStyle === 'solid'; }"
+    for radio in page.locator('.choices input[name="mode"]').all():
+        assert radio.evaluate(marked) == radio.is_checked()
+    width = "(key) => getComputedStyle(key).borderTopWidth"
+    assert [key.evaluate(width) for key in page.locator(".voice-key").all()] == ["3px", "1px"]
+
+
+def test_a_control_is_called_what_it_says(open_page: Open) -> None:
+    """Those who steer by voice say what they see."""
+    page = open_page()
+    expect(page.get_by_test_id("bypass")).to_have_accessible_name("Bypass: A Clara B Own voice")
+    assert page.get_by_test_id("key-value").get_attribute("type") == "password"
 
 
 def nameless_controls(page: Page) -> list[str]:

@@ -23,12 +23,15 @@ const CALM_MS = 1000; // and where the user asked for less motion
 const $ = (id) => document.getElementById(id);
 
 const session = new Session({ voice: settings.voice, mode: settings.mode || null, steps: settings.steps, bypass: false });
-const notice = new Notice(act);
+const notice = new Notice({ onAction: act, onLeave: focusCall });
 const meters = [new Meter($("meter-in"), $("meter-in-word")), new Meter($("meter-out"), $("meter-out-word"))];
 const trace = new Trace($("trace"), STEP_S);
 const delayMeter = new DelayMeter(STEP_S);
 const network = new NetworkWatch();
-const takes = new Takes($("takes"), { onFull: (minutes) => (showRecording(), notice.show("recording_full", { minutes })) });
+const takes = new Takes($("takes"), {
+  onFull: (minutes) => (showRecording(), notice.show("recording_full", { minutes })),
+  onEmpty: focusCall,
+});
 const voiceList = new VoiceList($("voice-list"), { onChoose: chooseVoice, onDelete: askDelete });
 const controls = new Controls({ session, notice, onMicrophone: () => changeMicrophone() });
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
@@ -297,12 +300,12 @@ function statusText() {
 function refresh() {
   const { active, state } = session;
   say(statusText(), state);
-  const held = document.activeElement === $("start") || document.activeElement === $("stop");
+  const focused = document.activeElement;
   $("start").hidden = active;
   $("stop").hidden = !active;
   $("start").disabled = !usable || !settings.voice;
-  if (held) (active ? $("stop") : $("start")).focus();
   for (const id of ["mute", "bypass", "record"]) $(id).disabled = !active;
+  if (focused?.closest(".transport") && (focused.hidden || focused.disabled)) focusCall();
   $("bypass").setAttribute("aria-checked", String(active && session.wanted.bypass));
   const name = settings.voice ? voiceList.name(settings.voice) : "The other voice";
   $("lane-voice").textContent = active && session.wanted.bypass ? "You, unconverted" : name;
@@ -310,6 +313,12 @@ function refresh() {
   $("chart-hint").hidden = active;
   voiceList.choose(settings.voice);
   showRecording();
+}
+
+/** Puts the keyboard on what begins or ends the call: it must not get lost with what it was on. */
+function focusCall() {
+  const key = session.active ? $("stop") : $("start");
+  (key.disabled ? $("deck") : key).focus();
 }
 
 function setMuted(on) {

@@ -127,6 +127,11 @@ const MESSAGES = {
     text: "Nothing was heard for a long time, so the server gave the place to others.",
     action: "retry",
   },
+  time_limit: {
+    title: "The call ended",
+    text: "It reached the longest time that this server allows.",
+    action: "retry",
+  },
   replaced: {
     title: "The call goes on elsewhere",
     text: "It was taken over by another window.",

@@ -6,11 +6,13 @@ const $ = (id) => document.getElementById(id);
 
 export class Notice {
   #onAction;
+  #onLeave;
   #shown = null;
 
-  /** `onAction` takes the name of the action whose key was pressed. */
-  constructor(onAction) {
+  /** `onAction` takes the name of the action whose key was pressed; `onLeave` takes the keyboard when the strip goes. */
+  constructor({ onAction, onLeave }) {
     this.#onAction = onAction;
+    this.#onLeave = onLeave;
     $("notice-close").addEventListener("click", () => this.hide());
     $("notice-action").addEventListener("click", () => {
       const { action } = this.#shown;
@@ -36,8 +38,10 @@ export class Notice {
       $("notice-text").textContent = message.text;
     }
     $("notice-count").textContent = "";
+    const held = document.activeElement === $("notice-action");
     $("notice-action").hidden = message.action === null;
     $("notice-action").textContent = ACTIONS[message.action] ?? "";
+    if (held && message.action === null) $("notice-close").focus();
   }
 
   count(leftS) {
@@ -45,10 +49,12 @@ export class Notice {
   }
 
   hide() {
+    const held = $("notice").contains(document.activeElement);
     this.#shown = null;
     $("notice").hidden = true;
     $("notice").dataset.code = "";
     $("notice-title").textContent = $("notice-text").textContent = "";
+    if (held) this.#onLeave();
   }
 
   /** Takes away what has passed, and leaves the rest. */

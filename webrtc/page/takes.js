@@ -9,14 +9,16 @@ const MOST_TAKES = 8; // older ones make room, so that the page does not eat all
 export class Takes {
   #list;
   #onFull;
+  #onEmpty;
   #take = null;
   #label = "";
   #count = 0;
 
-  /** `onFull` takes the minutes that one recording holds. */
-  constructor(list, { onFull }) {
+  /** `onFull` takes the minutes that one recording holds; `onEmpty` takes the keyboard when the last one was deleted. */
+  constructor(list, { onFull, onEmpty }) {
     this.#list = list;
     this.#onFull = onFull;
+    this.#onEmpty = onEmpty;
   }
 
   get running() {
@@ -63,9 +65,17 @@ export class Takes {
     const bin = make("button", { type: "button", className: "icon-key" });
     bin.setAttribute("aria-label", `Delete ${title}`);
     bin.append(icon("i-bin"));
-    bin.addEventListener("click", () => this.#remove(item));
+    bin.addEventListener("click", () => this.#delete(item));
     item.append(words, link, bin);
     return item;
+  }
+
+  /** The keyboard goes to the next recording. */
+  #delete(item) {
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    this.#remove(item);
+    if (next) next.querySelector("button").focus();
+    else this.#onEmpty();
   }
 
   #remove(item) {

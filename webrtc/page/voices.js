@@ -40,7 +40,9 @@ export class VoiceList {
   show(voices, chosen) {
     const own = (voice) => Number(Boolean(voice.is_owner));
     this.#voices = [...voices].sort((a, b) => own(a) - own(b) || a.name.localeCompare(b.name));
+    const held = this.#list.contains(document.activeElement);
     this.#list.replaceChildren(...this.#voices.map((voice) => this.#item(voice, voice.voice_id === chosen)));
+    if (held) this.focus();
   }
 
   choose(voiceId) {
