@@ -40,15 +40,15 @@ class Delay:
     likeness: float
 
 
-def of_words(said: Samples, heard: Samples) -> list[Delay]:
+def of_words(said: Samples, heard: Samples, longest_s: float = LONGEST_S) -> list[Delay]:
     """Delays window by window, by the rises of energy; windows with too little speech are left out."""
-    return _delays(_rises(said), _rises(heard), 1000 / HOP_MS, LEAST_LIKENESS_OF_WORDS)
+    return _delays(_rises(said), _rises(heard), 1000 / HOP_MS, LEAST_LIKENESS_OF_WORDS, longest_s)
 
 
 def of_waves(said: Samples, heard: Samples) -> list[Delay]:
     """The same by the waves themselves, for sound that comes back unconverted."""
     waves = [soxr.resample(x, RATE_HZ, WORK_HZ).astype(np.float64)[None] for x in (said, heard)]
-    return _delays(waves[0], waves[1], WORK_HZ, LEAST_LIKENESS_OF_WAVES)
+    return _delays(waves[0], waves[1], WORK_HZ, LEAST_LIKENESS_OF_WAVES, LONGEST_S)
 
 
 def _rises(sound: Samples) -> Curves:
@@ -63,8 +63,8 @@ def _rises(sound: Samples) -> Curves:
     return np.maximum(np.diff(level, axis=1, prepend=level[:, :1]), 0.0)
 
 
-def _delays(said: Curves, heard: Curves, rate_hz: float, least: float) -> list[Delay]:
-    window, step, longest = (int(seconds * rate_hz) for seconds in (WINDOW_S, STEP_S, LONGEST_S))
+def _delays(said: Curves, heard: Curves, rate_hz: float, least: float, longest_s: float) -> list[Delay]:
+    window, step, longest = (int(seconds * rate_hz) for seconds in (WINDOW_S, STEP_S, longest_s))
     length = min(said.shape[1], heard.shape[1])
     usual = float(np.median([(said[:, i : i + window] ** 2).sum() for i in range(0, length - window + 1, step)] or [0]))
     found = []
