@@ -37,8 +37,8 @@ export class Controls {
   showModes({ modes, default_mode: preferred }) {
     const lowest = modes?.lowest?.delay_ms;
     const constant = modes?.constant?.delay_ms;
-    if (lowest) $("mode-lowest-delay").textContent = `up to ${Math.round(lowest)} ms + network`;
-    if (constant) $("mode-constant-delay").textContent = `${Math.round(constant)} ms + network`;
+    if (lowest) $("mode-lowest-delay").textContent = `up to ${Math.round(lowest)} ms`;
+    if (constant) $("mode-constant-delay").textContent = `fixed ${Math.round(constant)} ms`;
     if (!settings.mode) check("mode", preferred ?? "lowest");
   }
 

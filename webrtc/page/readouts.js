@@ -86,6 +86,7 @@ export function showDelay({ network, server, microphoneMs, outputMs, heardMs, mo
 
 function part({ name, ms }) {
   const row = document.createElement("div");
+  row.dataset.part = name;
   row.append(make("dt", { textContent: name }), make("dd", { textContent: Math.round(ms) }));
   return row;
 }
@@ -127,5 +128,8 @@ function number(id, value, digits = 0, unit = "") {
 function stack(bar, parts, wholeMs) {
   while (bar.children.length > parts.length) bar.lastChild.remove();
   while (bar.children.length < parts.length) bar.append(document.createElement("i"));
-  parts.forEach(({ ms }, index) => (bar.children[index].style.flexBasis = `${(100 * ms) / (wholeMs || 1)}%`));
+  parts.forEach(({ name, ms }, index) => {
+    bar.children[index].dataset.part = name;
+    bar.children[index].style.flexBasis = `${(100 * ms) / (wholeMs || 1)}%`;
+  });
 }
