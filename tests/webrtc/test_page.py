@@ -464,10 +464,12 @@ def test_a_microphone_that_opens_behind_a_closed_sheet_is_shut_again(open_page: 
 
 STATES = "opened.map((track) => track.readyState)"
 ASKING = """
-  window.opened = []; // microphones, each when `answer` allows it
+  window.opened = []; // microphones, when `answer` allows them
+  const asked = [];
+  window.answer = () => asked.splice(0).forEach((allow) => allow());
   const getUserMedia = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
   navigator.mediaDevices.getUserMedia = async (wishes) => {
-    await new Promise((resolve) => (window.answer = resolve));
+    await new Promise((resolve) => asked.push(resolve));
     const stream = await getUserMedia(wishes);
     opened.push(...stream.getTracks());
     return stream;
