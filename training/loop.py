@@ -139,10 +139,10 @@ def _average_gradients(model: nn.Module) -> None:
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    together = torch.cat([gradient.flatten() for gradient in gradients])
+    together = torch.nn.utils.parameters_to_vector(gradients)
     dist.all_reduce(together)
-    for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient) / dist.get_world_size())
+    together /= dist.get_world_size()
+    torch.nn.utils.vector_to_parameters(together, gradients)
 
 
 def _of_first(minutes: float) -> float:

@@ -211,7 +211,7 @@ def main() -> None:
 
     @torch.no_grad()
     def reading(content: Tensor) -> Tensor:
-        phones: Tensor = encoder.head(encoder.narrow(content)).softmax(dim=-1)
+        phones: Tensor = encoder.head(encoder.narrow(content)).float().softmax(dim=-1)
         return phones
 
     excerpts = Excerpts(list(read_features(args.data)), Teacher(args.data, Corpus(args.data).clips), reading)

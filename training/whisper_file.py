@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import WhisperSizes
-from stages.models.whisper import EVERY_FRAME, WhisperEncoder, WhisperLogMel
+from stages.models.whisper import EVERY_FRAME, EncoderLayer, WhisperEncoder, WhisperLogMel
 from training.data import TICK, Floats
 
 TYPES = {0: "<f4", 4: "<f2"}
@@ -121,14 +121,15 @@ def cut_encoder(path: Path, sizes: WhisperSizes, waves: Sequence[Floats]) -> Sta
 def hidden_weights(encoder: WhisperEncoder, waves: Sequence[Floats]) -> list[Tensor]:
     """How much each hidden number [ffn_dim] of each layer moves what comes out of it, over all waves."""
     log_mel = WhisperLogMel(encoder.conv1.in_channels)
-    totals = [torch.zeros(layer.fc1.out_features) for layer in encoder.layers]  # type: ignore[union-attr, arg-type]
+    layers = [layer for layer in encoder.layers if isinstance(layer, EncoderLayer)]
+    totals = [torch.zeros(layer.fc1.out_features) for layer in layers]
     for wave in waves:
         x = log_mel(torch.from_numpy(wave[: len(wave) // TICK * TICK])[None])
         x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(x)))).transpose(1, 2)
         x = x + encoder.embed_positions.weight[: x.shape[1]]
-        for total, layer in zip(totals, encoder.layers, strict=True):
-            attended = x + layer.self_attn(layer.self_attn_layer_norm(x), EVERY_FRAME)  # type: ignore[operator, union-attr]
-            hidden = F.gelu(layer.fc1(layer.final_layer_norm(attended)))  # type: ignore[operator, union-attr]
-            total += hidden.var(dim=(0, 1)) * layer.fc2.weight.square().sum(dim=0)  # type: ignore[operator, union-attr]
-            x = attended + layer.fc2(hidden)  # type: ignore[operator, union-attr]
+        for total, layer in zip(totals, layers, strict=True):
+            x = x + layer.self_attn(layer.self_attn_layer_norm(x), EVERY_FRAME)
+            hidden = F.gelu(layer.fc1(layer.final_layer_norm(x)))
+            total += hidden.var(dim=(0, 1)) * layer.fc2.weight.square().sum(dim=0)
+            x = x + layer.fc2(hidden)
     return totals

@@ -34,7 +34,7 @@ def test_a_training_goes_on_from_the_weights_of_a_preset(tmp_path: Path) -> None
     seen: list[torch.Tensor] = []
 
     def loss_of(_: object) -> dict[str, torch.Tensor]:
-        seen.append(model["network"].weight.detach().clone())  # type: ignore[operator, union-attr]
+        seen.append(model["network"].weight.detach().clone())  # type: ignore[operator]
         return {"size": model["head"](model["network"](torch.ones(1, 2))).square().sum()}
 
     train(model, loss_of, Recipe(minutes=1e-9, learning_rate=1e-6, warmup_steps=1), tmp_path, "toy")
@@ -46,7 +46,15 @@ def test_a_training_goes_on_from_the_weights_of_a_preset(tmp_path: Path) -> None
 def test_processes_share_their_gradients(tmp_path: Path) -> None:
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+        str(tmp_path),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     gradients = [float(line.split()[1]) for line in ran.stdout.splitlines() if line.startswith("gradient")]
