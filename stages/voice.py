@@ -26,7 +26,7 @@ MAX_REFERENCE_S = 30.0
 SILENCE_PEAK = 1e-3
 """A reference whose loudest sample is below -60 dB of full scale holds no voice."""
 CALIBRATION_S = 8.0
-QUIET_SHARE, BAND_GAINS, HELD = 0.4, (0.6, 2.2), 0.3
+QUIET_SHARE, BAND_GAINS, HELD = 0.4, (0.6, 2.2), 1.0
 """Frames left aside; bounds of a band's gain; how much a map of all bands is held near to none (nepers squared)."""
 LEADING_SILENCE = 10 ** (-50 / 20)
 """What lies this far below the loudest sample before the voice begins is cut off."""

@@ -21,7 +21,6 @@ CHECKPOINT_EVERY_S = 150.0
 REPORT_EVERY_STEPS = 50
 PAUSE_S = 30.0  # a step that took longer was paused from outside; the pause is not training time
 A_PRIME = 7919
-DECAY_SHARE = 0.2  # of the time, at the end: the learning rate falls linearly
 
 log = logging.getLogger("training")
 
@@ -48,13 +47,15 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
     average: float = 0.998
+    fall: float = 0.2
+    """Share of the time, at the end, over which the learning rate falls linearly."""
     seed: int = 0
     half: bool = False
     """Whether the products are computed in bfloat16, on processors that do that faster (AMX, AVX-512)."""
 
     def rate(self, step: int, minutes: float) -> float:
-        """Learning rate: linear warm-up, constant, linear fall over the last part of the time."""
-        fall = min(1.0, max(0.02, (1.0 - minutes / self.minutes) / DECAY_SHARE))
+        """Learning rate: linear warm-up, constant, linear fall."""
+        fall = min(1.0, max(0.02, (1.0 - minutes / self.minutes) / self.fall))
         return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps) * fall
 
 

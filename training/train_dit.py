@@ -24,8 +24,9 @@ from training.train_listener import MelListener, VoiceListener, load_listener, l
 # Where one, two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the
 # start there is nothing but noise, so only there does the network have to read the content.
 STEP_TIMES, STEP_CHANCES, ANY_TIME = (0.0, 0.25, 0.5, 0.75), (0.64, 0.1, 0.18, 0.08), 0.2
+STUDENT_FALL = 0.6
 MEAN_LOG_MEL = -5.5  # a first guess of the output
-SOUNDS_WEIGHT, PHONES_WEIGHT, TRAITS_WEIGHT, VOICE_WEIGHT = 1.0, 0.4, 0.6, 0.6
+SOUNDS_WEIGHT, PHONES_WEIGHT, TRAITS_WEIGHT, VOICE_WEIGHT = 1.5, 1.0, 0.6, 0.6
 
 log = logging.getLogger("training")
 
@@ -137,7 +138,7 @@ def main() -> None:
         listener, voices = load_listener(args.out).to(args.device), load_voice_listener(args.out).to(args.device)
         student = Student(load_converter(sizes, args.out).train(), listener, voices).to(args.device)
         recipe = Recipe(
-            args.minutes, learning_rate=8e-4, betas=(0.85, 0.98), average=0.995, seed=args.seed, half=args.half
+            args.minutes, 8e-4, betas=(0.85, 0.98), average=0.995, fall=STUDENT_FALL, seed=args.seed, half=args.half
         )
         train(student, lambda rng: student.loss(pairs.batch(rng).to(args.device)), recipe, args.out, "dit_student")
         return

@@ -142,7 +142,7 @@ def test_bands_move_what_lies_in_the_wrong_bands() -> None:
     bands = bands_towards(real[:, :400], made[:, :400])
     corrected = bands[:, :-1] @ made[:, 400:] + bands[:, -1:]
     before, after = (np.abs(mel - real[:, 400:]).mean() for mel in (made[:, 400:], corrected))
-    assert after < 0.6 * before
+    assert after < 0.75 * before
     short = bands_towards(real[:, :3], made[:, :3])
     assert np.abs(short[:, :-1] @ made[:, 400:] + short[:, -1:]).max() < 30, "three frames give no wild map"
 
