@@ -459,7 +459,8 @@ def test_a_microphone_that_opens_behind_a_closed_sheet_is_shut_again(open_page: 
     expect(page.get_by_test_id("sample-record")).to_have_text("Stop")
     assert page.evaluate(STATES) == ["ended", "live"]
     page.keyboard.press("Escape")
-    assert page.evaluate(STATES) == ["ended", "ended"]
+    while page.evaluate(STATES) != ["ended", "ended"]:
+        page.wait_for_timeout(50)
 
 
 STATES = "opened.map((track) => track.readyState)"
