@@ -31,7 +31,7 @@ from webrtc.files import decode_file
 SAMPLES = Path(__file__).parent.parent / "samples"
 RESULTS = Path(__file__).parent / "results"
 SOURCE, VOICE = "station", "martin"
-WARM_UP, REPEATS = 5, 40
+WARM_UP, REPEATS, REPEATS_ALONE = 5, 40, 200
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One block: the new sound in it; its stages and their sum in this process; the whole way through the graph."""
+    """One block: the new sound in it; its stages and their sum in this process; the whole way through the graph.
+
+    `alone` is the sum before the graph is there: in turns with it, each finds the processor's caches full of the other.
+    """
 
     block_ms: float
     steps: int
+    alone: Spread
     encoder: Spread
     diffusion: Spread
     vocoder: Spread
@@ -81,9 +85,15 @@ def make_block(local: LocalStages, voice: Voice | str) -> BlockRequests:
     return BlockRequests.of(BlockWindow(sound, geometry.window_ticks, geometry), voice, sampling)
 
 
-def measure(local: LocalStages) -> BlockCost:
+def measure_alone(local: LocalStages) -> Spread:
+    """One block again and again, in this process."""
+    block = make_block(local, local.voice(*decode_file(SAMPLES / "voices" / f"{VOICE}.flac")))
+    took = [_stages_s(local, block)["in_process"] for _ in range(WARM_UP + REPEATS_ALONE)]
+    return Spread.of(took[WARM_UP:])
+
+
+def measure(local: LocalStages, alone: Spread) -> BlockCost:
     """One block again and again, in this process and through the running graph in turns: other load meets all alike."""
-    torch.set_num_threads(1)  # as in a replica
     sound, rate = decode_file(SAMPLES / "voices" / f"{VOICE}.flac")
     # A conversion makes the voice's features; the graph's block then names the voice by its id, as a stream's does.
     serve.get_app_handle(APPLICATION).convert.remote(sound, rate, VOICE).result()
@@ -101,7 +111,7 @@ def measure(local: LocalStages) -> BlockCost:
                 seconds.setdefault(name, []).append(value)
     block_ms = local.geometry.block_samples * 1000 / stages.MODEL_RATE
     spreads = {name: Spread.of(values) for name, values in seconds.items()}
-    return BlockCost(round(block_ms, 1), local.preset.live.steps, **spreads)
+    return BlockCost(round(block_ms, 1), local.preset.live.steps, alone, **spreads)
 
 
 def _stages_s(local: LocalStages, block: BlockRequests) -> dict[str, float]:
@@ -143,6 +153,7 @@ def table(cost: BlockCost) -> str:
         "diffusion": cost.diffusion,
         "vocoder": cost.vocoder,
         "the three in process": cost.in_process,
+        "the three, no graph beside them": cost.alone,
         "graph, object store": cost.object_store,
         "graph, gRPC": cost.grpc,
     }
@@ -160,8 +171,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "blocks.json")
     args = parser.parse_args()
     local = stages.load(args.preset, args.weights)
+    torch.set_num_threads(1)  # as in a replica
+    alone = measure_alone(local)
     with running_graph("cpu", preset=args.preset, weights=args.weights):
-        cost = measure(local)
+        cost = measure(local, alone)
     print(table(cost))
     result = {"machine": machine("benchmarks.blocks"), "preset": args.preset, **asdict(cost), "added_ms": cost.added_ms}
     args.out.parent.mkdir(parents=True, exist_ok=True)
