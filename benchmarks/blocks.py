@@ -31,7 +31,7 @@ from webrtc.files import decode_file
 SAMPLES = Path(__file__).parent.parent / "samples"
 RESULTS = Path(__file__).parent / "results"
 SOURCE, VOICE = "station", "martin"
-WARM_UP, REPEATS, REPEATS_ALONE = 5, 40, 200
+WARM_UP, REPEATS, REPEATS_ALONE = 5, 40, 100
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def make_block(local: LocalStages, voice: Voice | str) -> BlockRequests:
 
 def measure_alone(local: LocalStages) -> Spread:
     """One block again and again, in this process."""
+    torch.set_num_threads(1)  # as in a replica
     block = make_block(local, local.voice(*decode_file(SAMPLES / "voices" / f"{VOICE}.flac")))
     took = [_stages_s(local, block)["in_process"] for _ in range(WARM_UP + REPEATS_ALONE)]
     return Spread.of(took[WARM_UP:])
@@ -171,7 +172,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "blocks.json")
     args = parser.parse_args()
     local = stages.load(args.preset, args.weights)
-    torch.set_num_threads(1)  # as in a replica
     alone = measure_alone(local)
     with running_graph("cpu", preset=args.preset, weights=args.weights):
         cost = measure(local, alone)

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 import stages
-from benchmarks.blocks import measure, table
+from benchmarks.blocks import measure, measure_alone, table
 from benchmarks.judges import speaker_similarity
 from benchmarks.serving import GraphFailed, running_graph
 from webrtc.codecs import Samples
@@ -130,13 +130,15 @@ def main() -> int:
     parser.add_argument("--weights", help="folder with the preset's weights")
     parser.add_argument("--out", type=Path, default=ROOT / "demo-out")
     args = parser.parse_args()
-    print("starting Ray and the five deployments ...", flush=True)
     try:
+        local = stages.load(args.preset, args.weights)
+        alone = measure_alone(local)
+        print("starting Ray and the five deployments ...", flush=True)
         with running_graph("cpu", preset=args.preset, weights=args.weights) as url:
             print(f"converting the recordings of samples/ at {url}", flush=True)
             pairs = convert_pairs(url, args.out)
             print("measuring one block of a call ...", flush=True)
-            cost = measure(stages.load(args.preset, args.weights))
+            cost = measure(local, alone)
     except (GraphFailed, httpx.HTTPError, stages.WeightsError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
