@@ -22,10 +22,10 @@ from training.data import TICK, Corpus
 from training.features import encode_whole
 from training.finetune import PresetContent
 from training.loop import arguments, start_logging
-from training.train_encoder import load_phone_model
+from training.train_encoder import linear_fit, load_phone_model
 from training.train_vocoder import prepare
 
-FITTED_EVERY, FITTED_TICKS, RIDGE = 8, 400, 30.0
+FITTED_EVERY, FITTED_TICKS = 8, 400
 
 log = logging.getLogger("training")
 
@@ -58,12 +58,11 @@ def hear_anew(state: State, old: Preset, checkpoint: Checkpoint, args: argparse.
     before = PresetContent(old, checkpoint, "cpu")
     now = load_phone_model(load_preset(args.preset).model.whisper, args.out)
     x, y = (torch.cat([torch.from_numpy(encode_whole(model, w)) for w in waves]) for model in (now, before))
-    x = torch.nn.functional.pad(x, (0, 1), value=1.0)
-    fit = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]), x.T @ y)  # (new width + 1, old width)
-    log.info("the new content tells %.3f of the old one's variance", 1 - (x @ fit - y).var() / y.var())
+    fit, offset = linear_fit(x, y)  # (old width, new width), (old width)
+    log.info("the new content tells %.3f of the old one's variance", 1 - (x @ fit.T + offset - y).var() / y.var())
     name = "regulator.content_in_proj"
     weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-    return state | {f"{name}.weight": weight @ fit[:-1].T, f"{name}.bias": bias + weight @ fit[-1]}
+    return state | {f"{name}.weight": weight @ fit, f"{name}.bias": bias + weight @ offset}
 
 
 def main() -> None:

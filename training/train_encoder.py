@@ -241,6 +241,13 @@ def load_phone_model(sizes: WhisperSizes, out: Path) -> PhoneModel:
     return model.eval()
 
 
+def linear_fit(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [m, n] and bias [m] of the layer that makes y [frames, m] of x [frames, n] best, by ridge regression."""
+    x = F.pad(x, (0, 1), value=1.0)
+    fit = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]), x.T @ y)  # (n + 1, m)
+    return fit[:-1].T, fit[-1]
+
+
 @torch.no_grad()
 def begin_from_whisper(model: PhoneModel, file: Path, corpus: Corpus, teacher: Teacher) -> None:
     """Let the encoder start as Whisper's own, cut to its sizes by what weighs most in some of the clips.
@@ -252,11 +259,9 @@ def begin_from_whisper(model: PhoneModel, file: Path, corpus: Corpus, teacher: T
     model.encoder.load_state_dict(cut_encoder(file, model.sizes, waves))
     heard = [model.content(torch.from_numpy(wave)[None])[0] for wave in waves]
     told = [teacher.told(clip, np.arange(len(rows))) for clip, rows in zip(clips, heard, strict=True)]
-    x = F.pad(torch.cat(heard), (0, 1), value=1.0)
-    ridge = RIDGE * torch.eye(x.shape[1])
-    fit = torch.linalg.solve(x.T @ x + ridge, x.T @ torch.from_numpy(np.concatenate(told)))  # (width + 1, told)
-    model.echo.weight.copy_(fit[:-1].T)
-    model.echo.bias.copy_(fit[-1])
+    weight, bias = linear_fit(torch.cat(heard), torch.from_numpy(np.concatenate(told)))
+    model.echo.weight.copy_(weight)
+    model.echo.bias.copy_(bias)
 
 
 def main() -> None:

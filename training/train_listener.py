@@ -87,7 +87,7 @@ class VoiceListener(nn.Module):
         super().__init__()
         self.layers = convolutions(n_mels, VOICE_DILATIONS)
         self.vector = nn.Linear(2 * CHANNELS, VOICE_WIDTH)
-        self.speakers = nn.Linear(VOICE_WIDTH, n_speakers)
+        self.speakers = nn.Linear(VOICE_WIDTH, n_speakers, bias=False)  # one direction for each
 
     def maps(self, mel: Tensor) -> list[Tensor]:
         """What each layer finds [B, channels, T], of a mel whose loudness is left aside."""
