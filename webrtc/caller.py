@@ -34,6 +34,8 @@ MAX_WAITING_PACKETS = 10
 """200 ms of the microphone that the network has not taken; beyond it the oldest is dropped."""
 MAX_HELD = 2 * FRAME
 """Decoded sound beyond the frame that is played; more means that the sound card is slower than the network."""
+HELD_OVER = 50
+"""Frames after which what was always held has shown that it is not needed: it goes in the next quiet one."""
 QUIET = 0.003  # -50 dBFS
 _TIME_BASE = Fraction(1, RATE_HZ)
 
@@ -181,6 +183,7 @@ class _HeardVoice:
         self._decoder = OpusDecoder()
         self._held: deque[Samples48k] = deque()
         self._n_held = 0
+        self._held_lately: deque[int] = deque(maxlen=HELD_OVER)
         self._packets = self._bytes = 0
         self._quiet = True
         self._begun = False
@@ -203,10 +206,18 @@ class _HeardVoice:
                 self._hold(self._decoder.conceal())  # the card is ahead of the buffer's clock by part of a frame
             held = np.concatenate(self._held)
             frame, rest = held[:FRAME], held[FRAME:]
-            if len(rest) > MAX_HELD or (self._quiet and len(rest) >= 2 * FRAME):
-                rest = rest[-FRAME:]
+            self._held_lately.append(len(rest))
+            spare = len(rest) - FRAME if len(rest) > MAX_HELD else self._held_in_vain if self._quiet else 0
+            if spare:
+                rest = rest[spare:]
+                self._held_lately.clear()
             self._held, self._n_held = deque([rest]), len(rest)
             return frame
+
+    @property
+    def _held_in_vain(self) -> int:
+        """Whole frames that have waited all the last second, in samples."""
+        return min(self._held_lately) // FRAME * FRAME if len(self._held_lately) == HELD_OVER else 0
 
     def stats(self, rtt_ms: float | None, loss_out: float, sent: int, dropped: int) -> CallerStats:
         with self._lock:

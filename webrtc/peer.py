@@ -148,7 +148,7 @@ class Peer:
     def play(self, samples: Samples) -> None:
         """Sends sound at 22.05 kHz; never waits."""
         if self.connected.is_set():
-            self._playout.push(samples)
+            self._track.play(samples)
 
     def send_message(self, message: Mapping[str, Any]) -> None:
         """Says something on the client's data channel; dropped and counted where there is none, or it is stuck."""

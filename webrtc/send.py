@@ -12,7 +12,7 @@ from av.packet import Packet
 from av.stream import Stream
 
 from webrtc.opus import FRAME, RATE_HZ, OpusEncoder, is_dtx
-from webrtc.playout import Playout
+from webrtc.playout import Playout, Samples
 from webrtc.rate import Rate
 
 TICK_S = FRAME / RATE_HZ
@@ -22,7 +22,7 @@ MAX_BEHIND = 2
 
 
 class Pace:
-    """Which tick is next, and when: ticks stay on one grid of 20 ms, so that nothing drifts. Pure."""
+    """Which tick is next, and when: on one grid of 20 ms, which only `slew` moves, so that nothing drifts. Pure."""
 
     def __init__(self, start_s: float) -> None:
         self._start_s = start_s
@@ -30,14 +30,18 @@ class Pace:
         self.left_out = 0
         """Ticks that a stall has cost."""
 
+    def slew(self, later_s: float) -> None:
+        """Moves all ticks to come."""
+        self._start_s += later_s
+
     def next(self, now_s: float) -> tuple[int, float]:
-        """The number of the next tick, from 0, and the seconds until it is due."""
+        """The number of the next tick, from 0, and when it is due."""
         self._tick += 1
         newest = int((now_s - self._start_s) / TICK_S)
         if newest - self._tick > MAX_BEHIND:
             self.left_out += newest - self._tick
             self._tick = newest
-        return self._tick, max(0.0, self._start_s + self._tick * TICK_S - now_s)
+        return self._tick, self._start_s + self._tick * TICK_S
 
 
 @dataclass(slots=True)
@@ -79,6 +83,10 @@ class SendTrack(MediaStreamTrack):
         """Packets never made because this process stood still."""
         return 0 if self._pace is None else self._pace.left_out
 
+    def play(self, samples: Samples) -> None:
+        """Sound at 22.05 kHz that is sent after what waits already."""
+        self._playout.push(samples, self._clock())
+
     def set_rate(self, rate: Rate) -> None:
         """From the next packet on."""
         self._encoder.set_bitrate(rate.bitrate)
@@ -90,11 +98,12 @@ class SendTrack(MediaStreamTrack):
             self._playout.clear()  # what came before anybody listened is old
             self._pace = Pace(self._clock())
         while True:
-            tick, wait_s = self._pace.next(self._clock())
-            await self._sleep(wait_s)  # also where it is 0: the event loop gets its turn
+            tick, due_s = self._pace.next(self._clock())
+            await self._sleep(max(0.0, due_s - self._clock()))  # also where it is 0: the event loop gets its turn
             if self.readyState != "live":
                 raise MediaStreamError("the track has been stopped")
-            payload = self._encoder.encode(self._playout.frame())
+            payload = self._encoder.encode(self._playout.frame(due_s))
+            self._pace.slew(self._playout.slew_s)
             silent, before = is_dtx(payload), self._was_silent
             self._was_silent = silent
             if silent and before:

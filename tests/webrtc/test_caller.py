@@ -18,7 +18,7 @@ from tests.webrtc.speech import speech_48k
 from webrtc.caller import Caller, _HeardVoice
 from webrtc.ice import IceServer, time_limited_credential
 from webrtc.jitter import Packet, Skip
-from webrtc.opus import FRAME, Samples48k
+from webrtc.opus import FRAME, OpusEncoder, Samples48k
 from webrtc.peer import Peer
 
 LIMIT_S = 30.0
@@ -93,6 +93,20 @@ def test_a_damaged_packet_that_is_to_be_left_out_adds_no_sound() -> None:
     assert heard.stats(None, 0.0, 0, 0).held_ms == 0
     heard._decode(Packet(b"", FRAME))
     assert heard.stats(None, 0.0, 0, 0).held_ms == 20
+
+
+def test_a_frame_that_is_always_held_goes_in_a_pause() -> None:
+    heard, encoder = _HeardVoice(), OpusEncoder()
+    speech = speech_48k()[: 100 * FRAME].reshape(-1, FRAME)
+    for number in range(200):
+        frame = speech[number] if number < 100 else np.zeros(FRAME, np.float32)
+        heard._jitter.add(number, number * FRAME, encoder.encode(frame), number * 0.02)
+        if number == 50:
+            heard._hold(speech[number])  # as after the card was ahead of the buffer's clock for once
+        heard.frame(number * 0.02)
+        if number == 99:
+            assert heard.stats(None, 0.0, 0, 0).held_ms == 20
+    assert heard.stats(None, 0.0, 0, 0).held_ms == 0
 
 
 @pytest.mark.skipif(shutil.which("turnserver") is None, reason="not installed: turnserver")
