@@ -30,7 +30,7 @@ from stages.vad import SpeechGate
 MAX_STEPS = 100
 MAX_WAITING = 32
 """Blocks that wait to be taken; beyond it the oldest is left out. More than a deadline of 1 s holds."""
-USUAL_SHARE = 0.6
+USUAL_SHARE = 0.3
 """How much of the deadline the stages are thought to take before they have shown it."""
 USUAL_BLOCKS = 10
 """Over about so many blocks their usual time is averaged."""

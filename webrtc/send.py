@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 from av.packet import Packet
@@ -19,6 +20,15 @@ TICK_S = FRAME / RATE_HZ
 TIME_BASE = Fraction(1, RATE_HZ)
 MAX_BEHIND = 2
 """Ticks made up for after a stall, back to back: a listener still has use for them. Older ones are left out."""
+
+INAUDIBLE, HIDDEN = 0.001, 0.0056
+"""-60 dBFS, and 45 dB below the speech before: frames that never rise above one of them are sent as silence ..."""
+FORGET = 0.99
+"""Of that speech's level, per frame: 4 dB each second."""
+INAUDIBLE_AFTER = 3
+"""... from its fourth frame on. libopus waits for the eleventh, and full sound bits go into hiss until then ..."""
+REFRESH_EVERY = 20
+"""... but for each twentieth, as libopus does: listeners learn from it that the stream lives."""
 
 
 class Pace:
@@ -76,6 +86,8 @@ class SendTrack(MediaStreamTrack):
         self._clock, self._sleep = clock, sleep
         self._pace: Pace | None = None
         self._was_silent = False
+        self._loudest = 0.0  # of late
+        self._inaudible = 0  # frames in a row
         self.counts = SendCounts()
 
     @property
@@ -102,7 +114,7 @@ class SendTrack(MediaStreamTrack):
             await self._sleep(max(0.0, due_s - self._clock()))  # also where it is 0: the event loop gets its turn
             if self.readyState != "live":
                 raise MediaStreamError("the track has been stopped")
-            payload = self._encoder.encode(self._playout.frame(due_s))
+            payload = self._encoded(self._playout.frame(due_s))
             self._pace.slew(self._playout.slew_s)
             silent, before = is_dtx(payload), self._was_silent
             self._was_silent = silent
@@ -114,3 +126,13 @@ class SendTrack(MediaStreamTrack):
             packet = Packet(payload)
             packet.pts, packet.time_base = tick * FRAME, TIME_BASE
             return packet
+
+    def _encoded(self, frame: Samples) -> bytes:
+        """The frame's packet; of sound that nobody hears only the first byte, which stands for silence (RFC 6716)."""
+        payload = self._encoder.encode(frame)  # in silence too: the encoder's state must follow
+        peak = float(np.abs(frame).max())
+        self._loudest = max(peak, FORGET * self._loudest)
+        self._inaudible = self._inaudible + 1 if peak < max(INAUDIBLE, HIDDEN * self._loudest) else 0
+        if self._inaudible > INAUDIBLE_AFTER and self._inaudible % REFRESH_EVERY:
+            return payload[:1]
+        return payload

@@ -439,7 +439,7 @@ def test_silence_is_silent_and_spares_the_networks(mode: Mode) -> None:
     assert not stages.windows
     assert heard.stream.report.skipped == len(heard.blocks)
     # As late as the networks are expected to be, so that the first word does not come later than the silence before.
-    assert np.allclose(heard.at_s, ends_s(heard.blocks) + (0.2 if mode == "constant" else 0.6 * 0.24))
+    assert np.allclose(heard.at_s, ends_s(heard.blocks) + (0.2 if mode == "constant" else 0.3 * 0.24))
 
 
 @pytest.mark.parametrize("bypass", [False, True])

@@ -10,7 +10,7 @@ from tests.webrtc.speech import speech_48k
 from webrtc.opus import FRAME, OpusDecoder, OpusEncoder, is_dtx
 from webrtc.playout import Playout
 from webrtc.rate import Rate
-from webrtc.send import MAX_BEHIND, TICK_S, Pace, SendTrack
+from webrtc.send import INAUDIBLE_AFTER, MAX_BEHIND, REFRESH_EVERY, TICK_S, Pace, SendTrack
 
 
 class Clock:
@@ -127,6 +127,21 @@ async def test_silence_costs_its_first_packet_and_a_sign_of_life_now_and_then() 
     doubles = [is_dtx(bytes(a)) and is_dtx(bytes(b)) for a, b in zip(settled, settled[1:], strict=False)]
     assert not any(doubles)
     assert sum(len(bytes(packet)) for packet in settled) * 8 / (len(settled) * 0.2) < 3000
+
+
+async def test_hiss_after_speech_is_not_worth_packets() -> None:
+    track, decoder = a_track(Playout(max_ms=4000), Clock()), OpusDecoder()
+    await track.recv()
+    speech = np.resize(speech_48k()[::2], 22050).astype(np.float32)
+    track.play(np.concatenate((speech, 1e-4 * noise(100) / 0.1)))
+    packets = [await track.recv() for _ in range(70)]
+    heard = np.concatenate([decoder.decode(bytes(packet)) for packet in packets])
+    times = np.array([packet.pts for packet in packets]) // FRAME
+    sizes = np.array([len(bytes(packet)) for packet in packets])
+    hiss = times > 50 + INAUDIBLE_AFTER + 2
+    assert np.abs(heard[: 40 * FRAME]).max() > 0.05
+    assert sizes[hiss].sum() < 200 * ((times[hiss][-1] - times[hiss][0]) // REFRESH_EVERY + 1)
+    assert sizes[times < 50].mean() > 100
 
 
 async def test_a_model_that_says_nothing_does_not_hold_up_the_track() -> None:
