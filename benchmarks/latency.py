@@ -22,7 +22,7 @@ import soxr
 from benchmarks import delays
 from benchmarks.headless import Recorded, calling
 from benchmarks.impair import Network
-from benchmarks.machine import machine
+from benchmarks.machine import machine, same_work
 from benchmarks.serving import running_graph
 from configs import load_preset
 from configs.schema import LiveSettings
@@ -124,6 +124,7 @@ def judged(recorded: Recorded, scenario: Scenario, live: LiveSettings) -> dict[s
         "published_delay_ms": recorded.settings["delay_ms"],
         "received_kbit_s": received_kbit_s(recorded),
         "blocks": recorded.server[-1]["blocks"] if recorded.server else None,
+        "bridged": recorded.server[-1]["bridged"] if recorded.server else None,
         "refusals": recorded.refusals,
     }
 
@@ -243,6 +244,7 @@ async def growth(url: str, minutes: float) -> dict[str, Any]:
         "last": delays.spread(last),
         "growth_ms": round(_p50(last) - _p50(first), 1) if first and last else None,
         "blocks": recorded.server[-1]["blocks"],
+        "bridged": recorded.server[-1]["bridged"],
     }
 
 
@@ -349,7 +351,8 @@ def main() -> None:
         parser.error(f"--seconds is {args.seconds:g}; a call has to last at least {LEAST_CALL_S:g} s to be measured")
     out = args.out or RESULTS / f"latency-{args.preset}.json"
     networks = {s.name: _told(s.network) for s in SCENARIOS if s.network is not None}
-    result = {"machine": machine("benchmarks.latency"), "preset": args.preset, "networks": networks}
+    result = {"machine": machine("benchmarks.latency") | same_work()}
+    result |= {"preset": args.preset, "networks": networks}
 
     def keep(found: dict[str, Any]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -442,6 +442,7 @@ def stats_message(stats: PeerStats, stream: LiveStream) -> Told:
         "bitrate_in": stats.bitrate_in_bps,
         "bitrate_out": stats.bitrate_out_bps,
         "playout_ms": stats.playout_ms,
+        "bridged": stats.bridged,
         "delay_ms": stream.delay_ms,
         "blocks": {name: getattr(report, name) for name in ("done", "late", "dropped", "skipped")},
         "stages_ms": {"total": report.block_ms, **report.stages_ms},

@@ -60,8 +60,8 @@ class PeerStats:
     """Opus payload."""
     target_bps: int = 0
     """What the encoder aims at."""
-    gaps: int = 0
-    """How often there was nothing to send, since the start."""
+    bridged: int = 0
+    """How often converted sound came late and had to be bridged, since the start."""
     messages_dropped: int = 0
 
 
@@ -302,7 +302,7 @@ class Peer:
             bitrate_in_bps=8 * (seen.bytes_in - before.bytes_in) / seconds if before.at_s else 0.0,
             bitrate_out_bps=8 * (seen.bytes_out - before.bytes_out) / seconds if before.at_s else 0.0,
             target_bps=self._rate.rate.bitrate if self.direction != "recvonly" else 0,
-            gaps=self._playout.counts.gaps,
+            bridged=self._playout.counts.bridged,
             messages_dropped=self._messages_dropped,
         )
         self._seen = seen

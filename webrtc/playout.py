@@ -65,8 +65,8 @@ RISE, _ALIGNED_RISE = _rise(FADE), _rise(ALIGNED_FADE)
 class PlayoutCounts:
     """What became of the sound, in samples at 48 kHz unless it says otherwise."""
 
-    gaps: int = 0
-    """How often nothing was there to play."""
+    bridged: int = 0
+    """How often nothing was there to play, and the sound had to go on by itself."""
     extended: int = 0
     """Sound made up where a block was late."""
     silence: int = 0
@@ -197,7 +197,7 @@ class Playout:
         """Appends what bridges the time until the next block; after that only silence comes."""
         if self._extension is None:
             self._extension = Extension(np.concatenate((self._played, self._waiting)))
-            self.counts.gaps += 1
+            self.counts.bridged += 1
         self._waiting = np.concatenate((self._waiting, self._extension.next(missing)))
         self._gap = (self._gap or 0) + missing
         self.counts.extended += missing

@@ -19,6 +19,7 @@ REPORT: dict[str, Any] = {
     "stages_ms": {"total": 80.0, "encoder": 20.0, "diffusion": 20.0, "vocoder": 20.0},
     "jitter_buffer_ms": 35.0,
     "playout_ms": 25.0,
+    "bridged": 2,
     "blocks": {"done": 8, "late": 0, "dropped": 0, "skipped": 0},
 }
 

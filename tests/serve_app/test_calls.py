@@ -65,7 +65,9 @@ async def test_statistics_are_told_with_every_part() -> None:
     room.peers[0].speak(0.5)
     await until(lambda: any(message["type"] == "stats" for message in told), "statistics came")
     stats = next(message for message in told if message["type"] == "stats")
-    expected = "type rtt_ms jitter_ms jitter_buffer_ms loss_in loss_out bitrate_in bitrate_out playout_ms delay_ms"
+    expected = (
+        "type rtt_ms jitter_ms jitter_buffer_ms loss_in loss_out bitrate_in bitrate_out playout_ms bridged delay_ms"
+    )
     assert set(stats) == {*expected.split(), "blocks", "stages_ms", "mouth_to_ear_ms"}
     assert set(stats["blocks"]) == {"done", "late", "dropped", "skipped"}
     json.dumps(stats)

@@ -40,6 +40,7 @@ STATS: Told = {
     "bitrate_in": 31000,
     "bitrate_out": 42000,
     "playout_ms": 20.0,
+    "bridged": 3,
     "delay_ms": 310,
     "blocks": {"done": 71, "late": 2, "dropped": 1, "skipped": 9},
     "stages_ms": {"total": 93.0, "encoder": 14.0, "diffusion": 52.0, "vocoder": 27.0},

@@ -98,7 +98,7 @@ def test_even_blocks_make_one_unbroken_sound() -> None:
     stream = Stream(tone(60))
     heard = stream.play()
     counts = stream.playout.counts
-    assert counts.gaps == counts.dropped == 0
+    assert counts.bridged == counts.dropped == 0
     assert steepest(heard) < 1.02 * STEEPEST
     assert np.abs(heard[FRAME:]).max() == pytest.approx(0.5, abs=0.01)
 
@@ -118,14 +118,14 @@ def test_nothing_to_play_is_silence() -> None:
     clocked = Clocked()
     assert not clocked.frame().any()
     counts = clocked.playout.counts
-    assert counts.gaps == counts.silence == counts.extended == 0  # the call has not begun
+    assert counts.bridged == counts.silence == counts.extended == 0  # the call has not begun
 
 
 def test_a_block_that_is_little_late_leaves_no_hole() -> None:
     stream = Stream(tone(60))
     heard = stream.play(late={4: 2})
     counts = stream.playout.counts
-    assert counts.gaps == 1 and counts.silence == 0
+    assert counts.bridged == 1 and counts.silence == 0
     assert 0 <= counts.extended - (2 * FRAME - HEADROOM) <= JOIN_WITHIN
     assert steepest(heard) < 1.1 * STEEPEST
     loudness = np.sqrt(np.convolve(heard[2 * FRAME :] ** 2, np.ones(480) / 480, mode="valid"))  # over two periods
@@ -136,7 +136,7 @@ def test_the_end_of_the_sound_and_its_return_make_no_step() -> None:
     stream = Stream(tone(60))
     heard = stream.play(late={4: 6})
     counts = stream.playout.counts
-    assert counts.gaps == 1
+    assert counts.bridged == 1
     assert counts.extended + counts.silence == pytest.approx(6 * FRAME - HEADROOM, abs=1)
     ended = 4 * 6 * FRAME + HEADROOM + LENGTH
     assert not heard[ended + 20 * MS : ended + 40 * MS].any()
@@ -158,7 +158,7 @@ def test_the_surplus_of_a_late_block_goes_away_again(ticks_late: int) -> None:
     punctual, late = Stream(voice(900)), Stream(voice(900))
     punctual.play()
     late.play(late={20: ticks_late})
-    assert late.playout.counts.gaps == 1 and late.playout.counts.dropped == 0
+    assert late.playout.counts.bridged == 1 and late.playout.counts.dropped == 0
     assert late.playout.buffered_ms - punctual.playout.buffered_ms < 6
 
 
@@ -177,7 +177,7 @@ def test_cuts_in_pauses_leave_the_rest_as_it_was() -> None:
     sound[np.arange(len(sound)) % (25 * TICK) > 18 * TICK] = 0
     stream = Stream(sound)
     heard = stream.play(late={3: 3})
-    assert stream.playout.counts.gaps == 1 and 0 < stream.playout.counts.cut < 4 * FRAME
+    assert stream.playout.counts.bridged == 1 and 0 < stream.playout.counts.cut < 4 * FRAME
     assert steepest(heard[100 * FRAME :]) <= steepest(Stream(sound).play()[100 * FRAME :]) * 1.01
 
 
@@ -241,9 +241,9 @@ def test_so_much_is_kept_in_hand_as_blocks_are_late(late_share: float) -> None:
     counts = playout.counts
     assert counts.silence == 0
     if late_share < 0.1:
-        assert np.mean(waited[1000:]) < 20 and counts.gaps == (late_s > 0).sum()
+        assert np.mean(waited[1000:]) < 20 and counts.bridged == (late_s > 0).sum()
     else:
-        assert np.mean(waited[1000:]) < 40 and counts.gaps < 5
+        assert np.mean(waited[1000:]) < 40 and counts.bridged < 5
 
 
 def test_a_pause_between_words_is_no_late_block() -> None:
@@ -252,7 +252,7 @@ def test_a_pause_between_words_is_no_late_block() -> None:
         playout.push(voice(BLOCK_TICKS) if number % 2 else np.zeros(BLOCK_TICKS * TICK, np.float32), number * 0.12)
         for tick in range(BLOCK_TICKS):
             playout.frame(number * 0.12 + 0.001 + tick * 0.02)
-    assert playout.counts.gaps == 0 and playout.counts.extended == 0
+    assert playout.counts.bridged == 0 and playout.counts.extended == 0
 
 
 def test_ten_minutes_of_late_blocks_and_a_fast_source_does_not_add_up() -> None:
@@ -289,7 +289,7 @@ def test_a_pause_of_the_stream_says_nothing_about_late_blocks() -> None:
         clocked.push(tone(BLOCK_TICKS))
         for _ in range(BLOCK_TICKS):
             clocked.frame()
-    assert clocked.playout.counts.gaps == 1 and clocked.playout.delay_ms < 25
+    assert clocked.playout.counts.bridged == 1 and clocked.playout.delay_ms < 25
 
 
 def test_clearing_forgets_all_sound() -> None:
