@@ -351,7 +351,7 @@ def main() -> None:
         parser.error(f"--seconds is {args.seconds:g}; a call has to last at least {LEAST_CALL_S:g} s to be measured")
     out = args.out or RESULTS / f"latency-{args.preset}.json"
     networks = {s.name: _told(s.network) for s in SCENARIOS if s.network is not None}
-    result = {"machine": machine("benchmarks.latency") | same_work()}
+    result: dict[str, Any] = {"machine": {**machine("benchmarks.latency"), **same_work()}}
     result |= {"preset": args.preset, "networks": networks}
 
     def keep(found: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from contextvars import Context
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("seedvc.calls")
 
 MODES: tuple[Mode, ...] = ("lowest", "constant")
-DEFAULT_MODE: Mode = "lowest"
+LOST_AT_MOST = 0.05
+"""Share of blocks late or dropped up to which a machine is said to carry the mode `lowest`."""
+CARRIED_OVER = 500
+"""Blocks from which that is told: a minute of one call."""
 MAX_WAITING_CHANGES = 8
 MAX_LISTENERS = 4
 STATS_EVERY_S = 1.0
@@ -82,6 +86,28 @@ class End:
 
 LEFT = End("stopped", "the client left")
 FAILED = End("internal_error", "something failed on our side")
+
+
+class Carried:
+    """Whether this replica's calls keep up in the mode `lowest`, by their last blocks; until there are enough, yes."""
+
+    def __init__(self) -> None:
+        self._lately: deque[tuple[int, int]] = deque()  # blocks, and those of them that were lost
+        self._blocks = self._lost = 0
+
+    @property
+    def default_mode(self) -> Mode:
+        """What a client gets that wishes for none: longer blocks where short ones come too late too often."""
+        enough = self._blocks >= CARRIED_OVER
+        return "constant" if enough and self._lost > LOST_AT_MOST * self._blocks else "lowest"
+
+    def add(self, blocks: int, lost: int) -> None:
+        """What became of some more blocks."""
+        self._lately.append((blocks, lost))
+        self._blocks, self._lost = self._blocks + blocks, self._lost + lost
+        while self._blocks - self._lately[0][0] >= CARRIED_OVER:
+            blocks, lost = self._lately.popleft()
+            self._blocks, self._lost = self._blocks - blocks, self._lost - lost
 
 
 class Session:
@@ -179,7 +205,7 @@ class Call(Session):
         calls, wishes = self._calls, self._wishes
         async with AsyncExitStack() as stack:
             await calls.make_features(wishes.voice)
-            self._stream = open_stream(calls.open_stream, wishes)
+            self._stream = open_stream(calls.open_stream, wishes, calls.carried.default_mode)
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
             peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv")
@@ -257,12 +283,16 @@ class Call(Session):
         assert self._stream is not None and self.peer is not None
         args, now = self._calls.args, asyncio.get_running_loop().time
         began = spoke = now()
-        n_spoken = 0
+        before = self._stream.report
         while True:
             await asyncio.sleep(self._calls.stats_every_s)
             report, stats = self._stream.report, self.peer.stats()
-            if report.spoken > n_spoken:
-                spoke, n_spoken = now(), report.spoken
+            if report.spoken > before.spoken:
+                spoke = now()
+            if self._stream.settings.mode == "lowest":
+                lost = report.concealed - before.concealed
+                self._calls.carried.add(report.done - before.done + lost, lost)
+            before = report
             if now() - spoke >= args.idle_timeout_s:
                 self.stop(End("idle", f"nobody spoke for {args.idle_timeout_s:g} s"))
             if now() - began >= args.max_call_s:
@@ -306,6 +336,7 @@ class Calls:
         self.owner, self.args = owner, args
         self.make_features, self.open_stream, self.open_peer = make_features, open_stream, open_peer
         self.metrics, self.stats_every_s = metrics, stats_every_s
+        self.carried = Carried()
         self._live = live
         self._calls: dict[str, Call] = {}
         self._listeners: dict[str, Listener] = {}
@@ -420,9 +451,9 @@ def no_session(session_id: str) -> Refused:
     return Refused(404, "session_not_found", f"there is no session {session_id[:80]!r}; it may have ended")
 
 
-def open_stream(open_call: OpenStream, wishes: Wishes) -> LiveStream:
+def open_stream(open_call: OpenStream, wishes: Wishes, default_mode: Mode) -> LiveStream:
     """A stream with the settings that a client wishes for; Refused where they cannot work."""
-    mode = wishes.mode or DEFAULT_MODE
+    mode = wishes.mode or default_mode
     try:
         return open_call(wishes.voice, mode=mode, block_ms=wishes.block_ms, steps=wishes.steps, bypass=wishes.bypass)
     except ConfigError as error:

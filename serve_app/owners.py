@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -25,8 +26,9 @@ LOOK_EVERY_S = 0.3
 class OwnerRouter(LocalityMixin, RequestRouter):
     """Sends a call that names a replica to that replica, any other to the shorter of two random queues.
 
-    The name travels as the handle's session id. Where no such replica runs the call goes to any, which finds that it
-    does not know the session: an answer at once, in place of a wait for a replica that will not come back.
+    The name travels as the handle's session id. A replica that Serve has asked to stop, and tells nobody of any more,
+    is looked up by its actor: it answers for as long as its sessions last. Where there is none the call goes to any,
+    which finds that it does not know the session: an answer at once, in place of a wait for what will not come back.
     """
 
     async def choose_replicas(
@@ -35,10 +37,37 @@ class OwnerRouter(LocalityMixin, RequestRouter):
         """The replicas to try in this round; the less busy of them takes the call."""
         if pending_request is not None and (owner := pending_request.metadata.session_id):
             named = [replica for replica in candidate_replicas if replica.replica_id.unique_id == owner]
+            named = named or self._stopping(owner, candidate_replicas)
             if named:
                 return [named]
         near = [self._replicas[replica_id] for replica_id in self.apply_locality_routing(pending_request)]
         return [random.sample(near, min(CHOICES, len(near)))] if near else []
+
+    async def _select_from_candidate_replicas(
+        self, candidates: list[RunningReplica], backoff_index: int
+    ) -> RunningReplica | None:
+        """The base class takes only what runs (private, as of Ray 2.60)."""
+        if len(candidates) == 1 and candidates[0].replica_id not in self._replicas:
+            return candidates[0]
+        chosen: RunningReplica | None = await super()._select_from_candidate_replicas(candidates, backoff_index)
+        return chosen
+
+    def _stopping(self, owner: str, others: list[RunningReplica]) -> list[RunningReplica]:
+        """The replica of that name where it lives but is not among those that run."""
+        if not others or not is_replica_name(owner, like=others[0].replica_id.unique_id):
+            return []  # a client made it up: that is not worth a question to Ray
+        info = others[0]._replica_info  # private, as of Ray 2.60: what is known of another replica of the deployment
+        replica_id = replace(info.replica_id, unique_id=owner)
+        stopping = replace(info, replica_id=replica_id, actor_name=replica_id.to_full_id_str())
+        try:
+            return [self.create_replica_wrapper(stopping)]
+        except ValueError:  # no such actor
+            return []
+
+
+def is_replica_name(name: str, like: str) -> bool:
+    """Whether a name has the form of another that Serve has made."""
+    return len(name) == len(like) and name.isascii() and name.isalnum()
 
 
 class ServeOwners:

@@ -96,7 +96,7 @@ class Peer:
         self._connect_timeout_s, self._lost_after_s = connect_timeout_s, lost_after_s
         self._measure_every_s = measure_every_s
         self._playout = Playout()
-        self._track = SendTrack(self._playout, OpusEncoder())
+        self._track = SendTrack(self._playout, OpusEncoder(), self._fail)
         self._receiver = AudioReceiver(on_frame, self._fail)
         self._rate = RateControl()
         self._reports = SenderReports()

@@ -77,12 +77,13 @@ class SendTrack(MediaStreamTrack):
         self,
         playout: Playout,
         encoder: OpusEncoder,
+        on_failure: Callable[[BaseException], None],
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         super().__init__()
-        self._playout, self._encoder = playout, encoder
+        self._playout, self._encoder, self._on_failure = playout, encoder, on_failure
         self._clock, self._sleep = clock, sleep
         self._pace: Pace | None = None
         self._was_silent = False
@@ -105,7 +106,18 @@ class SendTrack(MediaStreamTrack):
         self._encoder.set_expected_loss(rate.expected_loss_percent)
 
     async def recv(self) -> "Packet[Stream]":
-        """The next packet that is worth sending, when it is due; MediaStreamError after `stop`."""
+        """The next packet that is worth sending, when it is due; MediaStreamError after `stop`.
+
+        Any other error goes to `on_failure`: aiortc would write it down, and send nothing for the rest of the call.
+        """
+        try:
+            return await self._next()
+        except Exception as error:
+            if not isinstance(error, MediaStreamError):
+                self._on_failure(error)
+            raise
+
+    async def _next(self) -> "Packet[Stream]":
         if self._pace is None:
             self._playout.clear()  # what came before anybody listened is old
             self._pace = Pace(self._clock())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.serve import RtcArgs
-from serve_app.calls import OPUS_MS, Call, End, stats_message
+from serve_app.calls import CARRIED_OVER, OPUS_MS, Call, Carried, End, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable
 from serve_app.messages import Mode, Wishes
 from serve_app.stores.voices import VoiceNotFound
@@ -88,6 +88,45 @@ async def test_mouth_to_ear_has_the_whole_delay_of_the_conversion_in_it(mode: Mo
     added = call_mode(LIVE, mode).block_ms if mode == "lowest" else stream.delay_ms
     assert told["mouth_to_ear_ms"] == round(40 + 30 + 10 + OPUS_MS + stream.usual_delay_ms, 1)
     assert told["mouth_to_ear_ms"] >= 40 + 30 + 10 + OPUS_MS + added
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+def test_longer_blocks_are_the_default_where_short_ones_come_too_late() -> None:
+    carried, modes = Carried(), list[str]()
+    counts = [(CARRIED_OVER - 1, CARRIED_OVER - 1), (1, 1)]  # too little is known, then enough
+    counts += [(8, 0)] * CARRIED_OVER + [(8, 1)] * CARRIED_OVER
+    for blocks, lost in counts:
+        carried.add(blocks, lost)
+        modes.append(carried.default_mode)
+    assert modes[:2] == ["lowest", "constant"]
+    assert modes[CARRIED_OVER + 1] == "lowest" and modes[-1] == "constant"
+
+
+@pytest.mark.parametrize("mode", ["lowest", "constant"])
+async def test_what_becomes_of_short_blocks_is_counted(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
+    room, counted = CallRoom(), list[tuple[int, int]]()
+    monkeypatch.setattr(room.calls.carried, "add", lambda blocks, lost: counted.append((blocks, lost)))
+    call = room.calls.start(Wishes(voice="martin", mode=mode), audio_offer())
+    await call.answered()
+    room.peers[0].speak(0.5)
+    await until(lambda: room.streams[0].report.done > 1, "blocks were converted")
+    report = room.streams[0].report
+    if mode == "lowest":
+        came = report.done + report.concealed
+        await until(lambda: sum(blocks for blocks, _ in counted) >= came, "they were counted")
+        assert sum(lost for _, lost in counted) >= report.concealed
+    call.stop(STOPPED)
+    await over(room, call)
+    assert bool(counted) == (mode == "lowest")
+
+
+async def test_a_client_that_wishes_for_no_mode_gets_the_one_that_is_carried() -> None:
+    room = CallRoom()
+    room.calls.carried.add(CARRIED_OVER, CARRIED_OVER // 10)
+    call = room.calls.start(Wishes(voice="martin"), audio_offer())
+    await call.answered()
+    assert call.settings["mode"] == "constant"
     call.stop(STOPPED)
     await over(room, call)
 

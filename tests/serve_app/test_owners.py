@@ -32,10 +32,19 @@ PUBLISH = "/owned/v1/rtc/whip?voice=martin"
 @pytest.fixture
 def client(ray_instance: RayInstance) -> Iterator[httpx.Client]:
     """Two replicas behind Serve's proxy, each with places for two calls."""
+    run(REPLICAS)
+    with httpx.Client(base_url=ray_instance.http_url, timeout=30) as client:
+        yield client
+    if APP in serve.status().applications:
+        serve.delete(APP)
+
+
+def run(replicas: int) -> None:
+    """Starts the application, or brings it to another number of replicas."""
     to_owners = RequestRouterConfig(request_router_class="serve_app.owners:OwnerRouter")  # type: ignore[arg-type]
     ingress = serve.deployment(
         name="Silent",
-        num_replicas=REPLICAS,
+        num_replicas=replicas,
         max_ongoing_requests=8,
         ray_actor_options={"num_cpus": 0},  # the graph may have taken all there are
         request_router_config=to_owners,
@@ -43,10 +52,19 @@ def client(ray_instance: RayInstance) -> Iterator[httpx.Client]:
         graceful_shutdown_timeout_s=10,
     )(serve.ingress()(SilentIngress))
     serve.run(ingress.bind(), name=APP, route_prefix="/owned")
-    with httpx.Client(base_url=ray_instance.http_url, timeout=30) as client:
-        yield client
-    if APP in serve.status().applications:
-        serve.delete(APP)
+
+
+def published(client: httpx.Client, places: int) -> dict[str, httpx.Response]:
+    """So many sessions, by their id."""
+    held: dict[str, httpx.Response] = {}
+    # A replica that is full refuses and the proxy does not ask another, so it may take a few more tries.
+    while len(held) < places:
+        created = client.post(PUBLISH, content=audio_offer("sendonly"), headers=SDP)
+        if created.status_code == 201:
+            held[session(created)] = created
+        else:
+            assert (created.status_code, created.json()["detail"]["status"]) == (503, "at_capacity")
+    return held
 
 
 def ongoing() -> dict[str, int]:
@@ -65,15 +83,7 @@ def session(created: httpx.Response) -> str:
 
 
 def test_sessions_are_reached_counted_and_waited_for(ray_instance: RayInstance, client: httpx.Client) -> None:
-    places = 2 * REPLICAS
-    held: dict[str, httpx.Response] = {}
-    # A replica that is full refuses and the proxy does not ask another, so it may take a few more tries.
-    while len(held) < places:
-        created = client.post(PUBLISH, content=audio_offer("sendonly"), headers=SDP)
-        if created.status_code == 201:
-            held[session(created)] = created
-        else:
-            assert (created.status_code, created.json()["detail"]["status"]) == (503, "at_capacity")
+    held = published(client, 2 * REPLICAS)
     owners = [owner_of(session_id) for session_id in held]
     assert {owners.count(owner) for owner in owners} == {2}
     wait_until(lambda: ongoing() == {owner: 2 for owner in owners}, "each session is its owner's ongoing request")
@@ -114,3 +124,25 @@ def test_sessions_are_reached_counted_and_waited_for(ray_instance: RayInstance, 
     assert ongoing()[owner_of(session(last))] == 1
     deleting.join(60)  # Serve waits for that session as long as it was told to, and no longer
     assert not deleting.is_alive()
+
+
+def test_a_replica_that_is_asked_to_stop_still_answers_for_its_sessions(client: httpx.Client) -> None:
+    held = published(client, 2 * REPLICAS)
+    scaling = threading.Thread(target=run, args=(1,))  # it waits for what is to stop
+    scaling.start()
+
+    def stopping() -> list[str]:
+        replicas = serve.status().applications[APP].deployments["Silent"].replica_states
+        return [state for state, count in replicas.items() if state == "STOPPING" and count]
+
+    wait_until(lambda: bool(stopping()), "one replica was asked to stop")
+    for created in held.values():
+        headers = TRICKLE | {"If-Match": created.headers["etag"]}
+        patched = client.patch(created.headers["location"], content=FRAGMENT, headers=headers)
+        assert patched.status_code == 204, patched.text
+    for created in held.values():
+        assert client.delete(created.headers["location"]).status_code == 200
+    wait_until(lambda: not stopping() and sorted(ongoing().values()) == [0], "the replica had nothing to wait for")
+    scaling.join(60)
+    gone = client.delete(next(iter(held.values())).headers["location"])
+    assert (gone.status_code, gone.json()["detail"]["status"]) == (404, "session_not_found")

@@ -57,7 +57,7 @@ class PageServer:
         self.voices = [voice("clara"), voice("martin")]
         self.heard: list[Told] = []
         self.refusals: list[Told] = []
-        self.config_status = 200
+        self.config_refusal: Told | None = None
         self.greets, self.answers = threading.Event(), threading.Event()
         self.greets.set()
         self.answers.set()
@@ -139,7 +139,9 @@ class PageServer:
         return JSONResponse({"status": "ok"})
 
     async def _config(self, request: Request) -> Response:
-        return JSONResponse(HELLO, self.config_status)
+        if self.config_refusal is not None:
+            return JSONResponse({"detail": self.config_refusal}, 503)
+        return JSONResponse(HELLO)
 
     async def _call(self, websocket: WebSocket) -> None:
         await websocket.accept()

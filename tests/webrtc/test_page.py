@@ -273,6 +273,25 @@ def test_a_failure_of_the_server_passes(open_page: Open, server: PageServer, cod
 
 
 @pytest.mark.parametrize(
+    ("status", "title"), [("system_busy", "The server is busy"), ("at_capacity", "All places are taken")]
+)
+def test_a_socket_that_is_refused_is_explained(open_page: Open, server: PageServer, status: str, title: str) -> None:
+    page = open_page()
+    server.greets.clear()
+    server.config_refusal = {"status": status, "message": "the encoder does not answer"}
+    seen = notices(page)
+    page.get_by_test_id("start").click()
+    page.wait_for_timeout(300)
+    server.hang_up()
+    expect(page.get_by_role("alert")).to_contain_text(title)
+    server.config_refusal = None
+    server.greets.set()
+    page.get_by_role("button", name="Try now").click()
+    expect(page.get_by_test_id("status")).to_have_text(LIVE)
+    assert seen() == [title]
+
+
+@pytest.mark.parametrize(
     ("reason", "title"),
     [("media_failed", "Connection lost"), ("internal_error", "Something failed on the server")],
 )

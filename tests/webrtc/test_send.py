@@ -7,7 +7,7 @@ import pytest
 from aiortc.mediastreams import MediaStreamError
 
 from tests.webrtc.speech import speech_48k
-from webrtc.opus import FRAME, OpusDecoder, OpusEncoder, is_dtx
+from webrtc.opus import FRAME, OpusDecoder, OpusEncoder, OpusError, is_dtx
 from webrtc.playout import Playout
 from webrtc.rate import Rate
 from webrtc.send import INAUDIBLE_AFTER, MAX_BEHIND, REFRESH_EVERY, TICK_S, Pace, SendTrack
@@ -29,7 +29,11 @@ class Clock:
 
 
 def a_track(playout: Playout, clock: Clock, encoder: OpusEncoder | None = None) -> SendTrack:
-    return SendTrack(playout, encoder or OpusEncoder(), clock=clock, sleep=clock.sleep)
+    return SendTrack(playout, encoder or OpusEncoder(), unexpected, clock=clock, sleep=clock.sleep)
+
+
+def unexpected(error: BaseException) -> None:
+    raise AssertionError("the track failed") from error
 
 
 def noise(ticks: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -170,6 +174,18 @@ async def test_the_bitrate_follows() -> None:
     track.set_rate(Rate(16000, 0))
     low = sum([len(bytes(await track.recv())) for _ in range(100)])
     assert low < 0.5 * high
+
+
+async def test_a_failure_is_told_and_ends_the_track() -> None:
+    class Broken(OpusEncoder):
+        def encode(self, samples: np.ndarray[tuple[int], np.dtype[np.float32]]) -> bytes:
+            raise OpusError("broken")
+
+    told = list[BaseException]()
+    track = SendTrack(Playout(), Broken(), told.append, clock=(clock := Clock()), sleep=clock.sleep)
+    with pytest.raises(OpusError, match="broken"):
+        await track.recv()
+    assert [str(error) for error in told] == ["broken"]
 
 
 async def test_a_stopped_track_ends() -> None:

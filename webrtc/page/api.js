@@ -14,11 +14,12 @@ export function socketUrl() {
   return url;
 }
 
-/** An answer that is not what was asked for: `status` is 0 where none came; `message` is for the user. */
+/** An answer that is not what was asked for: `status` is 0 where none came; `code` is short, `message` for the user. */
 export class Refused extends Error {
-  constructor(status, message, retryAfterS = null) {
+  constructor(status, message, code = null, retryAfterS = null) {
     super(message);
     this.status = status;
+    this.code = code;
     this.retryAfterS = retryAfterS;
   }
 }
@@ -35,10 +36,11 @@ export async function request(path, options = {}) {
   const body = await answer.json().catch(() => null);
   if (answer.ok && body !== null) return body;
   const retryAfterS = Number(answer.headers.get("Retry-After")) || null;
-  throw new Refused(answer.status, reasonIn(body) ?? `The server answered with status ${answer.status}.`, retryAfterS);
+  const reason = reasonIn(body) ?? `The server answered with status ${answer.status}.`;
+  throw new Refused(answer.status, reason, body?.detail?.status, retryAfterS);
 }
 
-/** Errors are {detail: {message}} or, of a form's fields, {detail: [{msg}]}. */
+/** Errors are {detail: {status, message}} or, of a form's fields, {detail: [{msg}]}. */
 function reasonIn(body) {
   const detail = body?.detail;
   const reason = Array.isArray(detail) ? detail.map((problem) => problem.msg).join("; ") : (detail?.message ?? detail);
