@@ -22,7 +22,7 @@ from configs.serve import RtcArgs
 from serve_app.errors import CallsFull, Refused, Unavailable, refusal
 from serve_app.messages import Candidate, Change, Mode, Start, Stop, Told, Wishes, parse, problem
 from serve_app.metrics import SessionMetrics
-from stages.live import LiveStream, call_mode, delay_ms
+from stages.live import CallSettings, LiveStream, delay_ms
 from stages.types import Samples
 from webrtc.sdp import MAX_CANDIDATES
 
@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("seedvc.calls")
 
 MODES: tuple[Mode, ...] = ("lowest", "constant")
+DEFAULT_MODE: Mode = "lowest"
 LOST_AT_MOST = 0.05
-"""Share of blocks late or dropped up to which a machine is said to carry the mode `lowest`."""
+"""Share of blocks late or dropped up to which this machine is said to carry the short blocks of the mode `lowest`."""
 CARRIED_OVER = 500
 """Blocks from which that is told: a minute of one call."""
+CARRIED_FOR_S = 600.0
+"""So long it holds without new ones."""
 MAX_WAITING_CHANGES = 8
 MAX_LISTENERS = 4
 STATS_EVERY_S = 1.0
@@ -89,25 +92,24 @@ FAILED = End("internal_error", "something failed on our side")
 
 
 class Carried:
-    """Whether this replica's calls keep up in the mode `lowest`, by their last blocks; until there are enough, yes."""
+    """Whether calls keep up with the short blocks of the mode `lowest`, by the last of them."""
 
     def __init__(self) -> None:
-        self._lately: deque[tuple[int, int]] = deque()  # blocks, and those of them that were lost
-        self._blocks = self._lost = 0
+        self._lately: deque[tuple[float, int, int]] = deque()  # when, how many blocks, and those of them that were lost
 
-    @property
-    def default_mode(self) -> Mode:
-        """What a client gets that wishes for none: longer blocks where short ones come too late too often."""
-        enough = self._blocks >= CARRIED_OVER
-        return "constant" if enough and self._lost > LOST_AT_MOST * self._blocks else "lowest"
-
-    def add(self, blocks: int, lost: int) -> None:
+    def add(self, blocks: int, lost: int, now_s: float) -> None:
         """What became of some more blocks."""
-        self._lately.append((blocks, lost))
-        self._blocks, self._lost = self._blocks + blocks, self._lost + lost
-        while self._blocks - self._lately[0][0] >= CARRIED_OVER:
-            blocks, lost = self._lately.popleft()
-            self._blocks, self._lost = self._blocks - blocks, self._lost - lost
+        if blocks:
+            self._lately.append((now_s, blocks, lost))
+        while self._lately and sum(blocks for _, blocks, _ in self._lately) - self._lately[0][1] >= CARRIED_OVER:
+            self._lately.popleft()
+
+    def keeps_up(self, now_s: float) -> bool:
+        """Not where too many were lost. What is old is forgotten, so that short blocks get another try."""
+        while self._lately and self._lately[0][0] < now_s - CARRIED_FOR_S:
+            self._lately.popleft()
+        blocks, lost = sum(blocks for _, blocks, _ in self._lately), sum(lost for _, _, lost in self._lately)
+        return blocks < CARRIED_OVER or lost <= LOST_AT_MOST * blocks
 
 
 class Session:
@@ -205,7 +207,10 @@ class Call(Session):
         calls, wishes = self._calls, self._wishes
         async with AsyncExitStack() as stack:
             await calls.make_features(wishes.voice)
-            self._stream = open_stream(calls.open_stream, wishes, calls.carried.default_mode)
+            usual = wishes.block_ms is None and wishes.steps is None
+            if usual and (wishes.mode or DEFAULT_MODE) == "lowest":
+                wishes = wishes.model_copy(update={"block_ms": calls.lowest_block_ms})
+            self._stream = open_stream(calls.open_stream, wishes)
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
             peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv")
@@ -289,9 +294,9 @@ class Call(Session):
             report, stats = self._stream.report, self.peer.stats()
             if report.spoken > before.spoken:
                 spoke = now()
-            if self._stream.settings.mode == "lowest":
+            if self._calls.is_usual(self._stream.settings):
                 lost = report.concealed - before.concealed
-                self._calls.carried.add(report.done - before.done + lost, lost)
+                self._calls.carried.add(report.done - before.done + lost, lost, now())
             before = report
             if now() - spoke >= args.idle_timeout_s:
                 self.stop(End("idle", f"nobody spoke for {args.idle_timeout_s:g} s"))
@@ -350,10 +355,22 @@ class Calls:
     @property
     def modes(self) -> Told:
         """What each mode means, in milliseconds."""
+        blocks_ms = {"lowest": self.lowest_block_ms, "constant": self._live.constant.block_ms}
         return {
-            mode: {"block_ms": call_mode(self._live, mode).block_ms, "delay_ms": delay_ms(self._live, mode)}
+            mode: {"block_ms": blocks_ms[mode], "delay_ms": delay_ms(self._live, mode, blocks_ms[mode])}
             for mode in MODES
         }
+
+    @property
+    def lowest_block_ms(self) -> int:
+        """Blocks of the mode `lowest` for clients without a wish: longer where short ones are too often too late."""
+        short, long = self._live.lowest.block_ms, self._live.constant.block_ms
+        return short if self.carried.keeps_up(asyncio.get_running_loop().time()) else max(short, long)
+
+    def is_usual(self, settings: CallSettings) -> bool:
+        """Whether a call has the short blocks and nothing that would take longer than usual."""
+        usual = ("lowest", self._live.lowest.block_ms, self._live.steps)
+        return (settings.mode, settings.block_ms, settings.steps) == usual
 
     def start(self, wishes: Wishes, offer: str, tell: Tell | None = None) -> Call:
         """A new call, which is about to answer: see `answered`. `tell` is for what its client is told unasked.
@@ -451,9 +468,9 @@ def no_session(session_id: str) -> Refused:
     return Refused(404, "session_not_found", f"there is no session {session_id[:80]!r}; it may have ended")
 
 
-def open_stream(open_call: OpenStream, wishes: Wishes, default_mode: Mode) -> LiveStream:
+def open_stream(open_call: OpenStream, wishes: Wishes) -> LiveStream:
     """A stream with the settings that a client wishes for; Refused where they cannot work."""
-    mode = wishes.mode or default_mode
+    mode = wishes.mode or DEFAULT_MODE
     try:
         return open_call(wishes.voice, mode=mode, block_ms=wishes.block_ms, steps=wishes.steps, bypass=wishes.bypass)
     except ConfigError as error:

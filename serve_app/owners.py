@@ -37,7 +37,7 @@ class OwnerRouter(LocalityMixin, RequestRouter):
         """The replicas to try in this round; the less busy of them takes the call."""
         if pending_request is not None and (owner := pending_request.metadata.session_id):
             named = [replica for replica in candidate_replicas if replica.replica_id.unique_id == owner]
-            named = named or self._stopping(owner, candidate_replicas)
+            named = named or await asyncio.to_thread(self._stopping, owner, candidate_replicas)
             if named:
                 return [named]
         near = [self._replicas[replica_id] for replica_id in self.apply_locality_routing(pending_request)]
@@ -48,17 +48,20 @@ class OwnerRouter(LocalityMixin, RequestRouter):
     ) -> RunningReplica | None:
         """The base class takes only what runs (private, as of Ray 2.60)."""
         if len(candidates) == 1 and candidates[0].replica_id not in self._replicas:
-            return candidates[0]
+            ((replica, n_requests),) = await self._probe_queue_lens(candidates, backoff_index)
+            return replica if n_requests is not None and n_requests < replica.max_ongoing_requests else None
         chosen: RunningReplica | None = await super()._select_from_candidate_replicas(candidates, backoff_index)
         return chosen
 
     def _stopping(self, owner: str, others: list[RunningReplica]) -> list[RunningReplica]:
-        """The replica of that name where it lives but is not among those that run."""
+        """The replica of that name where it lives but is not among those that run; asks Ray, so for a thread."""
         if not others or not is_replica_name(owner, like=others[0].replica_id.unique_id):
             return []  # a client made it up: that is not worth a question to Ray
         info = others[0]._replica_info  # private, as of Ray 2.60: what is known of another replica of the deployment
         replica_id = replace(info.replica_id, unique_id=owner)
-        stopping = replace(info, replica_id=replica_id, actor_name=replica_id.to_full_id_str())
+        stopping = replace(
+            info, replica_id=replica_id, actor_name=replica_id.to_full_id_str(), port=None, backend_http_port=None
+        )
         try:
             return [self.create_replica_wrapper(stopping)]
         except ValueError:  # no such actor

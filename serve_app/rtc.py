@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import ConfigError
 from configs.serve import RtcArgs
-from serve_app.calls import LEFT, Call, Calls, End, Session, owner_of
+from serve_app.calls import DEFAULT_MODE, LEFT, Call, Calls, End, Session, owner_of
 from serve_app.errors import AtCapacity, Refused, Unavailable, refusal
 from serve_app.messages import MAX_MESSAGE_BYTES, Start, Told, Wishes, parse, problem, write
 from serve_app.sdp import check_offer, trickled
@@ -106,7 +106,7 @@ class Rtc:
             "type": "hello",
             "ice_servers": [server.as_dict() for server in self.ice_servers()],
             "modes": self.calls.modes,
-            "default_mode": self.calls.carried.default_mode,
+            "default_mode": DEFAULT_MODE,
         }
 
     async def publish(self, wishes: Wishes, offer: str) -> Opened:

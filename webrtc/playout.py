@@ -36,6 +36,8 @@ SPARE = 2 * MS
 """What even the latest block that is waited for should come before its frame is made."""
 SLEW = 0.1 * MS
 """So much earlier or later than its time a frame may be made: half a percent, which receivers follow unheard."""
+LATE_IN_A_ROW = 3
+"""So many late blocks one after the other say that the stages take another time now: only these count then."""
 LATE_AT_MOST = RATE_HZ // 2
 """A longer gap is a pause of the stream and says nothing about how late its blocks may be."""
 QUIET = 0.003  # -50 dBFS
@@ -58,7 +60,7 @@ def _rise(length: int) -> Samples:
     return np.asarray(np.sin(np.pi / 2 * (np.arange(length) + 0.5) / length) ** 2, np.float32)
 
 
-RISE, _ALIGNED_RISE = _rise(FADE), _rise(ALIGNED_FADE)
+RISE, _ALIGNED_RISE, _JOIN_RISE = _rise(FADE), _rise(ALIGNED_FADE), _rise(JOIN)
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class PlayoutCounts:
     """What became of the sound, in samples at 48 kHz unless it says otherwise."""
 
     bridged: int = 0
-    """How often nothing was there to play, and the sound had to go on by itself."""
+    """How often nothing was there to play in the middle of sound, which had to go on by itself."""
     extended: int = 0
     """Sound made up where a block was late."""
     silence: int = 0
@@ -100,6 +102,8 @@ class Playout:
         self._framed_s: float | None = None  # when the last frame was made
         self._delay = 0.0  # that cuts, bridges and moved frames have added up to, in samples
         self._early: deque[float] = deque(maxlen=REMEMBERED)  # how long before its turn each block came, less that
+        self._block = 0  # samples of the last block
+        self._late_in_a_row = 0
         self._since_try = 0
 
     @property
@@ -128,15 +132,15 @@ class Playout:
 
     def push(self, samples: Samples, now_s: float) -> None:
         """Appends sound; of what waits already the oldest is dropped beyond the bound, at whatever block size."""
-        sound = self._upsample(samples)
+        sound = self._upsample(np.nan_to_num(samples, posinf=0.0, neginf=0.0))  # a network's overflow ends no call
         if not len(sound):
             return
-        audible = bool(sound.any())
-        if self._gap is not None and self._gap > LATE_AT_MOST:
-            self._early.clear()
-        elif audible and (self._gap is not None or not self._silent):
-            since = 0.0 if self._framed_s is None else min(float(FRAME), (now_s - self._framed_s) * RATE_HZ)
-            self._early.append(len(self._waiting) - (self._gap or 0) + FRAME - since - self._delay)
+        paused = self._gap is not None and self._gap > LATE_AT_MOST
+        if paused or len(samples) != self._block:
+            self._early.clear()  # blocks of another length come at other times
+        elif sound.any() and (self._gap is not None or not self._silent):
+            self._note_arrival(now_s)
+        self._block = len(samples)
         pieces = [self._waiting]
         if self._silent:
             pieces.append(np.zeros(HEADROOM, np.float32))
@@ -171,6 +175,14 @@ class Playout:
         self._played = np.concatenate((self._played, out))[-HISTORY:]
         return out
 
+    def _note_arrival(self, now_s: float) -> None:
+        """Remembers how long before its turn a block has come."""
+        since = 0.0 if self._framed_s is None else min(float(FRAME), (now_s - self._framed_s) * RATE_HZ)
+        self._early.append(len(self._waiting) - (self._gap or 0) + FRAME - since - self._delay)
+        self._late_in_a_row = self._late_in_a_row + 1 if self._gap else 0
+        if self._late_in_a_row >= LATE_IN_A_ROW:
+            self._early = deque(list(self._early)[-LATE_IN_A_ROW:], maxlen=REMEMBERED)
+
     @property
     def _begun(self) -> int:
         """How much of the frame in which the next block begins is filled before it."""
@@ -196,8 +208,9 @@ class Playout:
     def _go_on(self, missing: int) -> None:
         """Appends what bridges the time until the next block; after that only silence comes."""
         if self._extension is None:
-            self._extension = Extension(np.concatenate((self._played, self._waiting)))
-            self.counts.bridged += 1
+            past = np.concatenate((self._played, self._waiting))[-HISTORY:]
+            self._extension = Extension(past)
+            self.counts.bridged += bool(np.abs(past).max() > QUIET)
         self._waiting = np.concatenate((self._waiting, self._extension.next(missing)))
         self._gap = (self._gap or 0) + missing
         self.counts.extended += missing
@@ -206,13 +219,12 @@ class Playout:
 
     def _joined(self, extension: Extension, sound: Samples) -> Samples:
         """A late block, cross-faded with what bridged the time until it came, where they fit best."""
-        length = min(JOIN, len(sound))
-        going_on, rise = extension.next(JOIN_WITHIN + length), _rise(length)
-        later = int(np.argmax(_likeness(going_on, sound[:length])))
-        joined = going_on[later : later + length] * (1 - rise) + sound[:length] * rise
+        going_on = extension.next(JOIN_WITHIN + JOIN)
+        later = int(np.argmax(_likeness(going_on, sound[:JOIN])))
+        joined = going_on[later : later + JOIN] * (1 - _JOIN_RISE) + sound[:JOIN] * _JOIN_RISE
         self._delay += (self._gap or 0) + later
         self.counts.extended += later
-        return np.concatenate((going_on[:later], joined, sound[length:]))
+        return np.concatenate((going_on[:later], joined, sound[JOIN:]))
 
     def _shrink(self) -> None:
         """Takes out what is kept in hand beyond what nearly all blocks of late have needed."""

@@ -27,8 +27,8 @@ FORGET = 0.99
 """Of that speech's level, per frame: 4 dB each second."""
 INAUDIBLE_AFTER = 3
 """... from its fourth frame on. libopus waits for the eleventh, and full sound bits go into hiss until then ..."""
-REFRESH_EVERY = 20
-"""... but for each twentieth, as libopus does: listeners learn from it that the stream lives."""
+REFRESH_AFTER = 20
+"""... but for what libopus itself sends after so many frames of silence: listeners learn that the stream lives."""
 
 
 class Pace:
@@ -89,6 +89,7 @@ class SendTrack(MediaStreamTrack):
         self._was_silent = False
         self._loudest = 0.0  # of late
         self._inaudible = 0  # frames in a row
+        self._unheard = 0  # frames since the last one with sound in its packet
         self.counts = SendCounts()
 
     @property
@@ -145,6 +146,9 @@ class SendTrack(MediaStreamTrack):
         peak = float(np.abs(frame).max())
         self._loudest = max(peak, FORGET * self._loudest)
         self._inaudible = self._inaudible + 1 if peak < max(INAUDIBLE, HIDDEN * self._loudest) else 0
-        if self._inaudible > INAUDIBLE_AFTER and self._inaudible % REFRESH_EVERY:
+        self._unheard += 1
+        if self._inaudible > INAUDIBLE_AFTER and self._unheard <= REFRESH_AFTER:
             return payload[:1]
+        if not is_dtx(payload):
+            self._unheard = 0
         return payload

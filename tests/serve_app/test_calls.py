@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.serve import RtcArgs
-from serve_app.calls import CARRIED_OVER, OPUS_MS, Call, Carried, End, stats_message
+from serve_app.calls import CARRIED_FOR_S, CARRIED_OVER, OPUS_MS, Call, Carried, End, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable
 from serve_app.messages import Mode, Wishes
 from serve_app.stores.voices import VoiceNotFound
@@ -92,41 +92,49 @@ async def test_mouth_to_ear_has_the_whole_delay_of_the_conversion_in_it(mode: Mo
     await over(room, call)
 
 
-def test_longer_blocks_are_the_default_where_short_ones_come_too_late() -> None:
-    carried, modes = Carried(), list[str]()
+def test_short_blocks_are_carried_until_too_many_were_lost_of_late() -> None:
+    carried, kept_up = Carried(), list[bool]()
     counts = [(CARRIED_OVER - 1, CARRIED_OVER - 1), (1, 1)]  # too little is known, then enough
     counts += [(8, 0)] * CARRIED_OVER + [(8, 1)] * CARRIED_OVER
     for blocks, lost in counts:
-        carried.add(blocks, lost)
-        modes.append(carried.default_mode)
-    assert modes[:2] == ["lowest", "constant"]
-    assert modes[CARRIED_OVER + 1] == "lowest" and modes[-1] == "constant"
+        carried.add(blocks, lost, now_s=0.0)
+        kept_up.append(carried.keeps_up(now_s=0.0))
+    assert kept_up[:2] == [True, False]
+    assert kept_up[CARRIED_OVER + 1] and not kept_up[-1]
+    assert not carried.keeps_up(CARRIED_FOR_S) and carried.keeps_up(CARRIED_FOR_S + 1)
 
 
-@pytest.mark.parametrize("mode", ["lowest", "constant"])
-async def test_what_becomes_of_short_blocks_is_counted(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
-    room, counted = CallRoom(), list[tuple[int, int]]()
-    monkeypatch.setattr(room.calls.carried, "add", lambda blocks, lost: counted.append((blocks, lost)))
-    call = room.calls.start(Wishes(voice="martin", mode=mode), audio_offer())
+@pytest.mark.parametrize(
+    ("wishes", "counts"),
+    [({}, True), ({"mode": "constant"}, False), ({"block_ms": 40}, False), ({"steps": 9}, False)],
+)
+async def test_what_becomes_of_usual_short_blocks_is_counted(
+    monkeypatch: pytest.MonkeyPatch, wishes: dict[str, Any], counts: bool
+) -> None:
+    room, counted, told = CallRoom(), list[tuple[int, int]](), list[dict[str, Any]]()
+    monkeypatch.setattr(room.calls.carried, "add", lambda blocks, lost, now_s: counted.append((blocks, lost)))
+    call = room.calls.start(Wishes(voice="martin", **wishes), audio_offer(), told.append)
     await call.answered()
     room.peers[0].speak(0.5)
     await until(lambda: room.streams[0].report.done > 1, "blocks were converted")
     report = room.streams[0].report
-    if mode == "lowest":
-        came = report.done + report.concealed
-        await until(lambda: sum(blocks for blocks, _ in counted) >= came, "they were counted")
-        assert sum(lost for _, lost in counted) >= report.concealed
+    told.clear()
+    await until(lambda: len(told) > 1, "statistics were made")
     call.stop(STOPPED)
     await over(room, call)
-    assert bool(counted) == (mode == "lowest")
+    assert sum(blocks for blocks, _ in counted) >= counts * (report.done + report.concealed)
+    assert sum(lost for _, lost in counted) >= counts * report.concealed
+    assert bool(counted) == counts
 
 
-async def test_a_client_that_wishes_for_no_mode_gets_the_one_that_is_carried() -> None:
+async def test_blocks_are_longer_where_short_ones_come_too_late() -> None:
     room = CallRoom()
-    room.calls.carried.add(CARRIED_OVER, CARRIED_OVER // 10)
+    now_s = asyncio.get_running_loop().time()
+    room.calls.carried.add(CARRIED_OVER, CARRIED_OVER // 10, now_s)
+    assert room.calls.modes["lowest"]["block_ms"] == LIVE.constant.block_ms
     call = room.calls.start(Wishes(voice="martin"), audio_offer())
     await call.answered()
-    assert call.settings["mode"] == "constant"
+    assert (call.settings["mode"], call.settings["block_ms"]) == ("lowest", LIVE.constant.block_ms)
     call.stop(STOPPED)
     await over(room, call)
 

@@ -246,6 +246,34 @@ def test_so_much_is_kept_in_hand_as_blocks_are_late(late_share: float) -> None:
         assert np.mean(waited[1000:]) < 40 and counts.bridged < 5
 
 
+@pytest.mark.parametrize(("slower_s", "block_ticks"), [(0.06, 6), (0.0, 9), (0.06, 9), (0.0, 3), (-0.06, 6)])
+def test_what_changes_in_mid_call_is_learnt_at_once(slower_s: float, block_ticks: int) -> None:
+    """Other block sizes, and stages that take another time: a few bridges, and soon no more delay than before."""
+    playout, at_s, waited = Playout(), 0.0, list[float]()
+    blocks = [(0.08 + 0.12 * number, BLOCK_TICKS) for number in range(1, 120)]
+    begin_s = blocks[-1][0]
+    blocks += [(begin_s + slower_s + 0.02 * block_ticks * number, block_ticks) for number in range(1, 120)]
+    while blocks:
+        while blocks and blocks[0][0] <= at_s:
+            came_s, ticks = blocks.pop(0)
+            playout.push(voice(ticks), came_s)
+        playout.frame(at_s)
+        waited.append(playout.delay_ms)
+        at_s += 0.02 + playout.slew_s
+    assert playout.counts.bridged <= 5 and playout.counts.silence <= 0.05 * 48000
+    changed = int(begin_s / 0.02)
+    assert max(waited[changed - 50 : changed - 10]) < 10 and waited[-1] < 10
+
+
+def test_a_number_that_is_none_ends_no_call() -> None:
+    clocked = Clocked()
+    for number in range(12):
+        block = voice(BLOCK_TICKS)
+        block[100 : 100 + number] = np.nan
+        clocked.push(block)
+        assert all(np.isfinite(clocked.frame()).all() for _ in range(BLOCK_TICKS))
+
+
 def test_a_pause_between_words_is_no_late_block() -> None:
     playout = Playout()
     for number in range(2 * REMEMBERED):

@@ -150,7 +150,11 @@ async function whyNoHello() {
     return { code: "socket_blocked" };
   } catch (error) {
     if (error.status === 429 || error.status === 503)
-      return { code: error.code === "system_busy" ? error.code : "at_capacity", reason: error.message, retryAfterS: error.retryAfterS };
+      return {
+        code: error.code === "system_busy" ? error.code : "at_capacity",
+        reason: error.message,
+        retryAfterS: error.retryAfterS,
+      };
     if (error.status === 401) return { code: "invalid_api_key" };
     if (error.status === 404) return { code: "no_live_calls" };
     return { code: "server_unreachable", reason: error.message };
