@@ -232,9 +232,12 @@ def _since(recorded: Recorded, seconds: float) -> dict[str, int]:
     return {kind: last[kind] - first[kind] for kind in last}
 
 
-async def growth(url: str, minutes: float) -> dict[str, Any]:
-    """Delay in the first and in the last minute of one long call."""
-    recorded = await held_call(url, minutes * 60, Scenario("long"))
+async def growth(url: str, minutes: float, block_ms: int) -> dict[str, Any]:
+    """Delay in the first and in the last minute of one long call.
+
+    The block size is asked for: a server that has just lost too many short blocks would choose longer ones.
+    """
+    recorded = await held_call(url, minutes * 60, Scenario("long", block_ms=block_ms))
     found = delays.of_words(*recorded.sound(SETTLE_S))
     end_s = recorded.seconds - SETTLE_S
     first, last = [d for d in found if d.at_s < 60], [d for d in found if d.at_s > end_s - 60]
@@ -328,7 +331,7 @@ async def measured(url: str, args: argparse.Namespace, keep: Callable[[dict[str,
         "silence": partial(over_silence, url, args.seconds),
         "half_talk": partial(half_talk, url, args.seconds + 20),
         "calls_at_once": partial(until_late, url, 15.0),
-        "growth": partial(growth, url, args.minutes),
+        "growth": partial(growth, url, args.minutes, live.lowest.block_ms),
     }
     for name, measure in others.items():
         if args.only is None and (args.minutes or name != "growth"):
