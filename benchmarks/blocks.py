@@ -23,8 +23,8 @@ from benchmarks.serving import APPLICATION, running_graph
 from serve_app.graph import StageHandle
 from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE
+from stages.line import BlockRequests, Sampling
 from stages.local import LocalStages
-from stages.pipeline import BlockRequests, Sampling
 from stages.types import STAGE_NAMES, Samples, Voice
 from webrtc.files import decode_file
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +12,11 @@ PRESET_FOLDER = Path(__file__).parent / "presets"
 
 Positive = Annotated[int, Field(gt=0)]
 WHISPER_MS = 30000
+MAX_STEPS = 100
+"""Euler steps that a client may ask for."""
+Mode = Literal["lowest", "constant"]
+"""How a call is held: each block out as soon as it is there, or every block equally late."""
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class ConfigError(ValueError):

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from configs.schema import ConfigError, LiveSettings
+from configs.schema import MODES, ConfigError, LiveSettings, Mode
 from configs.serve import RtcArgs
 from serve_app.errors import CallsFull, Refused, Unavailable, refusal
-from serve_app.messages import Candidate, Change, Mode, Start, Stop, Told, Wishes, parse, problem
+from serve_app.messages import Candidate, Change, Start, Stop, Told, Wishes, parse, problem
 from serve_app.metrics import SessionMetrics
-from stages.live import CallSettings, LiveStream, delay_ms
+from stages.call import CallStream
+from stages.settings import CallSettings, delay_ms
 from stages.types import Samples
 from webrtc.sdp import MAX_CANDIDATES
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("seedvc.calls")
 
-MODES: tuple[Mode, ...] = ("lowest", "constant")
 DEFAULT_MODE: Mode = "lowest"
 LOST_AT_MOST = 0.05
 """Share of blocks late or dropped up to which this machine is said to carry the short blocks of the mode `lowest`."""
@@ -75,8 +75,8 @@ class CallPeer(Protocol):
 
 
 OpenPeer = Callable[..., CallPeer]
-OpenStream = Callable[..., LiveStream]
-MakeFeatures = Callable[[str], Awaitable[None]]
+OpenStream = Callable[..., CallStream]
+MakeFeatures = Callable[[str], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Call(Session):
     def __init__(self, session_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
         super().__init__(session_id)
         self._calls, self._wishes, self._tell_socket = calls, wishes, tell
-        self._stream: LiveStream | None = None
+        self._stream: CallStream | None = None
         self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
         self.listeners: list[Listener] = []
 
@@ -468,7 +468,7 @@ def no_session(session_id: str) -> Refused:
     return Refused(404, "session_not_found", f"there is no session {session_id[:80]!r}; it may have ended")
 
 
-def open_stream(open_call: OpenStream, wishes: Wishes) -> LiveStream:
+def open_stream(open_call: OpenStream, wishes: Wishes) -> CallStream:
     """A stream with the settings that a client wishes for; Refused where they cannot work."""
     mode = wishes.mode or DEFAULT_MODE
     try:
@@ -477,7 +477,7 @@ def open_stream(open_call: OpenStream, wishes: Wishes) -> LiveStream:
         raise Refused(422, "invalid_message", str(error)) from None
 
 
-def stats_message(stats: PeerStats, stream: LiveStream) -> Told:
+def stats_message(stats: PeerStats, stream: CallStream) -> Told:
     """What is told each second: the network, the delay, the blocks, the stages."""
     report = stream.report
     told: Told = {

@@ -19,7 +19,7 @@ from stages.types import Samples
 from webrtc.files import Decoder, Encoder, OutputFormat
 
 if TYPE_CHECKING:
-    from serve_app.service import FileStream
+    from serve_app.service import SourceStream
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,7 +83,7 @@ class Conversion:
     def __init__(
         self,
         sound: Decoded,
-        open_stream: Callable[..., FileStream],
+        open_stream: Callable[..., SourceStream],
         output_format: OutputFormat,
         seed: int,
         admission: AbstractContextManager[None],
@@ -146,7 +146,7 @@ class Conversion:
     async def _convert(self) -> None:
         first = await self._pieces.get()
         assert first is not None, "a decoder that finds nothing raises"
-        stream = await in_thread(self._open_stream, sample_rate=first[1])  # it may read the voice from storage
+        stream = self._open_stream(sample_rate=first[1])
         try:
             piece: tuple[Samples, int] | None = first
             while piece is not None:

@@ -19,7 +19,17 @@ from serve_app.conversion import in_thread
 from serve_app.metrics import StageMetrics
 from serve_app.stores.cache import VoiceCache
 from serve_app.stores.voices import open_voice_store
-from stages.types import STAGE_NAMES, Block, Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest, Voice
+from stages.types import (
+    STAGE_NAMES,
+    Content,
+    DiffuseRequest,
+    EncodeRequest,
+    Mel,
+    RenderedBlock,
+    Samples,
+    VocodeRequest,
+    Voice,
+)
 
 if TYPE_CHECKING:
     from stages.checkpoints import Checkpoint
@@ -136,7 +146,7 @@ class Stages:
         """As Vocoder."""
         return await self._vocoder(mel, request)
 
-    async def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Block:
+    async def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> RenderedBlock:
         """One block from end to end."""
         marks = [perf_counter()]
         content = await self._encoder(encode)
@@ -146,7 +156,7 @@ class Stages:
         samples = await self._vocoder(mel, vocode)
         marks.append(perf_counter())
         took_ms = [(end - start) * 1000 for start, end in pairwise(marks)]
-        return Block(samples, dict(zip(STAGE_NAMES, took_ms, strict=True)))
+        return RenderedBlock(samples, dict(zip(STAGE_NAMES, took_ms, strict=True)))
 
     async def check_health(self) -> None:
         """Serve replaces this replica where it raises."""

@@ -1,4 +1,4 @@
-"""The three stages behind Serve handles: the calls of pipeline.Stages, with retries and cancelling."""
+"""The three stages behind Serve handles, with retries and cancelling."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from ray.serve.handle import DeploymentHandle
 from configs.schema import Preset
 from serve_app.errors import AtCapacity, Unavailable
 from serve_app.metrics import BlockMetrics
-from serve_app.stores.voices import VoiceNotFound, VoiceStore
-from stages.geometry import Geometry
-from stages.live import CallSettings, LiveStream, Mode
-from stages.offline import FileSampling, FileStream, LiveFileStream
-from stages.pipeline import BlockLost, Sampling, Stream
-from stages.types import STAGE_NAMES, Block, DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+from stages.streams import Streams
+from stages.types import (
+    STAGE_NAMES,
+    BlockLost,
+    DiffuseRequest,
+    EncodeRequest,
+    RenderedBlock,
+    Samples,
+    VocodeRequest,
+    Voice,
+)
 
 MAX_ATTEMPTS = 5
 RETRY_WAIT_S = 0.5
@@ -47,15 +52,15 @@ class StageHandle:
         return cls(handle.options(_by_reference=False), by_reference)
 
 
-class Call:
+class Hop:
     """One stage's work on one request; knows its source, so a lost chain can be started again from its first stage.
 
     By reference, a response goes unawaited into the next call and its bytes stay in the object store. By value each
     hop is awaited first: a chain of responses over gRPC can wait for ever when a replica dies (Ray 2.60).
     """
 
-    def __init__(self, stage: StageHandle, requests: tuple[Any, ...], source: Call | None = None) -> None:
-        self._stage, self._requests, self.source = stage, requests, source
+    def __init__(self, stage: StageHandle, requests: tuple[Any, ...], source: Hop | None = None) -> None:
+        self._stage, self._requests, self._source = stage, requests, source
         self._by_reference = None if requests[0].live else stage.by_reference
         self.took_ms: float | None = None
         """From the source's result to this one's, where each hop is awaited."""
@@ -67,7 +72,7 @@ class Call:
 
     def start(self) -> None:
         """Send the request, or have it sent when its source is there."""
-        source = self.source
+        source = self._source
         if self._by_reference is None or (source is not None and source._response is None):
             self._hop = asyncio.create_task(self._await_hop(self._by_reference or self._stage.by_value))
         elif source is None:
@@ -82,18 +87,22 @@ class Call:
         assert self._hop is not None
         return await asyncio.shield(self._hop)
 
+    def chain(self) -> list[Hop]:
+        """This work and all that it builds on, first stage first."""
+        return [*(self._source.chain() if self._source is not None else ()), self]
+
     def restart(self) -> None:
         """Start the whole chain again."""
-        if self.source is not None:
-            self.source.restart()
+        if self._source is not None:
+            self._source.restart()
         self._response = self._hop = None  # not cancelled: what a lost call still holds, a sibling may wait for
         self.start()
 
     def cancel(self) -> None:
         """Give up this call and those before it."""
         self._drop()
-        if self.source is not None:
-            self.source.cancel()
+        if self._source is not None:
+            self._source.cancel()
 
     def _drop(self) -> None:
         if self._response is not None:
@@ -103,26 +112,19 @@ class Call:
         self._response = self._hop = None
 
     async def _await_hop(self, handle: DeploymentHandle[Any]) -> Any:
-        sources = () if self.source is None else (await self.source.value(),)
+        sources = () if self._source is None else (await self._source.value(),)
         started = perf_counter()
         response: Any = handle.remote(*sources, *self._requests)
         try:
             result = await response
             self.took_ms = (perf_counter() - started) * 1000
-            if isinstance(result, Block):
+            if isinstance(result, RenderedBlock):
                 self.stages_ms = result.stages_ms
                 return result.samples
             return result
         except asyncio.CancelledError:
             response.cancel()
             raise
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The first requests of a block that will be sent as one call."""
-
-    requests: tuple[Any, ...]
 
 
 class ServeStages:
@@ -142,21 +144,18 @@ class ServeStages:
         self._encoder, self._diffusion, self._vocoder, self._block = encoder, diffusion, vocoder, block
         self.metrics = metrics
 
-    def encode(self, request: EncodeRequest) -> Call | Plan:
-        return Plan((request,)) if request.live and self._block else Call(self._encoder, (request,))
+    def encode(self, request: EncodeRequest) -> Hop:
+        return Hop(self._encoder, (request,))
 
-    def diffuse(self, content: Call | Plan, request: DiffuseRequest) -> Call | Plan:
-        if isinstance(content, Plan):
-            return Plan((*content.requests, request))
-        return Call(self._diffusion, (request,), content)
+    def render(self, content: Hop, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Hop:
+        return Hop(self._vocoder, (vocode,), Hop(self._diffusion, (diffuse,), content))
 
-    def vocode(self, mel: Call | Plan, request: VocodeRequest) -> Call:
-        if isinstance(mel, Plan):
-            assert self._block is not None
-            return Call(self._block, (*mel.requests, request))
-        return Call(self._vocoder, (request,), mel)
+    def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Hop:
+        if self._block is not None:
+            return Hop(self._block, (encode, diffuse, vocode))
+        return self.render(self.encode(encode), diffuse, vocode)
 
-    async def collect(self, wave: Call) -> Samples:
+    async def collect(self, wave: Hop) -> Samples:
         """Wait for a chain's samples for as long as it takes; deadlines are the caller's, who cancels.
 
         A chain that lost a replica is started again; blocks carry all they need, so the result is the same.
@@ -170,18 +169,18 @@ class ServeStages:
             wave.cancel()
             raise
 
-    def cancel(self, wave: Call) -> None:
+    def cancel(self, wave: Hop) -> None:
         """Cancel all three calls of a chain."""
         wave.cancel()
 
-    def stage_ms(self, wave: Call) -> dict[str, float]:
+    def stage_ms(self, wave: Hop) -> dict[str, float]:
         """What each hop of a chain took, queue and way included; without the way where one process does it all."""
         if wave.stages_ms is not None:
             return wave.stages_ms
-        hops = zip(STAGE_NAMES, (wave.source and wave.source.source, wave.source, wave), strict=True)
-        return {stage: hop.took_ms for stage, hop in hops if hop is not None and hop.took_ms is not None}
+        hops = zip(STAGE_NAMES, wave.chain(), strict=True)
+        return {stage: hop.took_ms for stage, hop in hops if hop.took_ms is not None}
 
-    async def _collect(self, wave: Call) -> Samples:
+    async def _collect(self, wave: Hop) -> Samples:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 samples: Samples = await wave.value()
@@ -235,14 +234,12 @@ class ServeBackend:
         preset: Preset,
         stages: ServeStages,
         voice_maker: DeploymentHandle[Any],
-        voices: VoiceStore,
         fingerprint: str,
         retry_after_s: int,
     ) -> None:
         self._retry_after_s = retry_after_s
-        self._preset, self._stages = preset, stages
-        self._voice_maker, self._voices, self._fingerprint = voice_maker, voices, fingerprint
-        self._geometry = Geometry.from_settings(preset.live)
+        self._voice_maker, self._fingerprint = voice_maker, fingerprint
+        self.streams = Streams(preset, stages, stages.metrics.count)
 
     @property
     def fingerprint(self) -> str:
@@ -264,41 +261,3 @@ class ServeBackend:
         except (RayError, RayServeException) as error:
             raise Unavailable("the voice maker does not answer; try again soon") from error
         return made
-
-    def open_file(
-        self,
-        voice_id: str,
-        *,
-        sample_rate: int,
-        seed: int,
-        steps: int | None,
-        streaming: bool,
-    ) -> FileStream:
-        """A conversion through the long chunks of recordings."""
-        voice = self._voices.features(voice_id, self._fingerprint)
-        if voice is None:
-            raise VoiceNotFound(voice_id)
-        settings = self._preset.file
-        sampling = FileSampling(seed, steps or settings.steps, settings.cfg_rate)
-        return FileStream(self._stages, voice_id, voice.file.frames, settings, sampling, sample_rate, streaming)
-
-    def open_live(self, voice_id: str, *, sample_rate: int, seed: int, steps: int | None) -> LiveFileStream:
-        """A conversion through the blocks of calls; a file has no deadline there either."""
-        live = self._preset.live
-        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_past_frames, live.follow_level)
-        return LiveFileStream(Stream(self._stages, voice_id, self._geometry, sampling), self._geometry, sample_rate)
-
-    def open_call(
-        self,
-        voice_id: str,
-        *,
-        mode: Mode = "lowest",
-        block_ms: int | None = None,
-        steps: int | None = None,
-        bypass: bool = False,
-        seed: int = 0,
-    ) -> LiveStream:
-        """A live call in the running event loop; None: the preset's own. ConfigError where a setting cannot work."""
-        live = self._preset.live
-        settings = CallSettings.of(live, voice_id, mode=mode, block_ms=block_ms, steps=steps, bypass=bypass)
-        return LiveStream(self._stages, live, settings, seed=seed, observe=self._stages.metrics.count)

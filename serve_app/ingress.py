@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from serve_app.http import create_app
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
 from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
-from serve_app.service import FileStream, Service
+from serve_app.service import Service, SourceStream
 from serve_app.stores.voices import open_voice_store
 from stages.types import Samples, as_mono
 from webrtc.opus import warm_up
@@ -44,7 +44,7 @@ class Ingress:
         block = StageHandle.of(together.block, "grpc") if together else None
         serve_stages = ServeStages(encoder, diffusion, vocoder, BlockMetrics(), block)
         fingerprint = await voice_maker.fingerprint.remote()
-        self._backend = ServeBackend(preset, serve_stages, voice_maker, voices, fingerprint, args.limits.retry_after_s)
+        self._backend = ServeBackend(preset, serve_stages, voice_maker, fingerprint, args.limits.retry_after_s)
         self._service = Service(self._backend, voices, args.limits)
         owners = ServeOwners()
         self._calls = Calls(
@@ -52,7 +52,7 @@ class Ingress:
             args.rtc,
             preset.live,
             make_features=self._service.make_features,
-            open_stream=self._backend.open_call,
+            open_stream=self._backend.streams.call,
             open_peer=partial(open_peer, args.rtc),
             metrics=SessionMetrics(),
         )
@@ -83,14 +83,11 @@ class Ingress:
     ) -> AsyncIterator[Samples]:
         """The same, chunk by chunk as they are ready; call it with `handle.options(stream=True)`."""
         samples = as_mono(samples)
-        await self._service.make_features(voice_id)
+        voice = await self._service.make_features(voice_id)
         with self._service.admitted():
-            stream: FileStream
-            if live:
-                stream = self._backend.open_live(voice_id, sample_rate=sample_rate, seed=seed, steps=steps)
-            else:
-                open_file = partial(self._backend.open_file, voice_id, sample_rate=sample_rate, seed=seed)
-                stream = await in_thread(open_file, steps=steps, streaming=False)
+            streams = self._backend.streams
+            open_stream: Callable[..., SourceStream] = streams.live_recording if live else streams.recording
+            stream = open_stream(voice, sample_rate=sample_rate, seed=seed, steps=steps)
             try:
                 for start in range(0, len(samples), sample_rate):
                     async for wave in stream.push(samples[start : start + sample_rate]):

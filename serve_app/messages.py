@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from configs.schema import MAX_STEPS, Mode
 from serve_app.errors import Refused, refusal
 
 MAX_MESSAGE_BYTES = 65536
 MAX_CANDIDATE = 1024
-MAX_STEPS = 100
 MAX_BLOCK_MS = 1000
 
-Mode = Literal["lowest", "constant"]
 BlockMs = Annotated[int, Field(ge=40, le=MAX_BLOCK_MS, multiple_of=20)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 VoiceId = Annotated[str, Field(min_length=1, max_length=64)]

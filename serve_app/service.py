@@ -18,7 +18,7 @@ from configs.serve import Limits
 from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
 from serve_app.stores.voices import VoiceRecord, VoiceStore, as_stored, new_voice_id
-from stages.types import BadAudio, Samples, Voice
+from stages.types import BadAudio, Samples, StoredVoice, Voice
 from webrtc.files import OUTPUT_FORMATS
 
 DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
@@ -27,7 +27,7 @@ MODEL_IDS = ("seedvc", "eleven_english_sts_v2", "eleven_multilingual_sts_v2")
 """Our one model, and the names that ElevenLabs clients call it by."""
 
 
-class FileStream(Protocol):
+class SourceStream(Protocol):
     """One recording on its way through the stages, in order."""
 
     def push(self, samples: Samples) -> AsyncIterator[Samples]:
@@ -40,6 +40,18 @@ class FileStream(Protocol):
         """Cancels what is still being computed."""
 
 
+class RecordingStreams(Protocol):
+    """Opens conversions of recordings; see stages.streams."""
+
+    def recording(
+        self, voice: StoredVoice, *, sample_rate: int, seed: int, steps: int | None, streaming: bool
+    ) -> SourceStream:
+        """One through long chunks."""
+
+    def live_recording(self, voice: StoredVoice, *, sample_rate: int, seed: int, steps: int | None) -> SourceStream:
+        """One through the line of a call."""
+
+
 class Backend(Protocol):
     """Who computes: the stages in this process, or their replicas behind Serve handles."""
 
@@ -50,19 +62,9 @@ class Backend(Protocol):
     async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
         """Features of a reference recording, and warnings about it; BadAudio where it cannot serve as one."""
 
-    def open_file(
-        self,
-        voice_id: str,
-        *,
-        sample_rate: int,
-        seed: int,
-        steps: int | None,
-        streaming: bool,
-    ) -> FileStream:
-        """A conversion through the long chunks of recordings."""
-
-    def open_live(self, voice_id: str, *, sample_rate: int, seed: int, steps: int | None) -> FileStream:
-        """A conversion through the blocks of calls."""
+    @property
+    def streams(self) -> RecordingStreams:
+        """What opens the conversions."""
 
 
 class Service:
@@ -136,12 +138,12 @@ class Service:
         if fmt is None:
             message = f"unknown output format {output_format!r}; allowed are {', '.join(OUTPUT_FORMATS)}"
             raise InvalidFields([FieldProblem(("query", "output_format"), message, "enum")])
-        await self.make_features(voice_id)
+        voice = await self.make_features(voice_id)
         seed = secrets.randbits(32) if seed is None else seed
         if live:
-            open_stream = partial(self.backend.open_live, voice_id, seed=seed, steps=steps)
+            open_stream = partial(self.backend.streams.live_recording, voice, seed=seed, steps=steps)
         else:
-            open_stream = partial(self.backend.open_file, voice_id, seed=seed, steps=steps, streaming=streaming)
+            open_stream = partial(self.backend.streams.recording, voice, seed=seed, steps=steps, streaming=streaming)
         sound = Decoded(upload, file_format, self.limits.max_source_s)
         return Conversion(sound, open_stream, fmt, seed, self.admitted())
 
@@ -161,15 +163,17 @@ class Service:
         finally:
             self.running_conversions -= 1
 
-    async def make_features(self, voice_id: str) -> None:
-        """Makes sure that the store has the voice's features: a premade voice, or new weights, may lack them."""
+    async def make_features(self, voice_id: str) -> StoredVoice:
+        """The voice as streams take it. Makes its features where a premade voice, or new weights, lack them."""
         fingerprint = self.backend.fingerprint
         lock = self._feature_locks.setdefault(voice_id, asyncio.Lock())
         async with lock:
-            if await asyncio.to_thread(self.voices.features, voice_id, fingerprint) is None:
+            voice = await asyncio.to_thread(self.voices.features, voice_id, fingerprint)
+            if voice is None:
                 samples, sample_rate = await asyncio.to_thread(self.voices.reference, voice_id)
                 voice, _ = await self.backend.make_voice(samples, sample_rate)
                 await asyncio.to_thread(self.voices.save_features, voice_id, fingerprint, voice)
+        return StoredVoice(voice_id, voice.file_frames)
 
     async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
         """The recordings as one, at the rate of the first, as far as a reference may reach; and warnings."""

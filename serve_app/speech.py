@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, Json, ValidationError, Wi
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from configs.schema import MAX_STEPS
 from serve_app.conversion import Conversion
 from serve_app.errors import ClientGone, FieldProblem, InvalidFields, refusal
 from serve_app.service import DEFAULT_OUTPUT_FORMAT, MAX_SEED, MODEL_IDS, Service
@@ -52,7 +53,7 @@ class SpeechForm(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     remove_background_noise: bool = False
     file_format: Literal["pcm_s16le_16", "other"] = "other"
-    steps: Annotated[int, Field(ge=1, le=100)] | None = None
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
 
     def warnings(self) -> list[str]:
         """What was asked for and is not done."""

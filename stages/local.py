@@ -16,11 +16,21 @@ from stages.checkpoints import Checkpoint, open_checkpoint
 from stages.diffusion import Diffusion
 from stages.encoder import Encoder
 from stages.geometry import Geometry
-from stages.live import CallSettings, LiveStream, Mode
-from stages.offline import FileSampling, FileStream, LiveFileStream
-from stages.pipeline import BlockRequests, Sampling, Stream
+from stages.line import BlockRequests, Sampling
+from stages.recording import LiveRecordingStream, RecordingStream
+from stages.streams import Streams
 from stages.threaded import ThreadedStages
-from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest, Voice, as_mono
+from stages.types import (
+    Content,
+    DiffuseRequest,
+    EncodeRequest,
+    Mel,
+    Networks,
+    Samples,
+    VocodeRequest,
+    Voice,
+    as_mono,
+)
 from stages.vocoder import Vocoder
 from stages.voice import VoiceMaker
 
@@ -62,8 +72,35 @@ def load(preset: str | Preset, weights: str | Path | None = None, device: str = 
     return LocalStages(chosen, open_weights(chosen, weights), device)
 
 
+class AtOnce:
+    """Stages over networks of this process, computed where they are asked: what is pending is there already."""
+
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
+
+    def encode(self, request: EncodeRequest) -> Content:
+        return self._networks.encode(request)
+
+    def render(self, content: Content, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Samples:
+        return self._networks.vocode(self._networks.diffuse(content, diffuse), vocode)
+
+    def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Samples:
+        return self.render(self.encode(encode), diffuse, vocode)
+
+    async def collect(self, wave: Samples) -> Samples:
+        """The samples, which are there."""
+        return wave
+
+    def cancel(self, wave: Samples) -> None:
+        """Nothing is under way."""
+
+    def stage_ms(self, wave: Samples) -> dict[str, float]:
+        """Not measured."""
+        return {}
+
+
 class LocalStages:
-    """The calls of pipeline.Stages, computed at once, and conversions of whole sounds."""
+    """All networks of a preset in one process, and conversions of whole sounds."""
 
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.preset = preset
@@ -73,6 +110,9 @@ class LocalStages:
         self._vocoder = Vocoder(preset, checkpoint, device)
         self._voice_maker = VoiceMaker(preset, checkpoint, self._encoder, self._diffusion, device)
         self.fingerprint = self._voice_maker.fingerprint
+        self._at_once = AtOnce(self)
+        self.streams = Streams(preset, self._at_once)
+        """Conversions computed where they are asked; iterate them with `drain`."""
 
     def encode(self, request: EncodeRequest) -> Content:
         """Content features [frames, d_model] of one window."""
@@ -87,13 +127,6 @@ class LocalStages:
     def vocode(self, mel: Mel, request: VocodeRequest) -> Samples:
         """Samples [256 * frames] of one mel."""
         return self._vocoder([mel], [request])[0]
-
-    async def collect(self, wave: Samples) -> Samples:
-        """The samples, which are there already."""
-        return wave
-
-    def cancel(self, wave: Samples) -> None:
-        """Nothing is under way in process."""
 
     def voice(self, samples: Samples, sample_rate: int) -> Voice:
         """The voice of a reference (mono, 1 to 30 s, longer is cut); BadAudio where it holds none."""
@@ -112,7 +145,8 @@ class LocalStages:
         if len(source_16k) != geometry.window_samples_16k:
             raise ValueError(f"the window has {len(source_16k)} samples, expected {geometry.window_samples_16k}")
         window = BlockWindow(as_mono(source_16k), geometry.window_ticks, geometry)
-        wave: Samples = BlockRequests.of(window, voice, Sampling(seed, live.steps, live.cfg_rate), noise).start(self)
+        requests = BlockRequests.of(window, voice, Sampling(seed, live.steps, live.cfg_rate), noise)
+        wave: Samples = requests.start(self._at_once)
         return wave
 
     def convert(
@@ -128,53 +162,20 @@ class LocalStages:
     ) -> Samples:
         """A whole recording (mono) in another voice, at 22.05 kHz; `live` takes the path of a call."""
         samples = as_mono(samples)
-        stream: FileStream | LiveFileStream
+        stream: RecordingStream | LiveRecordingStream
         if live:
-            stream = self.open_live(voice, sample_rate=sample_rate, seed=seed, steps=steps)
+            stream = self.streams.live_recording(voice, sample_rate=sample_rate, seed=seed, steps=steps)
         else:
-            stream = self.open_file(voice, sample_rate=sample_rate, seed=seed, steps=steps, length_adjust=length_adjust)
+            stream = self.streams.recording(
+                voice, sample_rate=sample_rate, seed=seed, steps=steps, length_adjust=length_adjust
+            )
         waves = [*drain(lambda: stream.push(samples)), *drain(stream.finish)]
         return np.concatenate(waves) if waves else np.zeros(0, np.float32)
 
-    def open_file(
-        self,
-        voice: Voice,
-        *,
-        sample_rate: int,
-        seed: int = 0,
-        steps: int | None = None,
-        length_adjust: float = 1.0,
-        streaming: bool = False,
-    ) -> FileStream:
-        """A conversion of a growing recording."""
-        settings = self.preset.file
-        sampling = FileSampling(seed, steps or settings.steps, settings.cfg_rate, length_adjust)
-        return FileStream(self, voice, voice.file.frames, settings, sampling, sample_rate, streaming)
-
-    def open_live(self, voice: Voice, *, sample_rate: int, seed: int = 0, steps: int | None = None) -> LiveFileStream:
-        """The same through the path of a call."""
-        live = self.preset.live
-        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_past_frames, live.follow_level)
-        return LiveFileStream(Stream(self, voice, self.geometry, sampling), self.geometry, sample_rate)
-
-    def open_call(
-        self,
-        voice: Voice,
-        *,
-        mode: Mode = "lowest",
-        block_ms: int | None = None,
-        steps: int | None = None,
-        bypass: bool = False,
-        seed: int = 0,
-    ) -> LiveStream:
-        """A live call in the running event loop, computed in a thread; ConfigError where a setting cannot work."""
-        live = self.preset.live
-        settings = CallSettings.of(live, voice, mode=mode, block_ms=block_ms, steps=steps, bypass=bypass)
-        return LiveStream(self._threaded, live, settings, seed=seed)
-
     @cached_property
-    def _threaded(self) -> ThreadedStages:
-        return ThreadedStages(self)
+    def call_streams(self) -> Streams:
+        """Conversions computed in a thread, for calls in a running event loop."""
+        return Streams(self.preset, ThreadedStages(self))
 
 
 def drain(iterate: Callable[[], AsyncIterator[Item]]) -> list[Item]:

@@ -8,8 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
 
-from stages.pipeline import Stages
-from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest
+from stages.types import DiffuseRequest, EncodeRequest, Networks, Samples, VocodeRequest
 
 
 class Work:
@@ -18,17 +17,17 @@ class Work:
     def __init__(
         self, worker: ThreadPoolExecutor, stage: str, compute: Callable[..., Any], request: Any, source: Work | None
     ) -> None:
-        self.stage, self.source = stage, source
+        self.stage, self._source = stage, source
         self.took_ms: float | None = None
         self._compute, self._request = compute, request
         self.future: Future[Any] = worker.submit(self._run)
 
     def chain(self) -> list[Work]:
         """This work and all that it builds on, first stage first."""
-        return [*(self.source.chain() if self.source is not None else ()), self]
+        return [*(self._source.chain() if self._source is not None else ()), self]
 
     def _run(self) -> Any:
-        results = () if self.source is None else (self.source.future.result(),)  # one worker: it is there, or failed
+        results = () if self._source is None else (self._source.future.result(),)  # one worker: it is there, or failed
         start = perf_counter()
         result = self._compute(*results, self._request)
         self.took_ms = (perf_counter() - start) * 1000
@@ -36,20 +35,21 @@ class Work:
 
 
 class ThreadedStages:
-    """pipeline.Stages over stages that compute at once. Blocks of all calls take turns, one stage at a time."""
+    """Stages over networks of this process. Blocks of all calls take turns, one stage at a time."""
 
-    def __init__(self, stages: Stages) -> None:
-        self._stages = stages
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="stages")
 
     def encode(self, request: EncodeRequest) -> Work:
-        return Work(self._worker, "encoder", self._stages.encode, request, None)
+        return Work(self._worker, "encoder", self._networks.encode, request, None)
 
-    def diffuse(self, content: Work, request: DiffuseRequest) -> Work:
-        return Work(self._worker, "diffusion", self._stages.diffuse, request, content)
+    def render(self, content: Work, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Work:
+        mel = Work(self._worker, "diffusion", self._networks.diffuse, diffuse, content)
+        return Work(self._worker, "vocoder", self._networks.vocode, vocode, mel)
 
-    def vocode(self, mel: Work, request: VocodeRequest) -> Work:
-        return Work(self._worker, "vocoder", self._stages.vocode, request, mel)
+    def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Work:
+        return self.render(self.encode(encode), diffuse, vocode)
 
     async def collect(self, wave: Work) -> Samples:
         """Wait for the samples; a stage's own error where it failed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,11 @@ class Voice:
             raise ValueError(f"{path} is not a stored voice: {error}") from error
 
     @property
+    def file_frames(self) -> int:
+        """Mel frames of the prompt that recordings take."""
+        return self.file.frames
+
+    @property
     def n_bytes(self) -> int:
         return sum(array.nbytes for _, _, array in self._arrays())
 
@@ -107,11 +112,19 @@ class Voice:
                 yield use, field.name, np.ascontiguousarray(getattr(prompt, field.name))
 
 
+@dataclass(frozen=True)
+class StoredVoice:
+    """A voice that the stages find in a store by its id, and what a stream must know of it."""
+
+    voice_id: str
+    file_frames: int
+
+
 STAGE_NAMES = ("encoder", "diffusion", "vocoder")
 
 
 @dataclass(frozen=True)
-class Block:
+class RenderedBlock:
     """A vocoder's samples, and what each stage took for them in milliseconds."""
 
     samples: Samples
@@ -160,3 +173,46 @@ class VocodeRequest:
 
     last_frames: int | None = None
     live: bool = False
+
+
+Pending = Any
+"""A result that may still be on its way: an array in process, a call on a cluster."""
+
+
+class BlockLost(Exception):
+    """The stages gave a block up; a call goes on without it, a recording cannot."""
+
+
+class Networks(Protocol):
+    """The networks of one process, each computed at once."""
+
+    def encode(self, request: EncodeRequest) -> Content:
+        """Content features [frames, d_model] of one window."""
+
+    def diffuse(self, content: Content, request: DiffuseRequest) -> Mel:
+        """Mel [mels, T] of one content."""
+
+    def vocode(self, mel: Mel, request: VocodeRequest) -> Samples:
+        """Samples [256 * frames] of one mel."""
+
+
+class Stages(Protocol):
+    """The networks as streams use them: in this process, in a thread of it, or behind handles on a cluster."""
+
+    def encode(self, request: EncodeRequest) -> Pending:
+        """Start one window; its content is [frames, d_model]."""
+
+    def render(self, content: Pending, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Pending:
+        """Start making content audible in a voice; one content may be rendered in several parts."""
+
+    def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Pending:
+        """Start both for one block of a call."""
+
+    async def collect(self, wave: Pending) -> Samples:
+        """Wait for the samples [256 * frames]; BlockLost where the stages gave up."""
+
+    def cancel(self, wave: Pending) -> None:
+        """Give up a result that nobody will collect."""
+
+    def stage_ms(self, wave: Pending) -> dict[str, float]:
+        """Milliseconds by stage, as far as they are known now."""

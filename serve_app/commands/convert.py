@@ -23,7 +23,7 @@ from webrtc.formats import OUTPUT_FORMATS, OutputFormat
 
 if TYPE_CHECKING:
     from stages import LocalStages, Voice
-    from stages.offline import FileStream, LiveFileStream
+    from stages.recording import LiveRecordingStream, RecordingStream
     from stages.types import Samples
 
 FORMAT_OF = {
@@ -87,10 +87,10 @@ def _waves(
     """The converted sound, as it gets ready."""
     from stages.local import drain
 
-    stream: FileStream | LiveFileStream | None = None
+    stream: RecordingStream | LiveRecordingStream | None = None
     for samples, rate in source:
         if stream is None:
-            open_stream = stages.open_live if args.live else stages.open_file
+            open_stream = stages.streams.live_recording if args.live else stages.streams.recording
             stream = open_stream(voice, sample_rate=rate, seed=seed, steps=args.steps)
         yield from drain(partial(stream.push, samples))
     assert stream is not None, "a decoder that finds nothing raises"

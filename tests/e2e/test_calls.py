@@ -23,7 +23,7 @@ from benchmarks import delays
 from benchmarks.judges import speaker_similarity
 from configs.schema import PRESET_FOLDER, load_preset
 from serve_app.commands.soundcard import WavFile
-from stages.live import delay_ms
+from stages.settings import delay_ms
 from tests.e2e.browser import RECORDED_RATE, Tab, chromium, open_tab
 from tests.e2e.turn import TurnServer, running_coturn
 from tests.e2e.whip import publishing

@@ -14,9 +14,11 @@ from configs.serve import RtcArgs
 from serve_app.calls import Calls
 from serve_app.metrics import SessionMetrics
 from serve_app.stores.voices import VoiceNotFound
+from stages.call import CallStream
 from stages.geometry import HOP, TICK_16K
-from stages.live import CallSettings, Gate, LiveStream
-from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest
+from stages.line import Gate
+from stages.settings import CallSettings
+from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest
 from webrtc.peer import PeerStats
 from webrtc.sdp import Direction
 
@@ -93,12 +95,18 @@ class QuickStages:
     def encode(self, request: EncodeRequest) -> EncodeRequest:
         return request
 
-    def diffuse(self, content: Content, request: DiffuseRequest) -> int:
+    def diffuse(self, content: Any, request: DiffuseRequest) -> int:
         self.voices.append(str(request.voice))
         return request.frames
 
-    def vocode(self, mel: Mel, request: VocodeRequest) -> int:
-        return request.last_frames or int(mel)
+    def vocode(self, mel: int, request: VocodeRequest) -> int:
+        return request.last_frames or mel
+
+    def render(self, content: Any, diffuse: DiffuseRequest, vocode: VocodeRequest) -> int:
+        return self.vocode(self.diffuse(content, diffuse), vocode)
+
+    def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> int:
+        return self.render(self.encode(encode), diffuse, vocode)
 
     async def collect(self, wave: int) -> Samples:
         if self.failure is not None:
@@ -124,7 +132,7 @@ class CallRoom:
     args: RtcArgs = field(default_factory=RtcArgs)
     stages: QuickStages = field(default_factory=QuickStages)
     peers: list[FakePeer] = field(default_factory=list)
-    streams: list[LiveStream] = field(default_factory=list)
+    streams: list[CallStream] = field(default_factory=list)
     owner: str = "here"
     make_peer: Callable[..., Any] = FakePeer
     gate: Gate = everything
@@ -149,8 +157,8 @@ class CallRoom:
         if voice_id not in VOICES:
             raise VoiceNotFound(voice_id)
 
-    def open_stream(self, voice_id: str, **options: Any) -> LiveStream:
-        stream = LiveStream(self.stages, LIVE, CallSettings.of(LIVE, voice_id, **options), gate=self.gate)
+    def open_stream(self, voice_id: str, **options: Any) -> CallStream:
+        stream = CallStream(self.stages, LIVE, CallSettings.of(LIVE, voice_id, **options), gate=self.gate)
         self.streams.append(stream)
         return stream
 

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from stages.resample import ModelRateStream
-from stages.types import Prompt, Samples, Voice
+from stages.types import Prompt, Samples, StoredVoice, Voice
 from stages.voice import check_reference
 from webrtc.files import OUTPUT_FORMATS, Encoder, encode_file
 
@@ -65,12 +65,17 @@ class EchoBackend:
         nothing = Prompt(*(np.zeros(shape, np.float32) for shape in ((80, 4), (4, 8), (192,), (1,), (80, 81))))
         return Voice(nothing, nothing, self.fingerprint), warnings
 
-    def open_file(self, voice_id: str, *, sample_rate: int, **options: object) -> EchoStream:
-        self.calls.append({"path": "file", "voice_id": voice_id, "sample_rate": sample_rate, **options})
+    @property
+    def streams(self) -> EchoBackend:
+        """Opens conversions itself."""
+        return self
+
+    def recording(self, voice: StoredVoice, *, sample_rate: int, **options: object) -> EchoStream:
+        self.calls.append({"path": "file", "voice_id": voice.voice_id, "sample_rate": sample_rate, **options})
         return EchoStream(self, sample_rate)
 
-    def open_live(self, voice_id: str, *, sample_rate: int, **options: object) -> EchoStream:
-        self.calls.append({"path": "live", "voice_id": voice_id, "sample_rate": sample_rate, **options})
+    def live_recording(self, voice: StoredVoice, *, sample_rate: int, **options: object) -> EchoStream:
+        self.calls.append({"path": "live", "voice_id": voice.voice_id, "sample_rate": sample_rate, **options})
         return EchoStream(self, sample_rate)
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from configs.schema import Mode
 from configs.serve import RtcArgs
 from serve_app.calls import CARRIED_FOR_S, CARRIED_OVER, OPUS_MS, Call, Carried, End, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable
-from serve_app.messages import Mode, Wishes
+from serve_app.messages import Wishes
 from serve_app.stores.voices import VoiceNotFound
 from stages.gate import tick_gains
 from stages.geometry import TICK_16K
-from stages.live import call_mode
+from stages.settings import call_mode
 from stages.types import Samples
 from tests.serve_app.call_fakes import ANSWER, LIVE, CallRoom, audio_offer, until
 from webrtc.peer import PeerStats

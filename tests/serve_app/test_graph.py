@@ -19,19 +19,21 @@ from ray.experimental import get_object_locations
 from configs.schema import CallMode
 from configs.serve import ServeArgs
 from serve_app.deployments import Stages
-from serve_app.graph import Call, ServeBackend, ServeStages, StageHandle
+from serve_app.graph import Hop, ServeBackend, ServeStages, StageHandle
 from serve_app.metrics import BlockMetrics
-from serve_app.stores.voices import open_voice_store
 from stages.blocks import BlockMaker
+from stages.call import CallStream
 from stages.geometry import CONTENT_RATE, MODEL_RATE
-from stages.live import LiveStream
-from stages.offline import FileSampling, FileStream
-from stages.pipeline import BlockRequests, Sampling, Stream
+from stages.line import BlockLine, BlockRequests, Sampling
+from stages.local import AtOnce
+from stages.recording import BlockStream, FileSampling, RecordingStream
 from stages.resample import to_content_rate
+from stages.settings import CallSettings
 from stages.threaded import ThreadedStages
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 from tests.serve_app.deploy import Deployed, speechlike
 from tests.serve_app.fakes import wait_until
+from tests.stages.sounds import silence_only
 
 pytestmark = pytest.mark.ray
 
@@ -50,7 +52,7 @@ def stages_over(transport: str) -> ServeStages:
     return ServeStages(encoder, diffusion, vocoder, BlockMetrics())
 
 
-async def whole(stream: FileStream, source: Samples, after_first: Callable[[], None] | None = None) -> Samples:
+async def whole(stream: RecordingStream, source: Samples, after_first: Callable[[], None] | None = None) -> Samples:
     """The whole result; `after_first` runs when the first sound has come."""
     waves: list[Samples] = []
 
@@ -65,19 +67,21 @@ async def whole(stream: FileStream, source: Samples, after_first: Callable[[], N
     return np.concatenate(waves)
 
 
-def file_stream(stages: Any, graph: Deployed, voice: Voice | str, seed: int = 5) -> FileStream:
+def file_stream(stages: Any, graph: Deployed, voice: Voice | str, seed: int = 5) -> RecordingStream:
     """Several segments of several chunks, in a few seconds of sound."""
     settings = graph.preset.file.model_copy(
         update={"context_frames": graph.voice.file.frames + 80, "segment_ms": 3000, "segment_overlap_ms": 1000}
     )
-    return FileStream(stages, voice, graph.voice.file.frames, settings, FileSampling(seed, 2, 0.7), MODEL_RATE)
+    return RecordingStream(stages, voice, graph.voice.file.frames, settings, FileSampling(seed, 2, 0.7), MODEL_RATE)
 
 
-def live_stream(stages: Any, graph: Deployed, voice: Voice | str, seed: int = 5) -> Stream:
-    return Stream(stages, voice, graph.local.geometry, Sampling(seed, steps=2, cfg_rate=0.7))
+def live_stream(stages: Any, graph: Deployed, voice: Voice | str, seed: int = 5) -> BlockStream:
+    live = graph.preset.live.model_copy(update={"cfg_rate": 0.7})
+    settings = CallSettings.of(live, voice, mode="constant", steps=2)
+    return BlockStream(stages, BlockLine(live, settings, seed=seed, gate=silence_only))
 
 
-async def blocks(stream: Stream, source_16k: Samples) -> Samples:
+async def blocks(stream: BlockStream, source_16k: Samples) -> Samples:
     return np.concatenate([block async for block in stream.push(source_16k)])
 
 
@@ -130,13 +134,13 @@ def test_handle_equals_in_process(graph: Deployed) -> None:
 async def test_calls_and_files_equal_in_process(graph: Deployed, transport: str) -> None:
     stages, source = stages_over(transport), speechlike(2.0, 3)
     source_16k = to_content_rate(source)
-    here, there = (live_stream(s, graph, v) for s, v in ((graph.local, graph.voice), (stages, graph.voice_id)))
+    here, there = (live_stream(s, graph, v) for s, v in ((AtOnce(graph.local), graph.voice), (stages, graph.voice_id)))
     size = graph.local.geometry.block_samples_16k
     for start in range(0, len(source_16k), size):  # one at a time: two in flight would share a batch
         block = source_16k[start : start + size]
         assert np.array_equal([b async for b in there.push(block)], [b async for b in here.push(block)])
     got = await whole(file_stream(stages, graph, graph.voice_id), source)
-    assert_close(got, await whole(file_stream(graph.local, graph, graph.voice), source))
+    assert_close(got, await whole(file_stream(AtOnce(graph.local), graph, graph.voice), source))
 
 
 async def test_large_tensors_go_by_reference(graph: Deployed) -> None:
@@ -146,8 +150,8 @@ async def test_large_tensors_go_by_reference(graph: Deployed) -> None:
     with deserialised_sizes() as sizes:
         content = stages.encode(EncodeRequest(to_content_rate(speechlike(12.0, 0))))
         request = DiffuseRequest(graph.voice_id, frames, 0, 40, seed=0, first_frame=0, steps=1, cfg_rate=0.0)
-        wave = await stages.collect(stages.vocode(stages.diffuse(content, request), VocodeRequest()))
-        assert isinstance(content, Call)
+        wave = await stages.collect(stages.render(content, request, VocodeRequest()))
+        assert isinstance(content, Hop)
         reference = await content._response._to_object_ref()
         location = get_object_locations([reference])[reference]
     assert len(wave) == 40 * 256
@@ -164,7 +168,7 @@ async def test_killed_replica_loses_nothing(graph: Deployed, deployment: str, tr
     source = speechlike(4.0, 4)
     stream = file_stream(stages_over(transport), graph, graph.voice_id)
     got = await whole(stream, source, after_first=lambda: kill_replica(deployment))
-    assert_close(got, await whole(file_stream(graph.local, graph, graph.voice), source))
+    assert_close(got, await whole(file_stream(AtOnce(graph.local), graph, graph.voice), source))
 
 
 @pytest.fixture
@@ -190,9 +194,9 @@ async def test_three_stages_in_one_deployment_equal_in_process_and_survive_a_cra
         if not waves:
             kill_replica("Stages", "together")
         waves.append(block)
-    assert_close(np.concatenate(waves), await blocks(live_stream(graph.local, graph, graph.voice), source_16k))
+    assert_close(np.concatenate(waves), await blocks(live_stream(AtOnce(graph.local), graph, graph.voice), source_16k))
     got = await whole(file_stream(together, graph, graph.voice), source)
-    assert_close(got, await whole(file_stream(graph.local, graph, graph.voice), source))
+    assert_close(got, await whole(file_stream(AtOnce(graph.local), graph, graph.voice), source))
     wave = BlockRequests.of(
         next(BlockMaker(graph.local.geometry).push(source_16k)), graph.voice, Sampling(0, 1, 0.0)
     ).start(together)
@@ -207,19 +211,19 @@ async def test_streams_share_batches(graph: Deployed) -> None:
         *(blocks(live_stream(stages, graph, graph.voice_id, seed), source) for seed, source in enumerate(sources))
     )
     for seed, (together, source) in enumerate(zip(got, sources, strict=True)):
-        alone = await blocks(live_stream(graph.local, graph, graph.voice, seed), source)
+        alone = await blocks(live_stream(AtOnce(graph.local), graph, graph.voice, seed), source)
         assert_close(together, alone)
 
 
-def backend_over(transport: str, graph: Deployed, voices: Path, deadline_ms: int) -> ServeBackend:
+def backend_over(transport: str, graph: Deployed, deadline_ms: int) -> ServeBackend:
     """What the ingress has for calls, with another deadline in mode `lowest`."""
     mode = CallMode.model_construct(block_ms=180, deadline_ms=deadline_ms)
     preset = graph.preset.model_copy(update={"live": graph.preset.live.model_copy(update={"lowest": mode})})
     maker = serve.get_deployment_handle("VoiceMaker", "seedvc")
-    return ServeBackend(preset, stages_over(transport), maker, open_voice_store(str(voices)), "", retry_after_s=1)
+    return ServeBackend(preset, stages_over(transport), maker, "", retry_after_s=1)
 
 
-async def converse(stream: LiveStream, source_16k: Samples) -> Samples:
+async def converse(stream: CallStream, source_16k: Samples) -> Samples:
     """A call whose speaker waits for each block, so that no machine is too slow for it."""
     size, waves = stream.settings.block_ms * CONTENT_RATE // 1000, []
     async with aclosing(stream.blocks()) as out:  # type: ignore[type-var]
@@ -232,9 +236,9 @@ async def converse(stream: LiveStream, source_16k: Samples) -> Samples:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_live_call_equals_in_process(graph: Deployed, transport: str, tmp_path: Path) -> None:
-    backend = backend_over(transport, graph, tmp_path, PATIENT_MS)
+    backend = backend_over(transport, graph, PATIENT_MS)
     source_16k = to_content_rate(speechlike(1.5, 3))
-    stream = backend.open_call(graph.voice_id, block_ms=180, steps=2, seed=5)
+    stream = backend.streams.call(graph.voice_id, block_ms=180, steps=2, seed=5)
     got = await converse(stream, source_16k)
     assert stream.report.done > 0
     assert stream.report.concealed == 0
@@ -243,17 +247,17 @@ async def test_live_call_equals_in_process(graph: Deployed, transport: str, tmp_
     live = graph.preset.live.model_copy(
         update={"lowest": CallMode.model_construct(block_ms=180, deadline_ms=PATIENT_MS)}
     )
-    here = LiveStream(ThreadedStages(graph.local), live, replace(stream.settings, voice=graph.voice), seed=5)
+    here = CallStream(ThreadedStages(graph.local), live, replace(stream.settings, voice=graph.voice), seed=5)
     assert np.array_equal(got, await converse(here, source_16k))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport: str, tmp_path: Path) -> None:
-    stream = backend_over(transport, graph, tmp_path, 1).open_call(graph.voice_id, steps=50)
+    stream = backend_over(transport, graph, 1).streams.call(graph.voice_id, steps=50)
     stream.push(to_content_rate(speechlike(0.18, 0))[:2880])
     wave = stream._waiting[0].pending
     assert wave is not None
-    hops: list[Any] = [call._hop for call in (wave.source.source, wave.source, wave)]
+    hops: list[Any] = [hop._hop for hop in wave.chain()]
     block = await anext(stream.blocks())
     assert stream.report.late == 1
     assert len(block) == graph.local.geometry.block_samples
@@ -264,11 +268,11 @@ async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport:
 
 
 async def test_hanging_up_cancels_what_is_in_flight(graph: Deployed, tmp_path: Path) -> None:
-    stream = backend_over("object_store", graph, tmp_path, PATIENT_MS).open_call(graph.voice_id, steps=50)
+    stream = backend_over("object_store", graph, PATIENT_MS).streams.call(graph.voice_id, steps=50)
     for _ in range(2):
         stream.push(to_content_rate(speechlike(0.18, 0))[:2880])
     waves: list[Any] = [block.pending for block in stream._waiting]
-    hops = [call._hop for wave in waves for call in (wave.source.source, wave.source, wave)]
+    hops = [hop._hop for wave in waves for hop in wave.chain()]
     stream.close()
     await asyncio.sleep(0)
     assert [hop.cancelled() for hop in hops] == [True] * 6
@@ -279,8 +283,8 @@ async def test_metrics_are_readable_at_the_node(graph: Deployed, tmp_path: Path)
     """Blocks by what became of them and the stages' histograms, at the port that Prometheus scrapes."""
     source_16k = np.concatenate([to_content_rate(speechlike(0.5, 0)), np.zeros(CONTENT_RATE, np.float32)])
     for deadline_ms in (1, PATIENT_MS):
-        backend = backend_over("object_store", graph, tmp_path, deadline_ms)
-        await converse(backend.open_call(graph.voice_id, steps=2), source_16k)
+        backend = backend_over("object_store", graph, deadline_ms)
+        await converse(backend.streams.call(graph.voice_id, steps=2), source_16k)
     metrics = {f"ray_seedvc_blocks_{what}_total" for what in ("done", "late", "concealed", "skipped")}
     metrics |= {f"ray_seedvc_stage_{what}_count" for what in ("queue_ms", "compute_ms", "batch_size")}
     wanted = metrics | {f'stage="{stage}"' for stage in ("encoder", "diffusion", "vocoder")}

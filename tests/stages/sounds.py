@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from configs import Preset, load_preset
 from configs.schema import FileSettings, LiveSettings
-from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K, Geometry
+from stages.gate import tick_gains
+from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K
+from stages.line import BlockLine, Gate
 from stages.local import drain
-from stages.offline import FileSampling, FileStream, LiveFileStream
-from stages.pipeline import Sampling, Stages, Stream
-from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest
+from stages.recording import BlockStream, FileSampling, LiveRecordingStream, RecordingStream
+from stages.settings import CallSettings
+from stages.types import DiffuseRequest, EncodeRequest, Samples, Stages, VocodeRequest
 from webrtc.files import decode_file
 
 SPEECH = sorted((Path(__file__).parents[2] / "samples" / "sources").glob("*.flac"))
@@ -57,7 +59,7 @@ def run_through(stream: Pushes, pieces: Iterator[Samples]) -> Samples:
     return np.concatenate([*outputs, stream.push(np.zeros(0, np.float32), last=True)])
 
 
-def converted(stream: FileStream | LiveFileStream, *pieces: Samples) -> Samples:
+def converted(stream: RecordingStream | LiveRecordingStream, *pieces: Samples) -> Samples:
     """All that a recording's stream yields for the pieces and at their end."""
     waves: list[Samples] = [np.zeros(0, np.float32)]
     for piece in pieces:
@@ -112,6 +114,15 @@ class SineStages:
     def vocode(self, mel: NDArray[Any], request: VocodeRequest) -> Samples:
         return np.asarray(np.sin(2 * np.pi * 220.0 / MODEL_RATE * mel), np.float32)
 
+    def render(self, content: Samples, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Samples:
+        return self.vocode(self.diffuse(content, diffuse), vocode)
+
+    def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Samples:
+        return self.render(self.encode(encode), diffuse, vocode)
+
+    def stage_ms(self, wave: Samples) -> dict[str, float]:
+        return {}
+
     async def collect(self, wave: Samples) -> Samples:
         return wave
 
@@ -130,17 +141,28 @@ class EchoStages(SineStages):
         return mel.astype(np.float32)
 
 
-def call(stages: Stages) -> Stream:
-    """A call in the default geometry."""
-    return Stream(stages, "anyone", Geometry.from_settings(LiveSettings()), Sampling(seed=3, steps=1, cfg_rate=0.0))
+def silence_only(window: Samples, new_ticks: int) -> NDArray[np.float32]:
+    """The gate of recordings in long chunks: all that is not silence is worth converting."""
+    return tick_gains(window)
 
 
-def recording(stages: Stages, sample_rate: int, *, streaming: bool = False) -> FileStream:
+def line(gate: Gate | None = silence_only) -> BlockLine:
+    """The default geometry, in blocks of 180 ms."""
+    live = LiveSettings(cfg_rate=0.0)
+    return BlockLine(live, CallSettings.of(live, "anyone", mode="constant", steps=1), seed=3, gate=gate)
+
+
+def call(stages: Stages) -> BlockStream:
+    """A call without deadlines in the default geometry."""
+    return BlockStream(stages, line())
+
+
+def recording(stages: Stages, sample_rate: int, *, streaming: bool = False) -> RecordingStream:
     """A recording in the short segments of `quick_preset`, behind a prompt of 1 s."""
     sampling = FileSampling(seed=3, steps=1, cfg_rate=0.0)
-    return FileStream(stages, "anyone", PROMPT_FRAMES, quick_preset().file, sampling, sample_rate, streaming)
+    return RecordingStream(stages, "anyone", PROMPT_FRAMES, quick_preset().file, sampling, sample_rate, streaming)
 
 
-def live_recording(stages: Stages, sample_rate: int) -> LiveFileStream:
+def live_recording(stages: Stages, sample_rate: int) -> LiveRecordingStream:
     """A recording through the path of a call in the default geometry."""
-    return LiveFileStream(call(stages), Geometry.from_settings(LiveSettings()), sample_rate)
+    return LiveRecordingStream(stages, line(), sample_rate)

@@ -14,8 +14,8 @@ from configs import load_preset
 from configs.schema import Preset
 from stages.checkpoints import Checkpoint
 from stages.geometry import HOP, MODEL_RATE, TICKS_PER_S, Geometry
-from stages.local import LocalStages, drain
-from stages.offline import FileSampling, FileStream
+from stages.local import AtOnce, LocalStages, drain
+from stages.recording import FileSampling, RecordingStream
 from stages.resample import to_content_rate
 from stages.stitch import Stitcher
 from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples
@@ -136,9 +136,8 @@ def test_file_in_chunks(checkpoint: Checkpoint) -> None:
     voice = stages.voice(reference, MODEL_RATE)
     assert voice.file.frames == facts["prompt_frames"]
     assert_golden("offline_chunked", "style", voice.file.style[None])
-    stream = FileStream(
-        stages, voice, voice.file.frames, stages.preset.file, FileSampling(0, 2, 0.7, length_adjust=1.1), MODEL_RATE
-    )
+    sampling = FileSampling(0, 2, 0.7, length_adjust=1.1)
+    stream = RecordingStream(AtOnce(stages), voice, voice.file.frames, stages.preset.file, sampling, MODEL_RATE)
     waves = [*drain(lambda: stream.push(source)), *drain(stream.finish)]
     assert stages.chunks == facts["chunks"]
     assert_golden("offline_chunked", "output", np.concatenate(waves))

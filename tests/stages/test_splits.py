@@ -11,7 +11,7 @@ import pytest
 from stages.blocks import BlockMaker
 from stages.geometry import CONTENT_RATE, MODEL_RATE, Geometry
 from stages.local import LocalStages, drain
-from stages.offline import FileStream, LiveFileStream
+from stages.recording import LiveRecordingStream, RecordingStream
 from stages.resample import ContentRateStream, ModelRateStream, to_content_rate, to_model_rate
 from stages.types import Samples, Voice
 from tests.stages.sounds import (
@@ -70,7 +70,7 @@ def test_resampling_to_the_encoder(n_samples: int) -> None:
 @pytest.mark.parametrize("sample_rate", RATES)
 @pytest.mark.parametrize("path", ["file", "stream", "live"])
 def test_recording(sample_rate: int, path: str) -> None:
-    def fresh() -> FileStream | LiveFileStream:
+    def fresh() -> RecordingStream | LiveRecordingStream:
         if path == "live":
             return live_recording(EchoStages(), sample_rate)
         return recording(EchoStages(), sample_rate, streaming=path == "stream")
@@ -89,7 +89,7 @@ def test_recording_through_networks(quick_stages: LocalStages, quick_voice: Voic
     source = noise(0.9 if live else 2.1, 44100)
     outputs = []
     for pieces in ([source], packets(source, 1, 900), packets(source, 2, 20000)):
-        open_stream = quick_stages.open_live if live else quick_stages.open_file
+        open_stream = quick_stages.streams.live_recording if live else quick_stages.streams.recording
         outputs.append(converted(open_stream(quick_voice, sample_rate=44100, seed=5), *pieces))
     assert np.array_equal(outputs[0], outputs[1])
     assert np.array_equal(outputs[0], outputs[2])

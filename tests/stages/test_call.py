@@ -17,15 +17,16 @@ import pytest
 import soxr
 from numpy.typing import NDArray
 
-from configs.schema import CallMode, ConfigError, LiveSettings
-from stages.gate import tick_gains
+from configs.schema import CallMode, ConfigError, LiveSettings, Mode
+from stages.call import CallStream
 from stages.geometry import CONTENT_RATE, MODEL_RATE, TICK_16K, TICK_MODEL, Geometry
-from stages.live import CallSettings, LiveStream, Mode, delay_ms
-from stages.local import LocalStages, drain
-from stages.pipeline import BlockLost, Sampling, Stages, Stream
+from stages.line import BlockLine
+from stages.local import AtOnce, LocalStages, drain
+from stages.recording import BlockStream
+from stages.settings import CallSettings, delay_ms
 from stages.threaded import ThreadedStages
-from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
-from tests.stages.sounds import EchoStages, SineStages, call, noise, speech, with_pauses
+from stages.types import BlockLost, DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+from tests.stages.sounds import EchoStages, SineStages, call, noise, silence_only, speech, with_pauses
 from tests.stages.virtual import run_virtual
 
 LIVE = LiveSettings(lowest=CallMode(block_ms=120, deadline_ms=240), constant=CallMode(block_ms=180, deadline_ms=200))
@@ -47,7 +48,7 @@ class SlowStages:
     """Stages whose block `n` takes `took_s(n)`; one at a time where `serial`, as in a thread, else side by side."""
 
     took_s: Callable[[int], float] = lambda n: 0.1
-    inner: Stages = field(default_factory=SineStages)
+    inner: SineStages = field(default_factory=SineStages)
     serial: bool = False
     lost: frozenset[int] = frozenset()
     windows: list[Samples] = field(default_factory=list)
@@ -83,6 +84,12 @@ class SlowStages:
         work = Work(number, asyncio.create_task(compute()))
         return work
 
+    def render(self, content: Any, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Work:
+        return self.vocode(self.diffuse(content, diffuse), vocode)
+
+    def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Work:
+        return self.render(self.encode(encode), diffuse, vocode)
+
     async def collect(self, wave: Work) -> Samples:
         return await asyncio.shield(wave.result)
 
@@ -102,11 +109,6 @@ def open_gate(window: Samples, new_ticks: int) -> NDArray[np.float32]:
     return np.ones(len(window) // TICK_16K, np.float32)
 
 
-def silence_only(window: Samples, new_ticks: int) -> NDArray[np.float32]:
-    """The gate of recordings."""
-    return tick_gains(window)
-
-
 def settings(mode: Mode = "constant", **other: Any) -> CallSettings:
     return CallSettings.of(LIVE, "anyone", mode=mode, steps=1, **other)
 
@@ -117,7 +119,7 @@ class Heard:
 
     blocks: list[Samples]
     at_s: list[float]
-    stream: LiveStream
+    stream: CallStream
 
     @property
     def wave(self) -> Samples:
@@ -131,7 +133,7 @@ def hold(
     *,
     seed: int = 3,
     gate: Any = open_gate,
-    at: dict[float, Callable[[LiveStream], object]] | None = None,
+    at: dict[float, Callable[[CallStream], object]] | None = None,
     stall: tuple[float, float] | None = None,
 ) -> Heard:
     """A whole call in virtual time, in packets of 20 ms; `at` does things in the middle.
@@ -141,7 +143,7 @@ def hold(
 
     async def run() -> Heard:
         loop = asyncio.get_running_loop()
-        stream = LiveStream(stages, LIVE, chosen or settings(), seed=seed, gate=gate)
+        stream = CallStream(stages, LIVE, chosen or settings(), seed=seed, gate=gate)
         heard = Heard([], [], stream)
 
         async def listen() -> None:
@@ -246,11 +248,8 @@ def test_an_error_of_a_stage_ends_the_call() -> None:
         async def collect(self, wave: Samples) -> Samples:
             raise ValueError("no such voice")
 
-        def stage_ms(self, wave: Samples) -> dict[str, float]:
-            return {}
-
     async def run() -> None:
-        stream = LiveStream(Broken(), LIVE, settings(), gate=open_gate)
+        stream = CallStream(Broken(), LIVE, settings(), gate=open_gate)
         stream.push(noise(0.18, CONTENT_RATE))
         with pytest.raises(ValueError, match="no such voice"):
             await anext(stream.blocks())
@@ -310,7 +309,7 @@ def test_a_burst_after_a_stall_is_not_worked_off() -> None:
 
 def test_a_paused_source_starts_again_without_loss() -> None:
     async def run() -> None:
-        stream = LiveStream(SlowStages(), LIVE, settings("constant"), gate=open_gate)
+        stream = CallStream(SlowStages(), LIVE, settings("constant"), gate=open_gate)
         async with aclosing(stream.blocks()) as blocks:  # type: ignore[type-var]
             for _ in range(3):
                 for _ in range(9):
@@ -329,7 +328,7 @@ def test_a_paused_source_starts_again_without_loss() -> None:
 def test_nobody_listening_keeps_memory_bounded() -> None:
     async def run() -> None:
         stages = SlowStages()
-        stream = LiveStream(stages, LIVE, settings("lowest"), gate=open_gate)
+        stream = CallStream(stages, LIVE, settings("lowest"), gate=open_gate)
         for _ in range(3000):
             stream.push(noise(0.02, CONTENT_RATE))
             await asyncio.sleep(0.02)
@@ -341,7 +340,7 @@ def test_nobody_listening_keeps_memory_bounded() -> None:
     run_virtual(run())
 
 
-async def _until_dry(stream: LiveStream) -> Any:
+async def _until_dry(stream: CallStream) -> Any:
     async for block in stream.blocks():
         yield block
         if stream.report.done + stream.report.concealed == 500:
@@ -352,7 +351,7 @@ async def _until_dry(stream: LiveStream) -> Any:
 
 
 def test_block_size_and_mode_change_without_loss_or_click() -> None:
-    changes: dict[float, Callable[[LiveStream], object]] = {
+    changes: dict[float, Callable[[CallStream], object]] = {
         1.0: lambda stream: stream.change(block_ms=120),
         2.03: lambda stream: stream.change(block_ms=300),
         3.01: lambda stream: stream.change(mode="lowest"),
@@ -371,7 +370,7 @@ def test_block_size_and_mode_change_without_loss_or_click() -> None:
 
 def test_bypass_is_the_source_equally_late_whatever_the_block_size() -> None:
     source = noise(4.0, CONTENT_RATE, peak=0.3)
-    resize: dict[float, Callable[[LiveStream], object]] = {
+    resize: dict[float, Callable[[CallStream], object]] = {
         1.0: lambda stream: stream.change(block_ms=60),
         2.0: lambda stream: stream.change(block_ms=300),
     }
@@ -388,7 +387,7 @@ def test_bypass_is_the_source_equally_late_whatever_the_block_size() -> None:
 
 def test_bypass_voice_and_steps_change_without_a_click() -> None:
     tone = (0.8 * np.sin(2 * np.pi * 300 / CONTENT_RATE * np.arange(6 * CONTENT_RATE))).astype(np.float32)
-    changes: dict[float, Callable[[LiveStream], object]] = {
+    changes: dict[float, Callable[[CallStream], object]] = {
         1.0: lambda stream: stream.change(bypass=True),
         2.5: lambda stream: stream.change(bypass=False, voice="other"),
         4.0: lambda stream: stream.change(steps=4, bypass=True),
@@ -419,13 +418,13 @@ def test_bypass_voice_and_steps_change_without_a_click() -> None:
     ],
 )
 def test_impossible_settings_are_refused_and_change_nothing(change: dict[str, Any], complaint: str) -> None:
-    stream = LiveStream(SlowStages(), LIVE, settings(), gate=open_gate)
+    stream = CallStream(SlowStages(), LIVE, settings(), gate=open_gate)
     before = stream.settings
     with pytest.raises(ConfigError, match=complaint):
         stream.change(**change)
     assert stream.settings == before
     with pytest.raises(ConfigError, match=complaint):
-        LiveStream(SlowStages(), LIVE, CallSettings.of(LIVE, "anyone", **change))
+        CallStream(SlowStages(), LIVE, CallSettings.of(LIVE, "anyone", **change))
 
 
 # --- silence ---
@@ -489,7 +488,7 @@ def test_pauses_of_a_speaker_are_silent_and_mostly_skipped(mode: Mode) -> None:
 def test_close_cancels_what_is_in_flight_and_frees_it() -> None:
     async def run() -> None:
         stages = SlowStages(lambda n: 0.19)
-        stream = LiveStream(stages, LIVE, settings("constant", block_ms=180), gate=open_gate)
+        stream = CallStream(stages, LIVE, settings("constant", block_ms=180), gate=open_gate)
         blocks = stream.blocks()
         waiting = asyncio.create_task(anext(blocks, None))
         await asyncio.sleep(0)
@@ -529,7 +528,7 @@ class ThreadNoting(EchoStages):
         return super().encode(request)
 
 
-async def one_by_one(stream: LiveStream, source: Samples, size: int) -> list[Samples]:
+async def one_by_one(stream: CallStream, source: Samples, size: int) -> list[Samples]:
     """Push a block when the one before has come out, so that no machine is too slow for it."""
     out = []
     async with aclosing(stream.blocks()) as blocks:  # type: ignore[type-var]
@@ -548,7 +547,7 @@ def patient(live: LiveSettings) -> LiveSettings:
 async def test_the_worker_thread_computes_what_the_loop_would() -> None:
     inner, source = ThreadNoting(), noise(2.0, CONTENT_RATE)
     stages = ThreadedStages(inner)
-    stream = LiveStream(stages, patient(LIVE), settings("lowest", block_ms=180), seed=3, gate=open_gate)
+    stream = CallStream(stages, patient(LIVE), settings("lowest", block_ms=180), seed=3, gate=open_gate)
     got = await one_by_one(stream, source, 2880)
     assert np.array_equal(np.stack(got), np.stack(drain(partial(call(EchoStages()).push, source))))
     assert len(inner.threads) == 1
@@ -559,15 +558,15 @@ async def test_the_worker_thread_computes_what_the_loop_would() -> None:
 async def test_a_call_through_networks_equals_the_recording(quick_stages: LocalStages, quick_voice: Voice) -> None:
     live, source = quick_stages.preset.live, noise(1.5, CONTENT_RATE)
     chosen = CallSettings.of(live, quick_voice, mode="lowest", block_ms=180)
-    stream = LiveStream(ThreadedStages(quick_stages), patient(live), chosen, seed=5, gate=silence_only)
+    stream = CallStream(ThreadedStages(quick_stages), patient(live), chosen, seed=5, gate=silence_only)
     got = await one_by_one(stream, source, 2880)
-    sampling = Sampling(5, live.steps, live.cfg_rate, live.vocoder_past_frames)
-    expected = drain(partial(Stream(quick_stages, quick_voice, quick_stages.geometry, sampling).push, source))
+    line = BlockLine(live, chosen, seed=5, gate=silence_only)
+    expected = drain(partial(BlockStream(AtOnce(quick_stages), line).push, source))
     assert np.array_equal(np.stack(got), np.stack(expected))
 
 
 async def test_local_stages_open_a_call(quick_stages: LocalStages, quick_voice: Voice) -> None:
-    stream = quick_stages.open_call(quick_voice)
+    stream = quick_stages.call_streams.call(quick_voice)
     got = await one_by_one(stream, np.zeros(CONTENT_RATE, np.float32), stream.settings.block_ms * CONTENT_RATE // 1000)
     assert len(got) == 8
     assert not np.concatenate(got).any()

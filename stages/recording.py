@@ -1,12 +1,13 @@
 """Recordings: growing sound at any rate to converted sound, in bounded memory.
 
-FileStream follows upstream's offline path: long windows through the encoder, the condition cut into chunks that fit
-the diffusion's context, chunks cross-faded. LiveFileStream sends a recording through the path of a call instead.
-Both take sound piece by piece, and how it is cut leaves no trace in the result.
+RecordingStream follows upstream's offline path: long windows through the encoder, the condition cut into chunks that
+fit the diffusion's context, chunks cross-faded. LiveRecordingStream sends a recording through the line of a call
+instead. Both take sound piece by piece, and how it is cut leaves no trace in the result.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -14,12 +15,12 @@ import numpy as np
 
 from configs.schema import ConfigError, FileSettings
 from stages.gate import apply_gains, tick_gains
-from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, Geometry, mel_frames
+from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, mel_frames
 from stages.level import LevelFollower, powers
-from stages.pipeline import Pending, Stages, Stream
+from stages.line import MAX_IN_FLIGHT, Block, BlockLine
 from stages.resample import ContentRateStream, ModelRateStream
 from stages.stitch import ChunkJoiner
-from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
+from stages.types import DiffuseRequest, EncodeRequest, Pending, Samples, Stages, VocodeRequest, Voice
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _Chunk:
     last: bool
 
 
-class FileStream:
+class RecordingStream:
     """One recording on its way. Not for two tasks at once: push, push, ..., finish."""
 
     def __init__(
@@ -184,7 +185,7 @@ class FileStream:
             steps=self._sampling.steps,
             cfg_rate=self._sampling.cfg_rate,
         )
-        return self._stages.vocode(self._stages.diffuse(content, request), VocodeRequest())
+        return self._stages.render(content, request, VocodeRequest())
 
     async def _finish_chunk(
         self,
@@ -208,14 +209,52 @@ class FileStream:
         return self._joiner.push(wave, chunk.last)
 
 
-class LiveFileStream:
-    """A recording through the path of a call, without deadlines; the path's delay is cut off, the length kept."""
+class BlockStream:
+    """A line of blocks that may take as long as they take."""
 
-    def __init__(self, stream: Stream, geometry: Geometry, sample_rate: int) -> None:
-        self._stream = stream
+    def __init__(self, stages: Stages, line: BlockLine) -> None:
+        self._stages, self._line = stages, line
+        self._in_flight: deque[tuple[Block, Pending | None]] = deque()
+        self._heard_s = 0.0
+
+    async def push(self, samples: Samples) -> AsyncIterator[Samples]:
+        """Take samples at 16 kHz; yield the blocks [block] at 22.05 kHz that they complete."""
+        self._heard_s += len(samples) / CONTENT_RATE
+        for block in self._line.push(samples, self._heard_s):  # time is the sound's own
+            pending = block.requests.start(self._stages) if block.way == "render" else None
+            self._in_flight.append((block, pending))
+            if len(self._in_flight) == MAX_IN_FLIGHT:
+                yield await self._finish()
+        while self._in_flight:
+            yield await self._finish()
+
+    def close(self) -> None:
+        """Give up what is still in flight."""
+        while self._in_flight:
+            _, pending = self._in_flight.popleft()
+            if pending is not None:
+                self._stages.cancel(pending)
+
+    async def _finish(self) -> Samples:
+        """Wait for the oldest block and stitch it on."""
+        block, pending = self._in_flight[0]
+        try:
+            wave = None if pending is None else await self._stages.collect(pending)
+        finally:
+            self._in_flight.popleft()
+        if wave is not None:
+            return self._line.finish(block, wave)
+        return self._line.bypass(block) if block.way == "bypass" else self._line.skip(block)
+
+
+class LiveRecordingStream:
+    """A recording through the line of a call, without deadlines; the line's delay is cut off, the length kept."""
+
+    def __init__(self, stages: Stages, line: BlockLine, sample_rate: int) -> None:
+        self._blocks = BlockStream(stages, line)
         self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
-        self._to_skip = geometry.lag_ticks * TICK_MODEL
-        self._flush_16k = (geometry.lag_ticks + geometry.block_ticks) * TICK_16K
+        self._to_skip = line.geometry.lag_ticks * TICK_MODEL
+        self._flush_16k = (line.geometry.lag_ticks + line.geometry.block_ticks) * TICK_16K
         self._n_in = self._n_out = 0
 
     async def push(self, samples: Samples) -> AsyncIterator[Samples]:
@@ -230,7 +269,7 @@ class LiveFileStream:
 
     def close(self) -> None:
         """Give up what is still in flight."""
-        self._stream.close()
+        self._blocks.close()
 
     async def _run(self, samples: Samples, last: bool) -> AsyncIterator[Samples]:
         at_model_rate = self._to_model.push(samples, last)
@@ -238,7 +277,7 @@ class LiveFileStream:
         at_content_rate = self._to_content.push(at_model_rate, last)
         if last:
             at_content_rate = np.concatenate([at_content_rate, np.zeros(self._flush_16k, np.float32)])
-        async for block in self._stream.push(at_content_rate):
+        async for block in self._blocks.push(at_content_rate):
             wave = block[min(self._to_skip, len(block)) :]
             self._to_skip -= len(block) - len(wave)
             wave = wave[: self._n_in - self._n_out] if last else wave
