@@ -12,8 +12,10 @@ import json
 import pickle
 import struct
 import warnings
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +47,10 @@ UPSTREAM_DIT = "DiT_seed_v2_uvit_whisper_small_wavenet_bigvgan_pruned.pth"
 UPSTREAM_CAMPPLUS = "campplus_cn_common.bin"
 UPSTREAM_BIGVGAN = "bigvgan_v2_22khz_80band_256x"
 UPSTREAM_WHISPER = "whisper-small"
+ESTIMATOR = "cfm.estimator."
+"""What names the diffusion's tensors in our own files."""
+HEAD_BYTES = 4096
+"""How much of each tensor of a safetensors file goes into the digest that names it."""
 
 # What torch's unpickler raises on damaged bytes; its own error is only the most common of them.
 UNREADABLE = (
@@ -86,11 +92,31 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All tensors of a preset, by network, the sizes they were made for, and a digest that names them."""
+    """A preset's tensors by network, the sizes they were made for, and a digest that names them.
+
+    A network's tensors are read from its file when they are first asked for: a process that runs one network reads
+    that one.
+    """
 
     sizes: ModelSizes
     states: Mapping[str, State]
     fingerprint: str
+
+
+class StatesOnDemand(Mapping[str, State]):
+    """Tensors by network, each network's read once, when it is asked for."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], State]]) -> None:
+        self._readers = {part: cache(read) for part, read in readers.items()}
+
+    def __getitem__(self, part: str) -> State:
+        return self._readers[part]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
 
 
 def open_checkpoint(preset: Preset, folder: Path) -> Checkpoint:
@@ -116,23 +142,18 @@ def where_to_get(preset: Preset) -> str:
 
 
 def _open_own(preset: Preset, paths: list[Path]) -> Checkpoint:
-    both, campplus, bigvgan, whisper = (read_tensors(path) for path in paths)
-    states = {
-        "cfm": {
-            name.removeprefix("cfm.estimator."): tensor
-            for name, tensor in both.items()
-            if not name.startswith("length_regulator.")
-        },
-        "length_regulator": {
-            name.removeprefix("length_regulator."): tensor
-            for name, tensor in both.items()
-            if name.startswith("length_regulator.")
-        },
-        "campplus": _rename_dense(campplus),
-        "bigvgan": fold_weight_norm(bigvgan),
-        "whisper": _encoder_only(whisper),
+    for path in paths:
+        _require(path)
+    dit, campplus, bigvgan, whisper = paths
+    regulator = "length_regulator."
+    readers: dict[str, Callable[[], State]] = {
+        "cfm": lambda: _renamed(dit, lambda name: None if name.startswith(regulator) else _bare(name, ESTIMATOR)),
+        "length_regulator": lambda: _renamed(dit, lambda name: _bare(name, regulator) if regulator in name else None),
+        "campplus": lambda: _rename_dense(read_tensors(campplus)),
+        "bigvgan": lambda: fold_weight_norm(read_tensors(bigvgan)),
+        "whisper": lambda: _encoder_only(read_tensors(whisper)),
     }
-    return Checkpoint(preset.model, states, _fingerprint(states))
+    return Checkpoint(preset.model, StatesOnDemand(readers), _fingerprint(preset.model, paths))
 
 
 def _open_upstream(preset: Preset, folder: Path) -> Checkpoint:
@@ -149,18 +170,28 @@ def _open_upstream(preset: Preset, folder: Path) -> Checkpoint:
     whisper_name = Path(str(model.get("speech_tokenizer", {}).get("name", UPSTREAM_WHISPER))).name
     whisper_path = _find(preset, folder, (whisper_name, UPSTREAM_WHISPER), "*", inside="model.safetensors")
 
-    net = _section(read_tensors(dit_path), "net", dit_path)
-    generator = _section(read_tensors(bigvgan_path), "generator", bigvgan_path)
+    @cache
+    def net() -> dict[str, Any]:
+        return _section(read_tensors(dit_path), "net", dit_path)
+
+    def cfm() -> State:
+        state = _state(_section(net(), "cfm", dit_path), dit_path)
+        return {_bare(name, "estimator."): tensor for name, tensor in fold_weight_norm(state).items()}
+
+    def bigvgan() -> State:
+        generator = _section(read_tensors(bigvgan_path), "generator", bigvgan_path)
+        return fold_weight_norm(_state(generator, bigvgan_path))
+
+    paths = (dit_path, campplus_path, bigvgan_path, whisper_path)
+    for path in paths:
+        _require(path)
     campplus = _rename_dense(_state(read_tensors(campplus_path), campplus_path))
-    states = {
-        "cfm": {
-            name.removeprefix("estimator."): tensor
-            for name, tensor in fold_weight_norm(_state(_section(net, "cfm", dit_path), dit_path)).items()
-        },
-        "length_regulator": _state(_section(net, "length_regulator", dit_path), dit_path),
-        "campplus": campplus,
-        "bigvgan": fold_weight_norm(_state(generator, bigvgan_path)),
-        "whisper": _encoder_only(_state(read_tensors(whisper_path), whisper_path)),
+    readers: dict[str, Callable[[], State]] = {
+        "cfm": cfm,
+        "length_regulator": lambda: _state(_section(net(), "length_regulator", dit_path), dit_path),
+        "campplus": lambda: campplus,
+        "bigvgan": bigvgan,
+        "whisper": lambda: _encoder_only(_state(read_tensors(whisper_path), whisper_path)),
     }
     try:
         sizes = ModelSizes(
@@ -177,7 +208,7 @@ def _open_upstream(preset: Preset, folder: Path) -> Checkpoint:
         raise WeightsError(f"{config_path.name} or a config.json beside it lacks the key {error}") from error
     except ValidationError as error:
         raise WeightsError(f"{config_path.name}: {first_problem(error)}") from error
-    return Checkpoint(sizes, states, _fingerprint(states))
+    return Checkpoint(sizes, StatesOnDemand(readers), _fingerprint(sizes, paths))
 
 
 def load_network(network: Net, part: str, checkpoint: Checkpoint, device: str) -> Net:
@@ -432,11 +463,62 @@ def _some(names: list[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _fingerprint(states: Mapping[str, State]) -> str:
-    """16 hex digits over all names and bytes: two equal ones make equal voices."""
-    digest = hashlib.sha256()
-    for part in sorted(states):
-        for name in sorted(states[part]):
-            digest.update(f"{part}.{name}".encode())
-            digest.update(states[part][name].reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+def _bare(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix)
+
+
+def _renamed(path: Path, rename: Callable[[str], str | None]) -> State:
+    """A file's tensors under other names; where there is none, the tensor is left out."""
+    named = ((rename(name), tensor) for name, tensor in read_tensors(path).items())
+    return {name: tensor for name, tensor in named if name is not None}
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} is missing")
+
+
+def _fingerprint(sizes: ModelSizes, paths: Iterable[Path]) -> str:
+    """16 hex digits for the sizes and the files: two equal ones make equal voices."""
+    digest = hashlib.sha256(sizes.model_dump_json().encode())
+    for path in paths:
+        try:
+            digest.update(_file_digest(path))
+        except OSError as error:
+            raise WeightsError(f"weights file {path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> bytes:
+    """Names a weights file by less than all of its bytes, which may be gigabytes.
+
+    safetensors: the header, which names all tensors, and the first numbers of each; training changes them all. torch
+    files are zip archives, which hold a checksum of each tensor. What is neither is read whole.
+    """
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    with open(path, "rb") as file:
+        if path.suffix == ".safetensors":
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = file.read(min(header_bytes, path.stat().st_size))
+            digest.update(header)
+            for start in _tensor_starts(header):
+                file.seek(8 + header_bytes + start)
+                digest.update(file.read(HEAD_BYTES))
+        elif zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                for entry in archive.infolist():
+                    digest.update(f"{entry.filename} {entry.file_size} {entry.CRC}".encode())
+        else:
+            file.seek(0)
+            while data := file.read(1 << 20):
+                digest.update(data)
+    return digest.digest()
+
+
+def _tensor_starts(header: bytes) -> list[int]:
+    """Where the tensors begin that a safetensors header names; none where it is damaged, which reading it tells."""
+    try:
+        tree = json.loads(header)
+        return sorted(entry["data_offsets"][0] for name, entry in tree.items() if name != "__metadata__")
+    except (ValueError, TypeError, KeyError, AttributeError, LookupError):
+        return []

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import stages
 from configs import Preset, load_preset
+from stages import checkpoints
 from stages.checkpoints import (
     UPSTREAM_BIGVGAN,
     UPSTREAM_CAMPPLUS,
@@ -24,8 +25,10 @@ from stages.checkpoints import (
     UPSTREAM_WHISPER,
     Checkpoint,
     WeightsError,
+    read_tensors,
 )
 from stages.local import LocalStages, open_weights
+from stages.vocoder import Vocoder
 from tests.stages.golden import TINY_MODEL
 from tests.stages.sounds import noise
 
@@ -394,3 +397,44 @@ def test_fmax_as_upstream_reads_it(folder: Path) -> None:
     assert loaded_fmax() == 8000.0
     edit(folder / CONFIG, lambda tree: drop(tree["preprocess_params"]["spect_params"], "fmax"))
     assert loaded_fmax() is None
+
+
+# --- reading no more than is used ---
+
+
+def test_a_network_opens_its_own_file_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noting(path: Path) -> dict[str, Any]:
+        read.append(path.relative_to(folder).as_posix())
+        return read_tensors(path)
+
+    monkeypatch.setattr(checkpoints, "read_tensors", noting)
+    opened = open_weights(PRESET, folder)
+    assert read == [CAMPPLUS], "CAM++ ships no config: its sizes are read off its shapes"
+    Vocoder(PRESET, opened)
+    assert read == [CAMPPLUS, BIGVGAN]
+
+
+@pytest.mark.parametrize(
+    ("file", "path"),
+    [
+        (DIT, ("net", "cfm", "estimator.cond_projection.weight")),
+        (CAMPPLUS, ("head.bn1.running_mean",)),
+        (BIGVGAN, ("generator", "conv_pre.bias")),
+        (WHISPER, ("model.encoder.layers.1.fc1.bias",)),
+    ],
+)
+def test_the_digest_changes_with_any_tensor_and_with_nothing_else(
+    checkpoint: Checkpoint, folder: Path, file: str, path: tuple[str, ...]
+) -> None:
+    assert open_weights(PRESET, folder).fingerprint == checkpoint.fingerprint, "a copy"
+
+    def nudged(tree: Tree) -> None:
+        *sections, name = path
+        for section in sections:
+            tree = tree[section]
+        tree[name] = tree[name] + 1e-3
+
+    edit(folder / file, nudged)
+    assert open_weights(PRESET, folder).fingerprint != checkpoint.fingerprint
