@@ -11,10 +11,11 @@ import numpy as np
 import yaml
 
 from benchmarks.judges import Floats, Heard
+from configs.schema import MODEL_RATE
 from training.data import Clip, held_out, read_manifests, read_wave
 from webrtc.files import decode_file
 
-RATE = 22050
+RATE = MODEL_RATE
 SHORTEST_S, LONGEST_S = 4.0, 6.0
 WHOLE_S = 8.0
 """Clips up to this length stay whole, since nobody knows which words a part of one holds."""

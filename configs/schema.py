@@ -12,6 +12,11 @@ PRESET_FOLDER = Path(__file__).parent / "presets"
 
 Positive = Annotated[int, Field(gt=0)]
 WHISPER_MS = 30000
+TICK_MS = 20
+"""What all live sizes are counted in: exact at 16, 22.05 and 48 kHz."""
+MODEL_RATE, HOP = 22050, 256
+"""Of the mel that prompt, diffusion and vocoder share."""
+MIN_BLOCK_MS = 40
 MAX_STEPS = 100
 """Euler steps that a client may ask for."""
 Mode = Literal["lowest", "constant"]
@@ -32,10 +37,10 @@ class Strict(BaseModel):
 class MelSettings(Strict):
     """Analysis of the mel that prompt, diffusion and vocoder share; `fmax_hz` None means half the sample rate."""
 
-    sample_rate: Positive = 22050
+    sample_rate: Positive = MODEL_RATE
     n_fft: Positive = 1024
     win: Positive = 1024
-    hop: Positive = 256
+    hop: Positive = HOP
     n_mels: Positive = 80
     fmin_hz: float = 0.0
     fmax_hz: float | None = None
@@ -168,10 +173,36 @@ class LiveSettings(Strict):
     lowest: CallMode = CallMode(block_ms=120, deadline_ms=240)
     constant: CallMode = CallMode(block_ms=180, deadline_ms=200)
 
+    @model_validator(mode="after")
+    def _ticks_fit(self) -> LiveSettings:
+        for name in ("context_ms", "diffusion_context_ms", "crossfade_ms", "block_ms", "right_ms", "prompt_ms"):
+            ticks_of(getattr(self, name), name)
+        if self.diffusion_context_ms > self.context_ms:
+            raise ConfigError(
+                f"diffusion_context_ms is {self.diffusion_context_ms}; it must not exceed context_ms {self.context_ms}"
+            )
+        for name in MODES:
+            self.check_block(getattr(self, name).block_ms, f"{name}.block_ms")
+        return self
+
+    def check_block(self, block_ms: int, name: str = "block_ms") -> None:
+        """ConfigError where the window has no room for blocks of that size, or they are not whole ticks."""
+        largest_ms = self.block_ms + self.diffusion_context_ms
+        if not MIN_BLOCK_MS <= block_ms <= largest_ms:
+            raise ConfigError(f"{name} is {block_ms}; this preset allows {MIN_BLOCK_MS} to {largest_ms}")
+        ticks_of(block_ms, name)
+
+
+def ticks_of(milliseconds: int, name: str) -> int:
+    """Milliseconds as whole ticks; ConfigError where they do not divide."""
+    if milliseconds % TICK_MS:
+        raise ConfigError(f"{name} is {milliseconds} ms; it must be a multiple of {TICK_MS} ms")
+    return milliseconds // TICK_MS
+
 
 def mel_frames_in(milliseconds: int) -> int:
-    """Whole mel frames (256 samples at 22.05 kHz) in a time."""
-    return milliseconds * 22050 // (1000 * 256)
+    """Whole mel frames in a time."""
+    return milliseconds * MODEL_RATE // (1000 * HOP)
 
 
 class FileSettings(Strict):

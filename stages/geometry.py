@@ -10,25 +10,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from configs.schema import ConfigError, LiveSettings
+from configs.schema import HOP as HOP
+from configs.schema import MODEL_RATE as MODEL_RATE
+from configs.schema import TICK_MS as TICK_MS
+from configs.schema import ConfigError, LiveSettings, ticks_of
 
-TICK_MS = 20
 TICKS_PER_S = 1000 // TICK_MS
 CONTENT_RATE = 16000
-MODEL_RATE = 22050
 TICK_16K = CONTENT_RATE // TICKS_PER_S
 TICK_MODEL = MODEL_RATE // TICKS_PER_S
-HOP = 256
 SEARCH_TICKS = 1
 MAX_SOLA_TICKS = 4
-MIN_BLOCK_MS = 40
-
-
-def ticks_of(milliseconds: int, name: str) -> int:
-    """Milliseconds as whole ticks; ConfigError where they do not divide."""
-    if milliseconds % TICK_MS:
-        raise ConfigError(f"{name} is {milliseconds} ms; it must be a multiple of {TICK_MS} ms")
-    return milliseconds // TICK_MS
 
 
 def mel_frames(n_samples: int) -> int:
@@ -61,13 +53,11 @@ class Geometry:
 
     @classmethod
     def from_settings(cls, live: LiveSettings, block_ms: int | None = None) -> Geometry:
-        """The geometry of a preset, or of its window in blocks of another size; lengths must be whole ticks."""
-        left = ticks_of(live.context_ms, "context_ms")
-        kept = ticks_of(live.diffusion_context_ms, "diffusion_context_ms")
-        if kept > left:
-            raise ConfigError(
-                f"diffusion_context_ms is {live.diffusion_context_ms}; it must not exceed context_ms {live.context_ms}"
-            )
+        """The geometry of a preset, or of its window in blocks of another size; ConfigError where it has no room."""
+        left, kept = (
+            ticks_of(live.context_ms, "context_ms"),
+            ticks_of(live.diffusion_context_ms, "diffusion_context_ms"),
+        )
         geometry = cls(
             left_ticks=left,
             crossfade_ticks=ticks_of(live.crossfade_ms, "crossfade_ms"),
@@ -75,15 +65,10 @@ class Geometry:
             right_ticks=ticks_of(live.right_ms, "right_ms"),
             drop_ticks=left - kept,
         )
-        wanted = {"lowest.block_ms": live.lowest.block_ms, "constant.block_ms": live.constant.block_ms}
-        if block_ms is not None:
-            wanted["block_ms"] = block_ms
-        largest_ms = geometry.largest_block * TICK_MS
-        for name, milliseconds in wanted.items():
-            if not MIN_BLOCK_MS <= milliseconds <= largest_ms:
-                raise ConfigError(f"{name} is {milliseconds}; this preset allows {MIN_BLOCK_MS} to {largest_ms}")
-            ticks_of(milliseconds, name)
-        return geometry if block_ms is None else geometry.with_block(block_ms // TICK_MS)
+        if block_ms is None:
+            return geometry
+        live.check_block(block_ms)
+        return geometry.with_block(block_ms // TICK_MS)
 
     @classmethod
     def from_seconds(
@@ -117,11 +102,6 @@ class Geometry:
         """The same window with more or less of it new, so that calls of both block sizes share a batch."""
         shift = self.block_ticks - block_ticks
         return replace(self, block_ticks=block_ticks, left_ticks=self.left_ticks + shift)
-
-    @property
-    def largest_block(self) -> int:
-        """Ticks of the largest block that the window has room for."""
-        return self.block_ticks + self.left_ticks - self.drop_ticks
 
     def vocoder_frames(self, past_frames: int | None) -> int:
         """Mel frames that the vocoder renders per block: what is returned, the look-ahead, and so much of the past."""

@@ -20,13 +20,14 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from configs.schema import MODEL_RATE as MODEL_RATE
+
 # fmt: off
 PHONES = (
     "SIL", "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH",
     "K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH",
 )
 # fmt: on
-MODEL_RATE = 22050
 CONTENT_RATE = 16000
 TICK = 320  # samples of a content frame at 16 kHz
 SYNTH_CLIPS_PER_VOICE = 15

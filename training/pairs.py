@@ -14,12 +14,14 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from training.data import MODEL_RATE, Floats
+from configs.schema import HOP, MODEL_RATE, MelSettings
+from stages.geometry import TICK_MODEL
+from training.data import Floats
 from training.features import END_TICKS, VARIANTS, Features
 from training.loop import Tensors
 from training.train_style import WARPS
 
-TICK_MODEL, HOP, N_MELS = 441, 256, 80
+N_MELS = MelSettings().n_mels
 FRAMES_PER_BATCH = 1800
 HUMAN_SHARE = 0.7
 HEARD, HEARD_CHANCES = ("warped", "warped_again", "ends", "whole"), (0.25, 0.25, 0.15, 0.35)

@@ -14,21 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from configs.schema import ModelSizes, load_preset
+from configs.schema import HOP, MODEL_RATE, ModelSizes, load_preset
 from stages.models.bigvgan import AntiAliasedSnake, BigVgan, kaiser_sinc_filter
 from stages.models.mel import MelSpectrogram
 from stages.models.mel_match import MelMatch
 from stages.pitch import pitch_hz
-from training.data import CONTENT_RATE, MODEL_RATE, TICK, Clip, Corpus, Floats
+from training.data import CONTENT_RATE, TICK, Clip, Corpus, Floats
 from training.discriminators import Judgement, Judges, judges_loss, likeness_loss, makers_loss
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
 
 SEGMENT_FRAMES = 24
-HOP = 256
 CONTEXT_FRAMES = 4  # on each side, synthesised but not judged: what lies beyond is unknown to the network
 BATCH = 4
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512), (256, 64))  # (n_fft, hop)
-FULL_BAND_HZ = 22050
+FULL_BAND_HZ = MODEL_RATE
 PITCH_LEAD_S = 0.25
 MEL_FLOOR, FLOOR_PER_BIN = 1.5e-3, 5e-5
 

@@ -10,6 +10,7 @@ from typing import IO, Self
 import numpy as np
 import soxr
 
+from configs.schema import MODEL_RATE
 from webrtc.codecs import Codec, Law, Opus, Pcm, Samples, Wav
 from webrtc.formats import OutputFormat
 from webrtc.mp3 import Mp3
@@ -27,7 +28,7 @@ _CODECS: dict[str, Callable[[OutputFormat], Codec]] = {
 class Encoder:
     """Turns samples at `sample_rate` into a stream of bytes in one output format."""
 
-    def __init__(self, fmt: OutputFormat, *, sample_rate: int = 22050) -> None:
+    def __init__(self, fmt: OutputFormat, *, sample_rate: int = MODEL_RATE) -> None:
         self._codec = _CODECS[fmt.codec](fmt)
         self._resampler: soxr.ResampleStream | None = None
         if sample_rate != fmt.sample_rate:
@@ -72,7 +73,7 @@ class Encoder:
         return clipped
 
 
-def encode_file(pieces: Iterable[Samples], fmt: OutputFormat, out: IO[bytes], *, sample_rate: int = 22050) -> None:
+def encode_file(pieces: Iterable[Samples], fmt: OutputFormat, out: IO[bytes], *, sample_rate: int = MODEL_RATE) -> None:
     """Writes a whole file with exact sizes in its header; `out` is seekable and holds the result alone."""
     with Encoder(fmt, sample_rate=sample_rate) as encoder:
         for piece in pieces:

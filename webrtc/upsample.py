@@ -10,9 +10,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from configs.schema import MODEL_RATE
+
 Samples = NDArray[np.float32]  # (T,) mono
 
-RATE_IN_HZ: Final = 22050
+RATE_IN_HZ: Final = MODEL_RATE
 RATE_OUT_HZ: Final = 48000
 PERIOD_IN: Final = 147  # samples: 20 ms are three periods
 PERIOD_OUT: Final = 320

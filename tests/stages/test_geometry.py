@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from configs import load_preset, preset_names
 from configs.schema import ConfigError, FileSettings, LiveSettings
@@ -51,8 +53,8 @@ def test_the_vocoder_renders_what_is_returned_and_some_of_the_past() -> None:
     ],
 )
 def test_what_does_not_divide_is_refused(settings: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
-        Geometry.from_settings(LiveSettings(**settings))
+    with pytest.raises(ValueError, match=complaint):
+        LiveSettings(**settings)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +111,12 @@ def test_a_long_cross_fade_is_capped_at_80_ms() -> None:
     geometry = Geometry.from_settings(LiveSettings(crossfade_ms=200))
     assert geometry.sola_ticks == 4
     assert geometry.return_ticks == 9 + 4 + 1
+
+
+def test_a_preset_whose_sizes_do_not_fit_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    preset = load_preset("tiny").model_dump(mode="json", exclude_unset=True)
+    preset["live"]["lowest"] = {"block_ms": 130, "deadline_ms": 240}
+    path.write_text(yaml.safe_dump(preset))
+    with pytest.raises(ConfigError, match="lowest.block_ms is 130 ms; it must be a multiple of 20 ms"):
+        load_preset(path)
