@@ -80,6 +80,9 @@ def parser() -> Parser:
 
     plan = commands.add_parser("plan", help="show the sizes and delays of a preset")
     plan.add_argument("preset", metavar="PRESET", nargs="?", default="tiny", help="preset, or its YAML file")
+
+    report = commands.add_parser("report", help="print what a report of a fault needs: versions, machine, config")
+    report.add_argument("--config", metavar="FILE", help="the Serve config in use; secrets are left out")
     return root
 
 
