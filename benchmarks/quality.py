@@ -2,7 +2,8 @@
 
 `python -m benchmarks.quality --preset tiny --data DIR --out benchmarks/results/quality-tiny.json` prints a table and
 keeps every score; `--samples` takes the recordings of samples/ instead. Each pair is converted block by block, as in a
-call, and whole, as a file; with `--teacher-steps` or `--teacher-preset` also by a model that takes its time.
+call that wishes for nothing and in one of mode `constant`, and whole, as a file; with `--teacher-steps` or
+`--teacher-preset` also by a model that takes its time.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from configs.schema import ConfigError, load_preset
 from stages.local import LocalStages, open_weights
 from training.data import DEFAULT_DATA
 
-STREAMING, OFFLINE, TEACHER = "streaming", "offline", "teacher"
+STREAMING, LONG_BLOCKS, OFFLINE, TEACHER = "streaming", "streaming, long blocks", "offline", "teacher"
 GAPS = {"streaming less offline": (STREAMING, OFFLINE), "student less teacher": (OFFLINE, TEACHER)}
 GAP_MEASURES = ("to_target", "wer_own_words", "wer", "pitch_correlation", "overall")
 PICTURES_PER_GROUP = 2
@@ -177,6 +178,9 @@ def ways_of(args: argparse.Namespace) -> tuple[dict[str, Way], dict[str, str]]:
     fingerprints = {args.preset: fingerprint}
     ways = {
         STREAMING: Way(local, live=True, steps=args.steps, seed=args.seed),
+        LONG_BLOCKS: Way(
+            local, live=True, steps=args.steps, seed=args.seed, block_ms=local.preset.live.constant.block_ms
+        ),
         OFFLINE: Way(local, live=False, steps=args.steps, seed=args.seed),
     }
     if args.teacher_preset and args.teacher_preset != args.preset:
@@ -255,7 +259,9 @@ def result(
         "preset": args.preset,
         "weights": fingerprints,
         "seed": args.seed,
-        "block_ms": ways[STREAMING].local.preset.live.block_ms,
+        "block_ms": {
+            name: way.block_ms or way.local.preset.live.lowest.block_ms for name, way in ways.items() if way.live
+        },
         "steps": {name: way.n_steps for name, way in ways.items()},
         "groups": {kind: _rounded(asdict(group)) for kind, group in groups.items()},
     }

@@ -110,6 +110,8 @@ class Way:
     live: bool
     steps: int | None = None
     seed: int = 0
+    block_ms: int | None = None
+    """Of calls; None: as a call that wishes for nothing."""
 
     @property
     def n_steps(self) -> int:
@@ -119,7 +121,9 @@ class Way:
 
     def convert(self, source: Excerpt, voice: stages.Voice) -> Floats:
         """The source in that voice at the model's rate."""
-        return self.local.convert(source.samples, RATE, voice, self.seed, steps=self.steps, live=self.live)
+        return self.local.convert(
+            source.samples, RATE, voice, self.seed, steps=self.steps, live=self.live, block_ms=self.block_ms
+        )
 
 
 class Bench:

@@ -159,12 +159,16 @@ class LocalStages:
         steps: int | None = None,
         length_adjust: float = 1.0,
         live: bool = False,
+        block_ms: int | None = None,
     ) -> Samples:
-        """A whole recording (mono) in another voice, at 22.05 kHz; `live` takes the path of a call."""
+        """A whole recording (mono) in another voice, at 22.05 kHz; `live` takes the line of a call, in its own blocks
+        or in those given."""
         samples = as_mono(samples)
         stream: RecordingStream | LiveRecordingStream
         if live:
-            stream = self.streams.live_recording(voice, sample_rate=sample_rate, seed=seed, steps=steps)
+            stream = self.streams.live_recording(
+                voice, sample_rate=sample_rate, seed=seed, steps=steps, block_ms=block_ms
+            )
         else:
             stream = self.streams.recording(
                 voice, sample_rate=sample_rate, seed=seed, steps=steps, length_adjust=length_adjust

@@ -329,13 +329,15 @@ def test_two_pairs_from_end_to_end(
     assert quality.main() == 0
     printed = capsys.readouterr().out
     assert "DNSMOS is left out" in printed
-    assert "| mean [95 %] | human, streaming | human, offline | human, teacher | synthetic, streaming |" in printed
+    ways = ["streaming", "streaming, long blocks", "offline", "teacher"]
+    assert f"| mean [95 %] | {' | '.join(f'human, {way}' for way in ways)} | synthetic, streaming |" in printed
     assert "DNSMOS overall" not in printed
     assert "| word errors of the converted, against the words heard in the source |" in printed
 
     result = json.loads(out.read_text(encoding="utf-8"))
     assert result["preset"] == "tiny" and len(result["weights"]["tiny"]) >= 8
-    assert result["steps"] == {"streaming": 1, "offline": 1, "teacher": 3}
+    assert result["steps"] == {"streaming": 1, "streaming, long blocks": 1, "offline": 1, "teacher": 3}
+    assert result["block_ms"] == {"streaming": 120, "streaming, long blocks": 180}
     assert {"cpu", "cores", "date", "torch", "command"} <= result["machine"].keys()
     assert result["judges"].keys() == {"resemblyzer", "moonshine-voice"}
     assert result["measures"] == quality.ROWS
@@ -343,7 +345,7 @@ def test_two_pairs_from_end_to_end(
     for group in result["groups"].values():
         (pair,) = group["pairs"]
         assert pair["source"] != pair["target"]
-        assert pair["ways"].keys() == group["means"].keys() == {"streaming", "offline", "teacher"}
+        assert pair["ways"].keys() == group["means"].keys() == set(result["steps"])
         assert group["gaps"].keys() == {"streaming less offline", "student less teacher"}
         for way, scores in pair["ways"].items():
             assert -1 <= scores["to_target"] <= 1 and scores["real_time_factor"] > 0
