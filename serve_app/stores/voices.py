@@ -5,25 +5,31 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import wave
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 if TYPE_CHECKING:
     from stages.types import Voice
+
+log = logging.getLogger("seedvc.voices")
 
 PREMADE_FOLDER = Path(__file__).resolve().parents[2] / "samples" / "voices"
 
@@ -31,6 +37,7 @@ _VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FINGERPRINT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _INT16_STEPS = 32767
 _LEFTOVER_AGE_S = 3600.0
+_MAX_RECORD_BYTES = 2**20
 
 
 class VoiceError(Exception):
@@ -50,6 +57,12 @@ class VoiceNotFound(VoiceError, LookupError):
     """No voice of that id."""
 
     message = "there is no voice with the id {voice_id!r}"
+
+
+class VoiceDamaged(VoiceNotFound):
+    """What is kept under an id is no voice, or only part of one."""
+
+    message = "the voice {voice_id!r} is damaged where it is kept, and cannot be used"
 
 
 class InvalidVoiceId(VoiceError, ValueError):
@@ -82,6 +95,8 @@ class VoiceRecord:
     created_at_unix: int = 0
     duration_s: float | None = None
     sample_rate: int | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that another version wrote: not read, and kept when the record is written again."""
 
 
 class VoiceStore(Protocol):
@@ -107,6 +122,28 @@ class VoiceStore(Protocol):
 
     def save_features(self, voice_id: str, fingerprint: str, voice: Voice) -> None:
         """Keeps the features that the weights of that fingerprint made."""
+
+
+_RECORD: TypeAdapter[VoiceRecord] = TypeAdapter(VoiceRecord)
+_RECORD_FIELDS = {known.name for known in fields(VoiceRecord)} - {"unknown"}
+
+
+def read_record(data: bytes, voice_id: str) -> VoiceRecord:
+    """A stored record, under the id that it is stored by; VoiceDamaged where it is none."""
+    try:
+        stored = from_json(data)
+        unknown = {name: value for name, value in stored.items() if name not in _RECORD_FIELDS}
+        known = {name: value for name, value in stored.items() if name in _RECORD_FIELDS}
+        record = _RECORD.validate_python(known)
+    except (ValidationError, ValueError, AttributeError) as error:
+        raise VoiceDamaged(voice_id) from error
+    return replace(record, voice_id=voice_id, unknown=unknown)
+
+
+def write_record(record: VoiceRecord) -> bytes:
+    """A record as it is stored."""
+    known = asdict(record)
+    return json.dumps({**known.pop("unknown"), **known}).encode()
 
 
 def new_voice_id() -> str:
@@ -149,14 +186,24 @@ class FolderVoiceStore:
             folder.mkdir(parents=True, exist_ok=True)
         _sweep(self._scratch)
         self._premade_folder = premade
+        self._told: set[str] = set()
         self._premade = {record.voice_id: record for record in premade_records(premade)}
 
     def list(self) -> list[VoiceRecord]:
         """All voices: the premade ones, then the others, oldest first."""
-        own = []
+        own, damaged = [], set()
         for folder in self._voices.iterdir():
-            with suppress(VoiceNotFound, InvalidVoiceId):  # deleted since the folder was listed, or not ours
+            if folder.name in self._premade or not _VOICE_ID.fullmatch(folder.name):
+                continue  # not ours
+            try:
                 own.append(self.get(folder.name))
+            except VoiceDamaged as error:
+                damaged.add(folder.name)
+                if folder.name not in self._told:
+                    log.warning("the voice %s is left out: %s", folder.name, _reason(error))
+            except VoiceNotFound:
+                pass  # deleted since the folder was listed
+        self._told = damaged  # one that is mended, and breaks again, is told again
         return [*self._premade.values(), *sorted(own, key=lambda record: (record.created_at_unix, record.voice_id))]
 
     def get(self, voice_id: str) -> VoiceRecord:
@@ -164,9 +211,9 @@ class FolderVoiceStore:
         premade = self._premade.get(checked_id(voice_id))
         if premade is not None:
             return premade
-        with _absence_means_not_found(voice_id):
-            text = (self._voices / voice_id / "record.json").read_text(encoding="utf-8")
-        return VoiceRecord(**json.loads(text))
+        with self._reading(voice_id):
+            data = _read(self._voices / voice_id / "record.json", _MAX_RECORD_BYTES)
+        return read_record(data, voice_id)
 
     def add(self, record: VoiceRecord, samples: np.ndarray, sample_rate: int) -> None:
         """Keeps a new voice with its reference recording; VoiceExists where the id is taken."""
@@ -176,7 +223,7 @@ class FolderVoiceStore:
         folder = Path(tempfile.mkdtemp(prefix="add-", dir=self._scratch))
         try:
             _write(folder / "reference.wav", _wav(samples, sample_rate))
-            _write(folder / "record.json", json.dumps(asdict(record)).encode())
+            _write(folder / "record.json", write_record(record))
             try:
                 folder.rename(self._voices / voice_id)
             except OSError as error:
@@ -239,6 +286,16 @@ class FolderVoiceStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def _reading(self, voice_id: str) -> Iterator[None]:
+        """Where a voice's file cannot be read: VoiceDamaged, or VoiceNotFound where its whole folder is not there."""
+        try:
+            yield
+        except OSError as error:
+            if not os.path.lexists(self._voices / voice_id):
+                raise VoiceNotFound(voice_id) from error
+            raise VoiceDamaged(voice_id) from error
+
     def _features_path(self, voice_id: str, fingerprint: str) -> Path:
         assert _FINGERPRINT.fullmatch(fingerprint), fingerprint
         home = self._premade_features if voice_id in self._premade else self._voices
@@ -287,6 +344,30 @@ def _absence_means_not_found(voice_id: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise VoiceNotFound(voice_id) from error
+
+
+def _reason(error: VoiceDamaged) -> str:
+    """Why, without what is in the voice's files."""
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return f"{cause.strerror or cause}"
+    if isinstance(cause, ValidationError):
+        return "its record: " + "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in cause.errors()
+        )
+    return "its record is no JSON object" if cause is not None else str(error)
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """A whole file; OSError where it is no plain file, or a longer one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    with open(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        if about.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
+        return file.read()
 
 
 def _wav(samples: np.ndarray, sample_rate: int) -> bytes:

@@ -1,7 +1,10 @@
 """The folder voice store: no half-written voice is ever seen, ids stay inside, premade voices as they are."""
 
+import json
+import logging
 import os
 import pickle
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +17,7 @@ from serve_app.stores import voices
 from serve_app.stores.voices import (
     FolderVoiceStore,
     InvalidVoiceId,
+    VoiceDamaged,
     VoiceExists,
     VoiceIsReadOnly,
     VoiceNotFound,
@@ -133,6 +137,125 @@ def test_an_id_that_could_leave_the_folder_is_refused(store: FolderVoiceStore, v
     for call in calls:
         with pytest.raises(InvalidVoiceId):
             call()
+
+
+def junk_file(folder: Path) -> None:
+    folder.write_bytes(b"words")
+
+
+def empty_folder(folder: Path) -> None:
+    folder.mkdir()
+
+
+def link_to_itself(folder: Path) -> None:
+    folder.symlink_to(folder.name)
+
+
+def folder_in_place_of_the_record(folder: Path) -> None:
+    (folder / "record.json").mkdir(parents=True)
+
+
+def pipe_in_place_of_the_record(folder: Path) -> None:
+    folder.mkdir()
+    os.mkfifo(folder / "record.json")
+
+
+def record_that_links_to_itself(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "record.json").symlink_to("record.json")
+
+
+def record_of(data: bytes) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "record.json").write_bytes(data)
+
+    return make
+
+
+def record_with(**fields: object) -> Callable[[Path], None]:
+    return record_of(json.dumps({"voice_id": "bad", "name": "Secret Name", **fields}).encode())
+
+
+BAD_ENTRIES = {
+    "a file": junk_file,
+    "an empty folder": empty_folder,
+    "a link to itself": link_to_itself,
+    "a folder for a record": folder_in_place_of_the_record,
+    "a pipe for a record": pipe_in_place_of_the_record,
+    "a record that links to itself": record_that_links_to_itself,
+    "an empty record": record_of(b""),
+    "a record cut off": record_of(b'{"voice_id": "bad", "na'),
+    "a record in another coding": record_of('{"voice_id": "bad", "name": "Zo\xe9"}'.encode("latin-1")),
+    "half a character": record_of(b'{"voice_id": "bad", "name": "\\ud800"}'),
+    "a list": record_of(b'["bad"]'),
+    "a word": record_of(b'"bad"'),
+    "nothing": record_of(b"null"),
+    "a deep list": record_of(b"[" * 100_000),
+    "a huge record": record_of(b" " * 2**20 + b"{}"),
+    "no name": record_of(b'{"voice_id": "bad"}'),
+    "a number for a name": record_with(name=7),
+    "a word for labels": record_with(labels="deep"),
+    "a number for a label": record_with(labels={"age": 7}),
+    "a word for a time": record_with(created_at_unix="yesterday"),
+    "another category": record_with(category="bought"),
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_ENTRIES.values(), ids=list(BAD_ENTRIES))
+def test_one_bad_entry_is_left_out_and_told_once(
+    store: FolderVoiceStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    spoil(tmp_path / "store" / "voices" / "bad")
+    for _ in range(3):
+        assert [record.voice_id for record in store.list()] == ["anna"]
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "bad" in told and "Secret Name" not in told
+    with pytest.raises(VoiceDamaged, match="'bad' is damaged"):
+        store.get("bad")
+    store.delete("bad")
+    assert [path.name for path in (tmp_path / "store" / "voices").iterdir()] == ["anna"]
+    assert not list((tmp_path / "store" / "scratch").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("locked", [".", "record.json"])
+def test_an_entry_that_may_not_be_read_is_left_out(store: FolderVoiceStore, tmp_path: Path, locked: str) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    store.add(some_record("bad"), some_sound(), RATE)
+    (tmp_path / "store" / "voices" / "bad" / locked).chmod(0)
+    assert [record.voice_id for record in store.list()] == ["anna"]
+    store.delete("bad")
+    assert not list((tmp_path / "store" / "scratch").iterdir()), "the recording does not stay behind"
+
+
+def test_what_is_no_voice_at_all_is_passed_over(store: FolderVoiceStore, tmp_path: Path) -> None:
+    for name in (".DS_Store", "lost found", "x" * 65):
+        (tmp_path / "store" / "voices" / name).write_bytes(b"")
+    assert store.list() == []
+
+
+def test_an_own_folder_does_not_double_a_premade_voice(tmp_path: Path) -> None:
+    store = FolderVoiceStore(tmp_path)
+    record_with(voice_id="clara")(tmp_path / "voices" / "clara")
+    assert [record.voice_id for record in store.list()].count("clara") == 1
+
+
+def test_a_record_of_another_version_is_read_and_kept_whole(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    path = tmp_path / "store" / "voices" / "anna" / "record.json"
+    more = {"pronouns": "she", "unknown": {"a": [1]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+    (read,) = store.list()
+    assert (read.name, read.labels, read.unknown) == ("Anna", {"accent": "none"}, more)
+    assert json.loads(voices.write_record(read)) == json.loads(path.read_text())
+
+
+def test_a_copied_folder_is_a_voice_of_its_own(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    shutil.copytree(tmp_path / "store" / "voices" / "anna", tmp_path / "store" / "voices" / "berta")
+    assert [record.voice_id for record in store.list()] == ["anna", "berta"]
 
 
 def test_a_crash_while_adding_leaves_nothing_to_see(store: FolderVoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
