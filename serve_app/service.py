@@ -17,7 +17,7 @@ import soxr
 from configs.serve import Limits
 from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
-from serve_app.stores.voices import VoiceRecord, VoiceStore, as_stored, new_voice_id
+from serve_app.stores.voices import NotStored, VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
 
@@ -116,7 +116,11 @@ class Service:
             sample_rate=sample_rate,
         )
         await asyncio.to_thread(self.voices.add, record, samples, sample_rate)
-        await asyncio.to_thread(self.voices.save_features, record.voice_id, self.backend.fingerprint, voice)
+        try:
+            await asyncio.to_thread(self.voices.save_features, record.voice_id, self.backend.fingerprint, voice)
+        except NotStored:  # the caller is told so, and never learns the voice's id
+            await asyncio.to_thread(self.voices.delete, record.voice_id)
+            raise
         return record, [*warnings, *more_warnings]
 
     async def convert(
