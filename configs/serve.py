@@ -22,8 +22,11 @@ class StageArgs(Strict):
     transport: Literal["object_store", "grpc"] = "object_store"
     """How results for recordings travel; blocks of calls always go by value. object_store: on by reference; grpc: by
     value through the ingress, faster below 0.5 MB, at most 4 MiB (30 s of seed-vc-small's content are 4.6 MB)."""
+    live_stuck_after_s: Seconds = 30.0
+    """A batch of calls' blocks that runs longer makes its replica unhealthy: Serve replaces it after three checks, 10 s
+    apart. Far above what a block may take, as all blocks are late long before."""
     stuck_after_s: Seconds = 900.0
-    """A batch that runs longer makes its replica unhealthy; a large preset on a CPU takes minutes."""
+    """The same of a batch with a recording's chunk in it; a large preset on a CPU takes minutes."""
 
 
 class Limits(Strict):
@@ -98,6 +101,8 @@ class ServeArgs(Strict):
     encoder: StageArgs = StageArgs()
     diffusion: StageArgs = StageArgs()
     vocoder: StageArgs = StageArgs()
+    voice_stuck_after_s: Seconds = 300.0
+    """The same of making one voice of a reference, for VoiceMaker."""
     voice_cache_mb: Positive = 256
     """Bound of the voices that a Diffusion replica keeps in memory."""
     limits: Limits = Limits()

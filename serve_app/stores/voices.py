@@ -255,10 +255,8 @@ class FolderVoiceStore:
         if checked_id(voice_id) in self._premade:
             raise VoiceIsReadOnly(voice_id)
         with _changing():
-            self._scratch.mkdir(exist_ok=True)
-            doomed = self._scratch / f"{_DOOMED}{secrets.token_hex(8)}"
             try:
-                (self._voices / voice_id).rename(doomed)
+                doomed = self._move_away(self._voices / voice_id)
             except FileNotFoundError as error:
                 raise VoiceNotFound(voice_id) from error
             _flush_folder(self._voices)
@@ -321,7 +319,7 @@ class FolderVoiceStore:
                 voice.save(made)
                 _flush(made)
                 if path.is_dir() and not path.is_symlink():  # a rename does not replace a folder
-                    path.rename(self._scratch / f"{_DOOMED}{secrets.token_hex(8)}")
+                    _discard(self._move_away(path))
                 try:
                     os.replace(made, path)
                     _flush_folder(path.parent)
@@ -338,6 +336,16 @@ class FolderVoiceStore:
         finally:
             if folder.exists():
                 _discard(folder)
+
+    def _move_away(self, path: Path) -> Path:
+        """Takes something out of sight, in one step; returns where it is now, to be removed."""
+        self._scratch.mkdir(exist_ok=True)
+        doomed = self._scratch / f"{_DOOMED}{secrets.token_hex(8)}"
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):
+                path.chmod(0o700)  # a folder that may not be written does not move either
+        path.rename(doomed)
+        return doomed
 
     def _premade_recording(self, voice_id: str) -> Path:
         try:
@@ -505,10 +513,8 @@ def _sweep(scratch: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Removes a file, or a folder with all that is in it, also one that may not be read."""
+    """Removes a file, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
-        with suppress(OSError):
-            path.chmod(0o700)
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(FileNotFoundError):
