@@ -80,6 +80,10 @@ class RtcArgs(Strict):
     """How long nothing at all may come from a client before it counts as gone; a muted one still sends."""
     idle_timeout_s: Seconds = 900.0
     """How long a call may go without speech before it gives its place away."""
+    failing_timeout_s: Seconds = 10.0
+    """How long each block of a call may fail before the call ends; its client is told at the first."""
+    unheard_timeout_s: Seconds = 60.0
+    """The same where the blocks are late or not answered, as while a replica is replaced."""
     page: bool = True
     """Whether the browser page is served at `/`."""
 

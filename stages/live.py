@@ -113,7 +113,11 @@ class BlockReport:
     late: int = 0
     """Without a result at their deadline."""
     dropped: int = 0
-    """Not sent since two were in flight, given up by the stages, or not taken."""
+    """Not sent since two were in flight, given up or failed by the stages, or not taken."""
+    failed: int = 0
+    """Those of them that a stage had an error of its own for."""
+    failure: Exception | None = None
+    """The last such error."""
     in_flight: int = 0
     spoken: int = 0
     """With speech in them, whatever became of them."""
@@ -218,7 +222,7 @@ class LiveStream:
     async def blocks(self) -> AsyncIterator[Samples]:
         """Yield the blocks at 22.05 kHz in order, each by its deadline, until the stream is closed.
 
-        Raises what a stage raises, but for BlockLost, which only costs the block.
+        What a stage raises only costs the block: the report counts it.
         """
         while not self._ended.is_set():
             if not self._waiting:
@@ -302,7 +306,7 @@ class LiveStream:
         return min(self._paces_s, default=0.0)
 
     async def _collect(self, block: _Block) -> Samples:
-        wave = await self._stages.collect(block.pending)
+        wave = await self._collected(block)
         now_s = asyncio.get_running_loop().time()
         self._paces_s.append(now_s - max(block.sent_s, self._last_result_s))
         self._last_result_s = now_s
@@ -312,6 +316,20 @@ class LiveStream:
         self._usual_s += (took_s - self._usual_s) / min(self._n_results, USUAL_BLOCKS)
         self._report.block_ms = took_s * 1000
         self._report.stages_ms = self._stages.stage_ms(block.pending)
+        return wave
+
+    async def _collected(self, block: _Block) -> Samples:
+        """What the stages made; BlockLost where they gave up, failed, or made something that is no sound."""
+        try:
+            wave = await self._stages.collect(block.pending)
+            if not np.isfinite(wave).all():  # once in the stitcher, it would be heard for ever
+                raise FloatingPointError("the stages returned values that are not finite numbers")
+        except BlockLost:
+            raise
+        except Exception as error:
+            self._report.failed += 1
+            self._report.failure = error
+            raise BlockLost from error
         return wave
 
     async def _until_out(self, block: _Block) -> None:
