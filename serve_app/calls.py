@@ -426,6 +426,16 @@ class Calls:
         return len(self._calls)
 
     @property
+    def is_retiring(self) -> bool:
+        """Whether this replica takes no new calls, as it goes away."""
+        return self._retiring
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no place is free."""
+        return self.live >= self.args.max_calls
+
+    @property
     def modes(self) -> Told:
         """What each mode means, in milliseconds."""
         blocks_ms = {"lowest": self.lowest_block_ms, "constant": self._live.constant.block_ms}
@@ -522,7 +532,7 @@ class Calls:
         if self._retiring:
             self.metrics.refused.inc()
             raise CallsFull("this server goes away; call again", self.args.retry_after_s)
-        if self.live >= self.args.max_calls:
+        if self.is_full:
             self.metrics.refused.inc()
             message = f"{self.args.max_calls} calls are running, which is the limit; try again soon"
             raise CallsFull(message, self.args.retry_after_s)

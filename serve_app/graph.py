@@ -6,6 +6,7 @@ import asyncio
 import copy
 import math
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any, Self
@@ -33,6 +34,10 @@ FULL_WAIT_S, LONGEST_WAIT_S, FULL_FOR_S = 0.25, 8.0, 120.0
 
 class StagesUnavailable(Unavailable, BlockLost):
     """The stages did not answer, however often they were asked."""
+
+
+ANSWER_COUNTS_S, GIVE_UP_S = 10.0, 10.0
+"""How long an answer to work counts as a sign of life, and how long one is waited for that was asked for."""
 
 
 class Backoff:
@@ -315,6 +320,28 @@ def is_lost(error: BaseException) -> bool:
     if isinstance(error, RayTaskError):
         return isinstance(error.cause, Exception) and is_lost(error.cause)
     return isinstance(error, RayError | RayServeException | grpc.RpcError)
+
+
+def sign_of_life(stage: DeploymentHandle[Any], stages: ServeStages) -> Callable[[], Awaitable[None]]:
+    """What asks a replica of a stage whether it is well; what has just answered needs no asking.
+
+    One that has no room for the question is at work.
+    """
+
+    async def ask() -> None:
+        if monotonic() - stages.answered_s < ANSWER_COUNTS_S:
+            return
+        response: Any = stage.check_health.remote()
+        try:
+            async with asyncio.timeout(GIVE_UP_S):
+                await response
+        except BackPressureError:
+            pass
+        except (TimeoutError, asyncio.CancelledError):
+            response.cancel()
+            raise
+
+    return ask
 
 
 class ServeBackend:

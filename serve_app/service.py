@@ -149,9 +149,14 @@ class Service:
         sound = Decoded(upload, file_format, self.limits.max_source_s)
         return Conversion(sound, open_stream, fmt, seed, self.admitted())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether one more conversion would be refused."""
+        return self.running_conversions >= self.limits.max_conversions
+
     def require_room(self) -> None:
         """AtCapacity where one more conversion would be refused; asked before an upload is taken."""
-        if self.running_conversions >= self.limits.max_conversions:
+        if self.is_full:
             message = f"{self.limits.max_conversions} conversions are running, which is the limit; try again soon"
             raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
 

@@ -76,7 +76,8 @@ class Handle:
 
 def stages_of(handles: list[Handle], transport: str) -> ServeStages:
     parts: Any = [StageHandle.of(handle, transport) for handle in handles]  # type: ignore[arg-type]
-    return ServeStages(*parts, BlockMetrics())
+    encoder, diffusion, vocoder = parts
+    return ServeStages(encoder, diffusion, vocoder, BlockMetrics())
 
 
 def chain(stages: ServeStages, live: bool = False) -> Call:
