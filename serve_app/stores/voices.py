@@ -242,6 +242,7 @@ class FolderVoiceStore:
         with _changing(), self._workplace("add-") as folder:
             _write(folder / "reference.wav", _wav(samples, sample_rate))
             _write(folder / "record.json", write_record(record))
+            _flush_folder(folder)
             try:
                 folder.rename(self._voices / voice_id)
             except OSError as error:  # the folder of a voice is never empty
@@ -437,9 +438,7 @@ def _reason(error: VoiceDamaged) -> str:
     if isinstance(cause, OSError):
         return f"{cause.strerror or cause}"
     if isinstance(cause, ValidationError):
-        return "its record: " + "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in cause.errors()
-        )
+        return "its record: " + "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in cause.errors())
     return "its record is no JSON object" if cause is not None else str(error)
 
 

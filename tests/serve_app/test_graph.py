@@ -21,7 +21,7 @@ from configs.serve import ServeArgs
 from serve_app.deployments import Stages
 from serve_app.graph import Call, ServeBackend, ServeStages, StageHandle
 from serve_app.metrics import BlockMetrics
-from serve_app.stores.voices import open_voice_store
+from serve_app.stores.voices import VoiceNotFound, open_voice_store
 from stages.blocks import BlockMaker
 from stages.geometry import CONTENT_RATE, MODEL_RATE
 from stages.live import LiveStream
@@ -245,6 +245,26 @@ async def test_live_call_equals_in_process(graph: Deployed, transport: str, tmp_
     )
     here = LiveStream(ThreadedStages(graph.local), live, replace(stream.settings, voice=graph.voice), seed=5)
     assert np.array_equal(got, await converse(here, source_16k))
+
+
+async def test_a_voice_that_is_deleted_in_mid_call_is_not_heard_for_long(graph: Deployed, tmp_path: Path) -> None:
+    handle: Any = serve.get_app_handle("seedvc")
+    voice_id = await handle.make_voice.remote(speechlike(2.0, 9), MODEL_RATE, "leaving")
+    stream = backend_over("object_store", graph, tmp_path, PATIENT_MS).open_call(voice_id, block_ms=180, steps=1)
+    source, size = to_content_rate(speechlike(60.0, 0)), CONTENT_RATE * 180 // 1000
+    said = iter(source[: len(source) // size * size].reshape(-1, size))
+    async with aclosing(stream.blocks()) as out, asyncio.timeout(60):  # type: ignore[type-var]
+        stream.push(next(said))
+        await anext(out)
+        assert stream.report.done == 1
+        url = f"{graph.http_url}/v1/voices/{voice_id}"
+        (await asyncio.to_thread(httpx.delete, url, timeout=30)).raise_for_status()
+        while not stream.report.failed:
+            stream.push(next(said))
+            await anext(out)
+            await asyncio.sleep(0.02)  # the replicas look at the store every few seconds
+    stream.close()
+    assert isinstance(stream.report.failure, VoiceNotFound)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -25,6 +25,12 @@ def test_all_five_deployments_are_healthy(graph: Deployed) -> None:
     assert {deployment.status for deployment in deployments.values()} == {"HEALTHY"}
 
 
+def test_the_service_is_ready_through_the_proxy(graph: Deployed) -> None:
+    answer = httpx.get(f"{graph.http_url}/readyz", timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {"status": "ready", "full": []}
+
+
 @pytest.mark.parametrize("query", [{}, {"live": "true"}])
 def test_a_recording_is_converted(graph: Deployed, query: dict[str, str]) -> None:
     source = speechlike(2.0, 8)
