@@ -276,7 +276,7 @@ class Call(Session):
                 end = FAILED
                 self.stop(end)
             if failed := self._stream.report.failed:
-                log.error("%d blocks failed", failed, extra={"session": self.session_id})
+                log.warning("%d blocks failed", failed, extra={"session": self.session_id})
             self.tell({"type": "end", "reason": end.reason, "message": end.message})
             for listener in self.listeners:
                 listener.stop(end)
@@ -350,6 +350,8 @@ class Call(Session):
                 log.error("a block failed", exc_info=failure, extra={"session": self.session_id})
             self.tell(problem(failure))
             await asyncio.sleep(TELL_FAILURES_EVERY_S)
+            if not self._failures.empty():
+                self._failures.get_nowait()  # it may be over since; if not, the next one comes at once
 
     async def _watch(self) -> None:
         """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""

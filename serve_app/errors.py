@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.stores.voices import InvalidVoiceId, NotStored, VoiceDamaged, VoiceExists, VoiceIsReadOnly, VoiceNotFound
+from serve_app.stores.voices import (
+    InvalidVoiceId,
+    NotStored,
+    StoreAway,
+    VoiceDamaged,
+    VoiceExists,
+    VoiceIsReadOnly,
+    VoiceNotFound,
+)
 from stages.types import BadAudio
 from webrtc.files import NotAudio
 
@@ -156,7 +164,7 @@ def refusal(error: Exception) -> Refusal | None:
             return _refused(429, error.status, error, {"Retry-After": str(error.retry_after_s)})
         case NotStored():
             return _refused(507, "not_stored", error)
-        case Unavailable():
+        case Unavailable() | StoreAway():
             return _refused(503, "system_busy", error, {"Retry-After": str(_RESTART_S)})
         case _:
             return None

@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import wave
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -72,6 +72,10 @@ class NotStored(OSError):
     """The storage of voices does not take a change: it is full, read-only, or gone."""
 
 
+class StoreAway(OSError):
+    """The storage of voices cannot be reached, as where a disk is not mounted."""
+
+
 class InvalidVoiceId(VoiceError, ValueError):
     """An id that no voice can have."""
 
@@ -109,7 +113,7 @@ class VoiceRecord:
 class VoiceStore(Protocol):
     """Keeps voices. Methods block on storage, so coroutines call them through a thread; all raise VoiceNotFound.
 
-    What changes something raises NotStored where the storage refuses.
+    What changes something raises NotStored where the storage refuses; all raise StoreAway where it is not there.
     """
 
     def list(self) -> list[VoiceRecord]:
@@ -211,7 +215,7 @@ class FolderVoiceStore:
     def list(self) -> list[VoiceRecord]:
         """All voices: the premade ones, then the others, oldest first."""
         own, damaged = [], set()
-        for folder in self._voices.iterdir():
+        for folder in self._entries():
             if folder.name in self._premade or not _VOICE_ID.fullmatch(folder.name):
                 continue  # not ours
             try:
@@ -259,6 +263,7 @@ class FolderVoiceStore:
             try:
                 doomed = self._move_away(self._voices / voice_id)
             except FileNotFoundError as error:
+                self._entries()
                 raise VoiceNotFound(voice_id) from error
             _flush_folder(self._voices)
         _discard(doomed)
@@ -305,6 +310,7 @@ class FolderVoiceStore:
         try:
             about = self._features_path(checked_id(voice_id), fingerprint).stat()
         except (FileNotFoundError, NotADirectoryError) as error:
+            self._entries()
             raise VoiceNotFound(voice_id) from error
         return about.st_ino, about.st_mtime_ns, about.st_size
 
@@ -326,6 +332,14 @@ class FolderVoiceStore:
                     _flush_folder(path.parent)
                 except FileNotFoundError as error:
                     raise VoiceNotFound(voice_id) from error
+
+    def _entries(self) -> Iterable[Path]:
+        """What is there beside the premade voices."""
+        try:
+            return sorted(self._voices.iterdir())
+        except OSError as error:
+            log.error("the storage of voices cannot be reached: %s", error.strerror or error)
+            raise StoreAway("the storage of voices does not answer now; try again soon") from error
 
     @contextmanager
     def _workplace(self, prefix: str) -> Iterator[Path]:
@@ -373,6 +387,7 @@ class FolderVoiceStore:
             yield
         except OSError as error:
             if not os.path.lexists(self._voices / voice_id):
+                self._entries()
                 raise VoiceNotFound(voice_id) from error
             raise VoiceDamaged(voice_id) from error
 
@@ -425,7 +440,7 @@ def _changing() -> Iterator[None]:
     """NotStored, in words, where the storage refuses a change."""
     try:
         yield
-    except VoiceError:
+    except (VoiceError, StoreAway):
         raise
     except OSError as error:
         log.error("voices cannot be changed: %s", error.strerror or error)

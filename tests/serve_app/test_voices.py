@@ -21,6 +21,7 @@ from serve_app.stores.voices import (
     FolderVoiceStore,
     InvalidVoiceId,
     NotStored,
+    StoreAway,
     VoiceDamaged,
     VoiceExists,
     VoiceIsReadOnly,
@@ -441,6 +442,26 @@ def test_a_storage_that_takes_nothing_says_so(
     assert [record.voice_id for record in store.list()] == ["berta"]
     assert store.features("berta", "f") is None
     assert not list((tmp_path / "store" / "scratch").iterdir())
+
+
+def test_a_storage_that_is_away_has_not_forgotten_its_voices(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    store.save_features("anna", "f", some_voice(1.0))
+    (tmp_path / "store" / "voices").rename(tmp_path / "away")
+    calls: list[Callable[[], object]] = [
+        store.list,
+        lambda: store.get("anna"),
+        lambda: store.reference("anna"),
+        lambda: store.features("anna", "f"),
+        lambda: store.stamp("anna", "f"),
+        lambda: store.save_features("anna", "f", some_voice(1.0)),
+        lambda: store.delete("anna"),
+    ]
+    for call in calls:
+        with pytest.raises(StoreAway, match="does not answer"):
+            call()
+    (tmp_path / "away").rename(tmp_path / "store" / "voices")
+    assert store.list() == [some_record()]
 
 
 def test_a_deletion_that_a_crash_broke_off_is_finished_at_the_next_start(
