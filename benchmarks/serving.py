@@ -58,11 +58,19 @@ def running_graph(config: str = "local", **args: object) -> Iterator[str]:
         )
         _deploy({"applications": [application]})
         url = f"http://127.0.0.1:{port}"
-        httpx.get(f"{url}/readyz", timeout=START_TIMEOUT_S).raise_for_status()
+        _wait_ready(url)
         yield url
     finally:
         ray.shutdown()  # the instance is this process's own: all of it ends here, the graph included
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_ready(url: str) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while (answer := httpx.get(f"{url}/readyz", timeout=START_TIMEOUT_S)).status_code != 200:
+        if time.monotonic() > deadline_s:
+            answer.raise_for_status()
+        time.sleep(0.2)
 
 
 def free_port() -> int:

@@ -22,8 +22,11 @@ class StageArgs(Strict):
     transport: Literal["object_store", "grpc"] = "object_store"
     """How results for recordings travel; blocks of calls always go by value. object_store: on by reference; grpc: by
     value through the ingress, faster below 0.5 MB, at most 4 MiB (30 s of seed-vc-small's content are 4.6 MB)."""
+    live_stuck_after_s: Seconds = 30.0
+    """A batch of calls' blocks that runs longer makes its replica unhealthy: Serve replaces it after three checks, 10 s
+    apart. Far above what a block may take, as all blocks are late long before."""
     stuck_after_s: Seconds = 900.0
-    """A batch that runs longer makes its replica unhealthy; a large preset on a CPU takes minutes."""
+    """The same of a batch with a recording's chunk in it; a large preset on a CPU takes minutes."""
 
 
 class Limits(Strict):
@@ -77,6 +80,10 @@ class RtcArgs(Strict):
     """How long nothing at all may come from a client before it counts as gone; a muted one still sends."""
     idle_timeout_s: Seconds = 900.0
     """How long a call may go without speech before it gives its place away."""
+    failing_timeout_s: Seconds = 10.0
+    """How long each block of a call may fail before the call ends; its client is told at the first."""
+    unheard_timeout_s: Seconds = 60.0
+    """The same where the blocks are late or not answered, as while a replica is replaced."""
     page: bool = True
     """Whether the browser page is served at `/`."""
 
@@ -98,6 +105,8 @@ class ServeArgs(Strict):
     encoder: StageArgs = StageArgs()
     diffusion: StageArgs = StageArgs()
     vocoder: StageArgs = StageArgs()
+    voice_stuck_after_s: Seconds = 300.0
+    """The same of making one voice of a reference, for VoiceMaker."""
     voice_cache_mb: Positive = 256
     """Bound of the voices that a Diffusion replica keeps in memory."""
     limits: Limits = Limits()

@@ -24,6 +24,36 @@ MAX_WAITING_BATCHES = 64
 MAX_FAILED_BATCHES = 3
 
 
+class Watch:
+    """Whether a device still works, by how long its present work takes and how the last of it ended.
+
+    It is told by the thread that works, as whoever waits for it may leave earlier.
+    """
+
+    def __init__(self) -> None:
+        self._work: tuple[float, float] | None = None  # when it began, how long it may take
+        self._failed = 0
+
+    def begin(self, limit_s: float) -> None:
+        """Work begins that never takes so long."""
+        self._work = perf_counter(), limit_s
+
+    def end(self, results: Sequence[object]) -> None:
+        """It is over, with these results or errors. A device that has gone fails in torch's way, or for want of
+        memory; a bad request does not."""
+        self._work = None
+        is_lost = all(isinstance(result, RuntimeError | MemoryError) for result in results)
+        self._failed = self._failed + 1 if is_lost else 0
+
+    def check(self) -> None:
+        """RuntimeError where the device seems lost: work takes for ever, or failed several times in a row."""
+        work = self._work
+        if work is not None and (busy_s := perf_counter() - work[0]) > work[1]:
+            raise RuntimeError(f"a batch has been running for {busy_s:.0f} s")
+        if self._failed >= MAX_FAILED_BATCHES:
+            raise RuntimeError(f"the last {self._failed} batches failed")
+
+
 class Observer(Protocol):
     """Who is told how long requests waited and what a batch cost."""
 
@@ -57,19 +87,16 @@ class GroupCommit(Generic[Item, Result]):
         self, compute: Callable[[Sequence[Item]], Sequence[Result]], args: StageArgs, observer: Observer
     ) -> None:
         self._compute, self._observer = compute, observer
-        self._max_batch_size, self._stuck_after_s = args.max_batch_size, args.stuck_after_s
+        self._max_batch_size = args.max_batch_size
+        self._stuck_after_s, self._live_stuck_after_s = args.stuck_after_s, args.live_stuck_after_s
         self._device = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1)
         self._waiting: list[Entry[Item, Result]] = []
-        self._started: float | None = None
-        self._failed_batches = 0
+        self._watch = Watch()
 
     def check(self) -> None:
         """RuntimeError where the device seems lost: one batch takes for ever, or several in a row failed whole."""
-        if self._started is not None and (busy_s := perf_counter() - self._started) > self._stuck_after_s:
-            raise RuntimeError(f"a batch has been running for {busy_s:.0f} s")
-        if self._failed_batches >= MAX_FAILED_BATCHES:
-            raise RuntimeError(f"the last {self._failed_batches} batches failed")
+        self._watch.check()
 
     async def run(self, entries: list[Entry[Item, Result]]) -> list[Entry[Item, Result]]:
         """Wait until all of `entries` are done; whoever gets the device takes along what else waits."""
@@ -92,23 +119,27 @@ class GroupCommit(Generic[Item, Result]):
     async def _run(self, batch: list[Entry[Item, Result]]) -> None:
         if not batch:
             return
-        self._started = started = perf_counter()
+        started = perf_counter()
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._worker, self._results_of, batch)
+            results = await asyncio.get_running_loop().run_in_executor(self._worker, self._work_off, batch)
         except asyncio.CancelledError:  # only this waiter leaves; the others' items are still wanted
             self._waiting.extend(batch)
             raise
         except Exception as error:  # an executor that has shut down: nobody may be left waiting
             results = [error] * len(batch)
-        finally:
-            self._started = None
-        # A device that has gone fails in torch's own way; a bad request does not.
-        is_lost = all(isinstance(result, RuntimeError) for result in results)
-        self._failed_batches = self._failed_batches + 1 if is_lost else 0
         for entry, result in zip(batch, results, strict=True):
             entry.result, entry.done = result, True
             self._observer.waited((started - entry.arrived) * 1000)
         self._observer.computed((perf_counter() - started) * 1000, len(batch))
+
+    def _work_off(self, batch: list[Entry[Item, Result]]) -> Sequence[Result | Exception]:
+        self._watch.begin(self._live_stuck_after_s if all(entry.live for entry in batch) else self._stuck_after_s)
+        results: Sequence[Result | Exception] = ()
+        try:
+            results = self._results_of(batch)
+            return results
+        finally:
+            self._watch.end(results)
 
     def _results_of(self, batch: list[Entry[Item, Result]]) -> Sequence[Result | Exception]:
         try:

@@ -22,7 +22,8 @@ from configs.serve import RtcArgs
 from serve_app.errors import CallsFull, Refused, Unavailable, refusal
 from serve_app.messages import Candidate, Change, Start, Stop, Told, Wishes, parse, problem
 from serve_app.metrics import SessionMetrics
-from stages.call import CallStream
+from serve_app.stores.voices import VoiceNotFound
+from stages.call import BlockReport, CallStream
 from stages.settings import CallSettings, delay_ms
 from stages.types import Samples
 from webrtc.sdp import MAX_CANDIDATES
@@ -42,6 +43,9 @@ CARRIED_FOR_S = 600.0
 MAX_WAITING_CHANGES = 8
 MAX_LISTENERS = 4
 STATS_EVERY_S = 1.0
+TELL_FAILURES_EVERY_S = 5.0
+PAUSE_S = 2.0
+"""Between blocks that fail, more than that is the speaker's pause."""
 OPUS_MS = 33.0
 """A packet of 20 ms and the look-ahead of two encoders."""
 
@@ -83,7 +87,16 @@ MakeFeatures = Callable[[str], Awaitable[object]]
 class End:
     """Why a session is over."""
 
-    reason: Literal["stopped", "idle", "replaced", "shutting_down", "media_failed", "time_limit", "internal_error"]
+    reason: Literal[
+        "stopped",
+        "idle",
+        "replaced",
+        "shutting_down",
+        "media_failed",
+        "time_limit",
+        "conversion_failed",
+        "internal_error",
+    ]
     message: str
 
 
@@ -110,6 +123,38 @@ class Carried:
             self._lately.popleft()
         blocks, lost = sum(blocks for _, blocks, _ in self._lately), sum(lost for _, _, lost in self._lately)
         return blocks < CARRIED_OVER or lost <= LOST_AT_MOST * blocks
+
+
+class Failing:
+    """For how long a call's blocks have all been lost, by its reports; pauses of the speaker do not count."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """A block was heard, or other settings give the next ones a new chance."""
+        self._for_s = 0.0
+        self._lost_s: float | None = None
+        self.failure: Exception | None = None
+
+    def follow(self, before: BlockReport, report: BlockReport, now_s: float) -> None:
+        """Takes what became of some more blocks."""
+        if report.done > before.done or report.bypassed > before.bypassed:
+            self.reset()
+        elif report.concealed > before.concealed:
+            if self._lost_s is not None:
+                self._for_s += min(now_s - self._lost_s, PAUSE_S)
+            self._lost_s = now_s
+            if report.failed > before.failed:
+                self.failure = report.failure
+
+    def end(self, args: RtcArgs) -> End | None:
+        """Why the call had better end, where it has lasted too long."""
+        limit_s = args.unheard_timeout_s if self.failure is None else args.failing_timeout_s
+        if self._for_s < limit_s:
+            return None
+        why = "no answer came in time" if self.failure is None else problem(self.failure)["message"]
+        return End("conversion_failed", f"nothing could be converted for {limit_s:g} s: {why}")
 
 
 class Session:
@@ -181,6 +226,8 @@ class Call(Session):
         self._calls, self._wishes, self._tell_socket = calls, wishes, tell
         self._stream: CallStream | None = None
         self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
+        self._failing = Failing()
+        self._failures: asyncio.Queue[Exception] = asyncio.Queue(1)
         self.listeners: list[Listener] = []
 
     @property
@@ -218,7 +265,8 @@ class Call(Session):
             await self.answer_with(peer, offer)
             try:
                 async with asyncio.TaskGroup() as group:
-                    parts = [self._play(), self._watch(), self._follow_changes(), self.follow_peer()]
+                    parts = [self._play(), self._watch(), self._follow_changes(), self._follow_failures()]
+                    parts.append(self.follow_peer())
                     tasks = [group.create_task(part) for part in parts]
                     end = await asyncio.shield(self.end)
                     for task in tasks:
@@ -227,6 +275,8 @@ class Call(Session):
                 log.error("call failed", exc_info=failures, extra={"session": self.session_id})
                 end = FAILED
                 self.stop(end)
+            if failed := self._stream.report.failed:
+                log.warning("%d blocks failed", failed, extra={"session": self.session_id})
             self.tell({"type": "end", "reason": end.reason, "message": end.message})
             for listener in self.listeners:
                 listener.stop(end)
@@ -274,6 +324,7 @@ class Call(Session):
                 if change.voice is not None:
                     await self._calls.make_features(change.voice)
                 self._stream.change(**change.wanted)
+                self._failing.reset()
             except ConfigError as error:
                 tell(problem(Refused(422, "invalid_message", str(error))))
             except Exception as error:
@@ -282,6 +333,25 @@ class Call(Session):
                 tell(problem(error))
             else:
                 tell({"type": "settings", **self.settings})
+
+    async def _follow_failures(self) -> None:
+        """Tells of blocks that failed, now and then. Features that a replica did not find are made again first."""
+        assert self._stream is not None
+        is_logged = False
+        while True:
+            failure = await self._failures.get()
+            if isinstance(failure, VoiceNotFound):
+                try:
+                    await self._calls.make_features(failure.voice_id)
+                except Exception as error:
+                    failure = error
+            if refusal(failure) is None and not is_logged:
+                is_logged = True  # the others are counted
+                log.error("a block failed", exc_info=failure, extra={"session": self.session_id})
+            self.tell(problem(failure))
+            await asyncio.sleep(TELL_FAILURES_EVERY_S)
+            if not self._failures.empty():
+                self._failures.get_nowait()  # it may be over since; if not, the next one comes at once
 
     async def _watch(self) -> None:
         """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""
@@ -297,7 +367,12 @@ class Call(Session):
             if self._calls.is_usual(self._stream.settings):
                 lost = report.concealed - before.concealed
                 self._calls.carried.add(report.done - before.done + lost, lost, now())
+            self._failing.follow(before, report, now())
+            if report.failure is not None and report.failed > before.failed and not self._failures.full():
+                self._failures.put_nowait(report.failure)
             before = report
+            if (end := self._failing.end(args)) is not None:
+                self.stop(end)
             if now() - spoke >= args.idle_timeout_s:
                 self.stop(End("idle", f"nobody spoke for {args.idle_timeout_s:g} s"))
             if now() - began >= args.max_call_s:
@@ -351,6 +426,16 @@ class Calls:
     def live(self) -> int:
         """How many calls there are."""
         return len(self._calls)
+
+    @property
+    def is_retiring(self) -> bool:
+        """Whether this replica takes no new calls, as it goes away."""
+        return self._retiring
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no place is free."""
+        return self.live >= self.args.max_calls
 
     @property
     def modes(self) -> Told:
@@ -449,7 +534,7 @@ class Calls:
         if self._retiring:
             self.metrics.refused.inc()
             raise CallsFull("this server goes away; call again", self.args.retry_after_s)
-        if self.live >= self.args.max_calls:
+        if self.is_full:
             self.metrics.refused.inc()
             message = f"{self.args.max_calls} calls are running, which is the limit; try again soon"
             raise CallsFull(message, self.args.retry_after_s)

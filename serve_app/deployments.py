@@ -14,7 +14,7 @@ import numpy as np
 
 from configs.schema import Preset, load_preset
 from configs.serve import ServeArgs
-from serve_app.batching import BatchGate
+from serve_app.batching import BatchGate, Watch
 from serve_app.conversion import in_thread
 from serve_app.metrics import StageMetrics
 from serve_app.stores.cache import VoiceCache
@@ -98,6 +98,7 @@ class Diffusion:
 
     async def check_health(self) -> None:
         """Serve replaces this replica where it raises."""
+        self._voices.look()  # a deleted voice is forgotten also where nobody asks for it any more
         self._gate.check()
 
 
@@ -176,7 +177,7 @@ class VoiceMaker:
         encoder = EncoderStage(preset, checkpoint, args.device)
         diffusion = DiffusionStage(preset, checkpoint, args.device)
         self._maker = Maker(preset, checkpoint, encoder, diffusion, args.device)
-        self._busy = asyncio.Lock()
+        self._busy, self._watch, self._stuck_after_s = asyncio.Lock(), Watch(), args.voice_stuck_after_s
 
     async def fingerprint(self) -> str:
         """Names the weights and settings that voices are made with."""
@@ -185,4 +186,19 @@ class VoiceMaker:
     async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
         """The voice of a reference and warnings; BadAudio where it holds none."""
         async with self._busy:
-            return await in_thread(self._maker, samples, sample_rate)
+            return await in_thread(self._make, samples, sample_rate)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._watch.check()
+
+    def _make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+        self._watch.begin(self._stuck_after_s)
+        result: object = None
+        try:
+            return self._maker(samples, sample_rate)
+        except Exception as error:
+            result = error
+            raise
+        finally:
+            self._watch.end([result])

@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.stores.voices import InvalidVoiceId, VoiceExists, VoiceIsReadOnly, VoiceNotFound
+from serve_app.stores.voices import (
+    InvalidVoiceId,
+    NotStored,
+    StoreAway,
+    VoiceDamaged,
+    VoiceExists,
+    VoiceIsReadOnly,
+    VoiceNotFound,
+)
 from stages.types import BadAudio
 from webrtc.files import NotAudio
 
@@ -136,6 +144,8 @@ def refusal(error: Exception) -> Refusal | None:
             return _refused(400, "invalid_request", error)
         case VoiceIsReadOnly():
             return _refused(403, "voice_is_read_only", error)
+        case VoiceDamaged():
+            return _refused(404, "voice_damaged", error)
         case VoiceNotFound():
             return _refused(404, "voice_not_found", error)
         case UploadStalled():
@@ -152,7 +162,9 @@ def refusal(error: Exception) -> Refusal | None:
             return _refused(503, error.status, error, {"Retry-After": str(error.retry_after_s)})
         case AtCapacity():
             return _refused(429, error.status, error, {"Retry-After": str(error.retry_after_s)})
-        case Unavailable():
+        case NotStored():
+            return _refused(507, "not_stored", error)
+        case Unavailable() | StoreAway():
             return _refused(503, "system_busy", error, {"Retry-After": str(_RESTART_S)})
         case _:
             return None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import math
+import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from time import perf_counter
-from typing import Any
+from time import monotonic, perf_counter
+from typing import Any, Self
 
 import grpc  # type: ignore[import-untyped]  # ships no stubs
 from ray.exceptions import RayError, RayTaskError
@@ -29,10 +33,32 @@ from stages.types import (
 
 MAX_ATTEMPTS = 5
 RETRY_WAIT_S = 0.5
+FULL_WAIT_S, LONGEST_WAIT_S, FULL_FOR_S = 0.25, 8.0, 120.0
+"""Where a stage has no room: the first wait, to which the next are double, the longest of them, and all together."""
 
 
 class StagesUnavailable(Unavailable, BlockLost):
     """The stages did not answer, however often they were asked."""
+
+
+ANSWER_COUNTS_S, GIVE_UP_S = 10.0, 10.0
+"""How long an answer to work counts as a sign of life, and how long one is waited for that was asked for."""
+
+
+class Backoff:
+    """Ever longer waits for a stage that has no room: whoever came back at once would only keep it full."""
+
+    def __init__(self) -> None:
+        self._next_s, self._left_s = FULL_WAIT_S, FULL_FOR_S
+
+    async def wait(self, refused: BaseException) -> None:
+        """Waits; StagesUnavailable where there was no room for too long."""
+        if self._left_s <= 0:
+            raise StagesUnavailable(f"the stages had no room for {FULL_FOR_S:g} s; try again later") from refused
+        wait_s = self._next_s * random.uniform(1.0, 1.5)  # so that those refused together do not come back together
+        self._next_s = min(2 * self._next_s, LONGEST_WAIT_S)
+        self._left_s -= wait_s
+        await asyncio.sleep(wait_s)
 
 
 @dataclass(frozen=True)
@@ -57,10 +83,14 @@ class Hop:
 
     By reference, a response goes unawaited into the next call and its bytes stay in the object store. By value each
     hop is awaited first: a chain of responses over gRPC can wait for ever when a replica dies (Ray 2.60).
+
+    A hop that is refused for want of room waits, if it is patient, and is sent again; those before it are kept.
     """
 
-    def __init__(self, stage: StageHandle, requests: tuple[Any, ...], source: Hop | None = None) -> None:
-        self._stage, self._requests, self._source = stage, requests, source
+    def __init__(
+        self, stage: StageHandle, requests: tuple[Any, ...], source: Hop | None = None, is_patient: bool = True
+    ) -> None:
+        self._stage, self._requests, self._source, self._is_patient = stage, requests, source, is_patient
         self._by_reference = None if requests[0].live else stage.by_reference
         self.took_ms: float | None = None
         """From the source's result to this one's, where each hop is awaited."""
@@ -98,6 +128,25 @@ class Hop:
         self._response = self._hop = None  # not cancelled: what a lost call still holds, a sibling may wait for
         self.start()
 
+    async def restart_refused(self) -> bool:
+        """Start again from the first call of the chain that no replica had room for; whether there is one."""
+        is_refused = self._source is not None and await self._source.restart_refused()
+        if is_refused or await self._is_refused():
+            self._response = self._hop = None
+            self.start()
+            return True
+        return False
+
+    async def _is_refused(self) -> bool:
+        """By value, a hop waits for room by itself."""
+        if self._response is None:
+            return False
+        try:
+            await self._response._to_object_ref()  # there when a replica has taken the request; fetches nothing
+        except Exception as error:
+            return is_refused(error)
+        return False
+
     def cancel(self) -> None:
         """Give up this call and those before it."""
         self._drop()
@@ -113,18 +162,31 @@ class Hop:
 
     async def _await_hop(self, handle: DeploymentHandle[Any]) -> Any:
         sources = () if self._source is None else (await self._source.value(),)
-        started = perf_counter()
-        response: Any = handle.remote(*sources, *self._requests)
-        try:
-            result = await response
-            self.took_ms = (perf_counter() - started) * 1000
-            if isinstance(result, RenderedBlock):
-                self.stages_ms = result.stages_ms
-                return result.samples
-            return result
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
+        started, backoff = perf_counter(), Backoff()
+        while True:
+            response: Any = handle.remote(*sources, *self._requests)
+            try:
+                result = await response
+                break
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            except BackPressureError as error:
+                if not self._is_patient:
+                    raise
+                await backoff.wait(error)
+        self.took_ms = (perf_counter() - started) * 1000
+        if isinstance(result, RenderedBlock):
+            self.stages_ms = result.stages_ms
+            return result.samples
+        return result
+
+
+@dataclass
+class Answers:
+    """What is known of stages without asking them."""
+
+    last_s: float = -math.inf
 
 
 class ServeStages:
@@ -143,25 +205,39 @@ class ServeStages:
     ) -> None:
         self._encoder, self._diffusion, self._vocoder, self._block = encoder, diffusion, vocoder, block
         self.metrics = metrics
+        self._is_patient = True
+        self._answers = Answers()
+
+    @property
+    def answered_s(self) -> float:
+        """When, on the monotonic clock, all three last answered."""
+        return self._answers.last_s
+
+    def for_calls(self) -> Self:
+        """The same for blocks with a deadline: where there is no room they are lost at once, and nobody waits."""
+        hasty = copy.copy(self)
+        hasty._is_patient = False
+        return hasty
 
     def encode(self, request: EncodeRequest) -> Hop:
-        return Hop(self._encoder, (request,))
+        return self._hop(self._encoder, (request,))
 
     def render(self, content: Hop, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Hop:
-        return Hop(self._vocoder, (vocode,), Hop(self._diffusion, (diffuse,), content))
+        return self._hop(self._vocoder, (vocode,), self._hop(self._diffusion, (diffuse,), content))
 
     def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> Hop:
         if self._block is not None:
-            return Hop(self._block, (encode, diffuse, vocode))
+            return self._hop(self._block, (encode, diffuse, vocode))
         return self.render(self.encode(encode), diffuse, vocode)
 
     async def collect(self, wave: Hop) -> Samples:
         """Wait for a chain's samples for as long as it takes; deadlines are the caller's, who cancels.
 
-        A chain that lost a replica is started again; blocks carry all they need, so the result is the same.
+        A chain that lost a replica is started again; blocks carry all they need, so the result is the same. One that
+        finds no room waits, and goes on from where it was refused.
 
         Raises:
-            StagesUnavailable: the chain failed too often.
+            StagesUnavailable: the chain failed too often, or found no room for too long; for calls, at once.
         """
         try:
             return await self._collect(wave)
@@ -180,16 +256,28 @@ class ServeStages:
         hops = zip(STAGE_NAMES, wave.chain(), strict=True)
         return {stage: hop.took_ms for stage, hop in hops if hop.took_ms is not None}
 
+    def _hop(self, stage: StageHandle, requests: tuple[Any, ...], source: Hop | None = None) -> Hop:
+        return Hop(stage, requests, source, self._is_patient)
+
     async def _collect(self, wave: Hop) -> Samples:
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        attempt, backoff = 1, Backoff()
+        while True:
             try:
                 samples: Samples = await wave.value()
+                self._answers.last_s = monotonic()
                 return samples
             except asyncio.CancelledError as error:
                 if _is_cancelled():
                     raise
                 lost: BaseException = error  # a call that somebody else cancelled: lost, not ours to give up
             except Exception as error:
+                if is_refused(error):
+                    if not self._is_patient:
+                        raise StagesUnavailable("the stages have no room") from error
+                    await backoff.wait(error)
+                    if not await wave.restart_refused():
+                        wave.restart()
+                    continue
                 if is_too_large(error):
                     raise StagesUnavailable("a result is too large for transport grpc; use object_store") from error
                 if not is_lost(error):
@@ -200,7 +288,7 @@ class ServeStages:
             self.metrics.retried.inc()
             await asyncio.sleep(RETRY_WAIT_S * (attempt - 1))
             wave.restart()
-        raise AssertionError("unreachable")
+            attempt += 1
 
 
 def cause_of(error: Exception) -> Exception:
@@ -213,6 +301,13 @@ def is_too_large(error: Exception) -> bool:
     return isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether no replica had room for a call."""
+    return isinstance(error, BackPressureError) or (
+        isinstance(error, RayTaskError) and isinstance(error.cause, BackPressureError)
+    )
+
+
 def _is_cancelled() -> bool:
     """Whether the running task itself was asked to end."""
     task = asyncio.current_task()
@@ -220,10 +315,32 @@ def _is_cancelled() -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a call failed for want of a replica (or of room), not because of what was asked."""
+    """Whether a call failed for want of a replica, not because of what was asked."""
     if isinstance(error, RayTaskError):
         return isinstance(error.cause, Exception) and is_lost(error.cause)
     return isinstance(error, RayError | RayServeException | grpc.RpcError)
+
+
+def sign_of_life(stage: DeploymentHandle[Any], stages: ServeStages) -> Callable[[], Awaitable[None]]:
+    """What asks a replica of a stage whether it is well; what has just answered needs no asking.
+
+    One that has no room for the question is at work.
+    """
+
+    async def ask() -> None:
+        if monotonic() - stages.answered_s < ANSWER_COUNTS_S:
+            return
+        response: Any = stage.check_health.remote()
+        try:
+            async with asyncio.timeout(GIVE_UP_S):
+                await response
+        except BackPressureError:
+            pass
+        except (TimeoutError, asyncio.CancelledError):
+            response.cancel()
+            raise
+
+    return ask
 
 
 class ServeBackend:
@@ -239,7 +356,8 @@ class ServeBackend:
     ) -> None:
         self._retry_after_s = retry_after_s
         self._voice_maker, self._fingerprint = voice_maker, fingerprint
-        self.streams = Streams(preset, stages, stages.metrics.count)
+        self.streams = Streams(preset, stages)
+        self.call_streams = Streams(preset, stages.for_calls(), stages.metrics.count)
 
     @property
     def fingerprint(self) -> str:

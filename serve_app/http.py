@@ -9,8 +9,9 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import webrtc
 from serve_app.errors import ClientGone, FieldProblem, InvalidFields, Refusal, internal_error, refusal
 from serve_app.messages import problem, write
+from serve_app.readiness import Ask, Readiness
 from serve_app.rtc import Cors, Rtc, close_code, rtc_router
 from serve_app.service import MODEL_IDS, Service
 from serve_app.speech import form_schema, header, one_line, parse_fields, speech_router
@@ -60,13 +62,16 @@ class VoiceQuery(BaseModel):
     voice_ids: list[str] | None = None
 
 
-def create_app(service: Service, rtc: Rtc | None = None) -> FastAPI:
-    """The whole HTTP app around one service, with live calls and their page where there are any."""
+def create_app(service: Service, rtc: Rtc | None = None, stages: Mapping[str, Ask] | None = None) -> FastAPI:
+    """The whole HTTP app around one service, with live calls and their page where there are any.
+
+    `stages` asks those behind it, by name, for a sign of life.
+    """
     app = FastAPI(title="seedvc-serve", description="Speak, and be heard in another voice.", version="1")
     app.include_router(speech_router(service), prefix="/v1")
     app.include_router(_voices_router(service))
     app.include_router(_models_router(), prefix="/v1")
-    app.include_router(_health_router(service))
+    app.include_router(_health_router(service, rtc, stages or {}))
     if rtc is not None:
         app.include_router(rtc_router(rtc))
         if rtc.args.page:
@@ -304,8 +309,10 @@ def _models_router() -> APIRouter:
     return router
 
 
-def _health_router(service: Service) -> APIRouter:
+def _health_router(service: Service, rtc: Rtc | None, stages: Mapping[str, Ask]) -> APIRouter:
     router = APIRouter(tags=["health"])
+    asks: dict[str, Ask] = {"the voice store": partial(asyncio.to_thread, service.voices.list), **stages}
+    readiness = Readiness(asks, lambda: rtc is not None and rtc.calls.is_retiring)
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -313,11 +320,17 @@ def _health_router(service: Service) -> APIRouter:
         return {"status": "ok"}
 
     @router.get("/readyz")
-    async def readyz() -> dict[str, Any]:
-        """A conversion sent now would be taken: the voice store answers, and there is room."""
-        await asyncio.to_thread(service.voices.list)
-        service.require_room()
-        return {"status": "ready"}
+    async def readyz() -> JSONResponse:
+        """The voice store and the stages answer, and this server stays: else 503, with the reasons.
+
+        What has no room for one more now is in `full`, and is no reason: it is at work. Answers count for 2 s, so this
+        may be asked often.
+        """
+        if reasons := await readiness.reasons():
+            detail = {"status": "not_ready", "message": "; ".join(reasons), "reasons": reasons}
+            return JSONResponse({"detail": detail}, 503)
+        full = {"conversions": service.is_full, "calls": rtc is not None and rtc.calls.is_full}
+        return JSONResponse({"status": "ready", "full": [what for what, is_full in full.items() if is_full]})
 
     return router
 

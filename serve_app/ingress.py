@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -15,16 +16,18 @@ from configs.schema import load_preset
 from configs.serve import RtcArgs, ServeArgs
 from serve_app.calls import Calls
 from serve_app.conversion import in_thread
-from serve_app.graph import ServeBackend, ServeStages, StageHandle
+from serve_app.graph import ServeBackend, ServeStages, StageHandle, sign_of_life
 from serve_app.http import create_app
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
 from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
 from serve_app.service import Service, SourceStream
 from serve_app.stores.voices import open_voice_store
-from stages.types import Samples, as_mono
+from stages.types import STAGE_NAMES, Samples, as_mono
 from webrtc.opus import warm_up
 from webrtc.peer import Peer
+
+log = logging.getLogger("seedvc.ingress")
 
 
 class Ingress:
@@ -52,17 +55,22 @@ class Ingress:
             args.rtc,
             preset.live,
             make_features=self._service.make_features,
-            open_stream=self._backend.streams.call,
+            open_stream=self._backend.call_streams.call,
             open_peer=partial(open_peer, args.rtc),
             metrics=SessionMetrics(),
         )
         ice_servers_of(args.rtc)  # a mistake in them is told now, not to the first client
         self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
         await in_thread(warm_up)
+        names = ["the stages"] if together else [f"the {stage}" for stage in STAGE_NAMES]
+        self._signs_of_life = {
+            name: sign_of_life(stage, serve_stages) for name, stage in zip(names, stages, strict=True)
+        }
         self._drain = asyncio.create_task(self._retire())
+        self._drain.add_done_callback(log_failed_drain)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._rtc)
+        return create_app(self._service, self._rtc, self._signs_of_life)
 
     async def convert(
         self, samples: Samples, sample_rate: int, voice_id: str, *, seed: int = 0, steps: int | None = None
@@ -113,6 +121,12 @@ class Ingress:
     async def wait_session(self, session_id: str) -> None:
         """Returns when a session of this replica is over."""
         await self._calls.wait(session_id)
+
+
+def log_failed_drain(drain: asyncio.Task[None]) -> None:
+    """Without it, calls are cut off when this replica goes, and new ones are taken until then."""
+    if not drain.cancelled() and (error := drain.exception()) is not None:
+        log.error("calls are not told when this replica goes away", exc_info=error)
 
 
 def open_peer(args: RtcArgs, **options: Any) -> Peer:

@@ -31,7 +31,11 @@ SDP_TYPE = "application/sdp"
 TRICKLE_TYPE = "application/trickle-ice-sdpfrag"
 MAX_UNSENT = 64
 CLOSE_NORMAL, CLOSE_REFUSED, CLOSE_FAILED, CLOSE_RESTART, CLOSE_FULL = 1000, 1008, 1011, 1012, 1013
-CLOSE_AFTER = {"shutting_down": CLOSE_RESTART, "internal_error": CLOSE_FAILED}
+CLOSE_AFTER = {
+    "shutting_down": CLOSE_RESTART,
+    "conversion_failed": CLOSE_FAILED,
+    "internal_error": CLOSE_FAILED,
+}
 """How a socket closes after the end of its call, where that was not the usual one."""
 
 IceServers = Callable[[], Sequence[IceServer]]

@@ -17,7 +17,7 @@ import soxr
 from configs.serve import Limits
 from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
-from serve_app.stores.voices import VoiceRecord, VoiceStore, as_stored, new_voice_id
+from serve_app.stores.voices import NotStored, VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.types import BadAudio, Samples, StoredVoice, Voice
 from webrtc.files import OUTPUT_FORMATS
 
@@ -118,7 +118,11 @@ class Service:
             sample_rate=sample_rate,
         )
         await asyncio.to_thread(self.voices.add, record, samples, sample_rate)
-        await asyncio.to_thread(self.voices.save_features, record.voice_id, self.backend.fingerprint, voice)
+        try:
+            await asyncio.to_thread(self.voices.save_features, record.voice_id, self.backend.fingerprint, voice)
+        except NotStored:  # the caller is told so, and never learns the voice's id
+            await asyncio.to_thread(self.voices.delete, record.voice_id)
+            raise
         return record, [*warnings, *more_warnings]
 
     async def convert(
@@ -147,9 +151,14 @@ class Service:
         sound = Decoded(upload, file_format, self.limits.max_source_s)
         return Conversion(sound, open_stream, fmt, seed, self.admitted())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether one more conversion would be refused."""
+        return self.running_conversions >= self.limits.max_conversions
+
     def require_room(self) -> None:
         """AtCapacity where one more conversion would be refused; asked before an upload is taken."""
-        if self.running_conversions >= self.limits.max_conversions:
+        if self.is_full:
             message = f"{self.limits.max_conversions} conversions are running, which is the limit; try again soon"
             raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
 

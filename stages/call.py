@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from configs.schema import LiveSettings, Mode
 from stages.geometry import TICK_MS
 from stages.line import MAX_IN_FLIGHT, Block, BlockLine, Gate
@@ -42,7 +44,11 @@ class BlockReport:
     late: int = 0
     """Without a result at their deadline."""
     dropped: int = 0
-    """Not sent since two were in flight, given up by the stages, or not taken."""
+    """Not sent since two were in flight, given up or failed by the stages, or not taken."""
+    failed: int = 0
+    """Those of them that a stage had an error of its own for."""
+    failure: Exception | None = None
+    """The last such error."""
     in_flight: int = 0
     spoken: int = 0
     """With speech in them, whatever became of them."""
@@ -138,7 +144,7 @@ class CallStream:
     async def blocks(self) -> AsyncIterator[Samples]:
         """Yield the blocks at 22.05 kHz in order, each by its deadline, until the stream is closed.
 
-        Raises what a stage raises, but for BlockLost, which only costs the block.
+        What a stage raises only costs the block: the report counts it.
         """
         while not self._ended.is_set():
             if not self._waiting:
@@ -216,7 +222,7 @@ class CallStream:
         return min(self._paces_s, default=0.0)
 
     async def _collect(self, outgoing: _Outgoing) -> Samples:
-        wave = await self._stages.collect(outgoing.pending)
+        wave = await self._collected(outgoing)
         now_s = asyncio.get_running_loop().time()
         self._paces_s.append(now_s - max(outgoing.sent_s, self._last_result_s))
         self._last_result_s = now_s
@@ -226,6 +232,20 @@ class CallStream:
         self._usual_s += (took_s - self._usual_s) / min(self._n_results, USUAL_BLOCKS)
         self._report.block_ms = took_s * 1000
         self._report.stages_ms = self._stages.stage_ms(outgoing.pending)
+        return wave
+
+    async def _collected(self, outgoing: _Outgoing) -> Samples:
+        """What the stages made; BlockLost where they gave up, failed, or made something that is no sound."""
+        try:
+            wave = await self._stages.collect(outgoing.pending)
+            if not np.isfinite(wave).all():  # once in the stitcher, it would be heard for ever
+                raise FloatingPointError("the stages returned values that are not finite numbers")
+        except BlockLost:
+            raise
+        except Exception as error:
+            self._report.failed += 1
+            self._report.failure = error
+            raise BlockLost from error
         return wave
 
     async def _until_out(self, outgoing: _Outgoing) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 Samples = NDArray[np.float32]
 """Mono sound [samples], full scale at 1."""
@@ -69,6 +69,17 @@ class Prompt:
     def frames(self) -> int:
         return int(self.mel.shape[1])
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arrays have the shapes above, and hold numbers only."""
+        arrays = [getattr(self, field.name) for field in fields(self)]
+        if [array.ndim for array in arrays] != [2, 2, 1, 1, 2]:
+            return False
+        mels, frames = self.mel.shape
+        shapes = (self.condition.shape[0], self.pitch_hz.shape, self.bands.shape)
+        fits = shapes == (frames, (1,), (mels, mels + 1)) and frames > 0
+        return fits and all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays)
+
 
 @dataclass(frozen=True)
 class Voice:
@@ -81,7 +92,7 @@ class Voice:
     def save(self, path: Path) -> None:
         """Write as safetensors."""
         arrays = {f"{use}.{name}": array for use, name, array in self._arrays()}
-        save_file(arrays, path, metadata={"fingerprint": self.fingerprint})
+        path.write_bytes(save(arrays, metadata={"fingerprint": self.fingerprint}))
 
     @classmethod
     def load(cls, path: Path) -> Voice:
@@ -92,9 +103,12 @@ class Voice:
                     use: Prompt(**{field.name: file.get_tensor(f"{use}.{field.name}") for field in fields(Prompt)})
                     for use in ("live", "file")
                 }
-                return cls(**prompts, fingerprint=file.metadata()["fingerprint"])
+                voice = cls(**prompts, fingerprint=file.metadata()["fingerprint"])
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a stored voice: {error}") from error
+        if not all(prompt.is_whole for prompt in prompts.values()):
+            raise ValueError(f"{path} is not a stored voice: its arrays do not fit together")
+        return voice
 
     @property
     def file_frames(self) -> int:

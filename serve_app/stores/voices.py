@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import wave
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 if TYPE_CHECKING:
     from stages.types import Voice
+
+log = logging.getLogger("seedvc.voices")
 
 PREMADE_FOLDER = Path(__file__).resolve().parents[2] / "samples" / "voices"
 
@@ -31,6 +38,9 @@ _VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FINGERPRINT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _INT16_STEPS = 32767
 _LEFTOVER_AGE_S = 3600.0
+_MAX_RECORD_BYTES = 2**20
+_MAX_REFERENCE_BYTES = 2**26
+_DOOMED = "delete-"
 
 
 class VoiceError(Exception):
@@ -50,6 +60,20 @@ class VoiceNotFound(VoiceError, LookupError):
     """No voice of that id."""
 
     message = "there is no voice with the id {voice_id!r}"
+
+
+class VoiceDamaged(VoiceNotFound):
+    """What is kept under an id is no voice, or only part of one."""
+
+    message = "the voice {voice_id!r} is damaged where it is kept, and cannot be used"
+
+
+class NotStored(OSError):
+    """The storage of voices does not take a change: it is full, read-only, or gone."""
+
+
+class StoreAway(OSError):
+    """The storage of voices cannot be reached, as where a disk is not mounted."""
 
 
 class InvalidVoiceId(VoiceError, ValueError):
@@ -82,10 +106,15 @@ class VoiceRecord:
     created_at_unix: int = 0
     duration_s: float | None = None
     sample_rate: int | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that another version wrote: not read, and kept when the record is written again."""
 
 
 class VoiceStore(Protocol):
-    """Keeps voices. Methods block on storage, so coroutines call them through a thread; all raise VoiceNotFound."""
+    """Keeps voices. Methods block on storage, so coroutines call them through a thread; all raise VoiceNotFound.
+
+    What changes something raises NotStored where the storage refuses; all raise StoreAway where it is not there.
+    """
 
     def list(self) -> list[VoiceRecord]:
         """All voices: the premade ones, then the others, oldest first."""
@@ -103,10 +132,38 @@ class VoiceStore(Protocol):
         """The reference recording, float32 mono in [-1, 1], and its sample rate."""
 
     def features(self, voice_id: str, fingerprint: str) -> Voice | None:
-        """The features that the weights of that fingerprint made, or None where they are still to be made."""
+        """The features that the weights of that fingerprint made, or None where they are still to be made.
+
+        What is kept and cannot be read counts as still to be made.
+        """
+
+    def stamp(self, voice_id: str, fingerprint: str) -> object:
+        """What changes whenever those features do, without reading them; VoiceNotFound where there are none."""
 
     def save_features(self, voice_id: str, fingerprint: str, voice: Voice) -> None:
         """Keeps the features that the weights of that fingerprint made."""
+
+
+_RECORD: TypeAdapter[VoiceRecord] = TypeAdapter(VoiceRecord)
+_RECORD_FIELDS = {known.name for known in fields(VoiceRecord)} - {"unknown"}
+
+
+def read_record(data: bytes, voice_id: str) -> VoiceRecord:
+    """A stored record, under the id that it is stored by; VoiceDamaged where it is none."""
+    try:
+        stored = from_json(data)
+        unknown = {name: value for name, value in stored.items() if name not in _RECORD_FIELDS}
+        known = {name: value for name, value in stored.items() if name in _RECORD_FIELDS}
+        record = _RECORD.validate_python(known)
+    except (ValidationError, ValueError, AttributeError) as error:
+        raise VoiceDamaged(voice_id) from error
+    return replace(record, voice_id=voice_id, unknown=unknown)
+
+
+def write_record(record: VoiceRecord) -> bytes:
+    """A record as it is stored."""
+    known = asdict(record)
+    return json.dumps({**known.pop("unknown"), **known}).encode()
 
 
 def new_voice_id() -> str:
@@ -136,7 +193,8 @@ class FolderVoiceStore:
     """Voices in a folder that several processes may share.
 
     `voices/<id>/` holds `record.json`, `reference.wav` (16 bit mono) and `features-<fingerprint>.safetensors`;
-    `premade/<id>/` holds only features, since the recordings of premade voices lie read-only elsewhere. A voice
+    `premade/<id>/` holds only features, since the recordings of premade voices lie read-only elsewhere; their files'
+    names hold a digest of the recording too, as an update may bring another one under the same id. A voice
     appears and vanishes by one rename of its folder, and files appear by rename, so a reader or a crash never meets
     half a voice.
     """
@@ -149,14 +207,26 @@ class FolderVoiceStore:
             folder.mkdir(parents=True, exist_ok=True)
         _sweep(self._scratch)
         self._premade_folder = premade
+        self._told: set[str] = set()
+        self._told_features: set[str] = set()
+        self._digests: dict[tuple[Path, int, int], str] = {}
         self._premade = {record.voice_id: record for record in premade_records(premade)}
 
     def list(self) -> list[VoiceRecord]:
         """All voices: the premade ones, then the others, oldest first."""
-        own = []
-        for folder in self._voices.iterdir():
-            with suppress(VoiceNotFound, InvalidVoiceId):  # deleted since the folder was listed, or not ours
+        own, damaged = [], set()
+        for folder in self._entries():
+            if folder.name in self._premade or not _VOICE_ID.fullmatch(folder.name):
+                continue  # not ours
+            try:
                 own.append(self.get(folder.name))
+            except VoiceDamaged as error:
+                damaged.add(folder.name)
+                if folder.name not in self._told:
+                    log.warning("the voice %s is left out: %s", folder.name, _reason(error))
+            except VoiceNotFound:
+                pass  # deleted since the folder was listed
+        self._told = damaged  # one that is mended, and breaks again, is told again
         return [*self._premade.values(), *sorted(own, key=lambda record: (record.created_at_unix, record.voice_id))]
 
     def get(self, voice_id: str) -> VoiceRecord:
@@ -164,53 +234,55 @@ class FolderVoiceStore:
         premade = self._premade.get(checked_id(voice_id))
         if premade is not None:
             return premade
-        with _absence_means_not_found(voice_id):
-            text = (self._voices / voice_id / "record.json").read_text(encoding="utf-8")
-        return VoiceRecord(**json.loads(text))
+        with self._reading(voice_id):
+            data = _read(self._voices / voice_id / "record.json", _MAX_RECORD_BYTES)
+        return read_record(data, voice_id)
 
     def add(self, record: VoiceRecord, samples: np.ndarray, sample_rate: int) -> None:
         """Keeps a new voice with its reference recording; VoiceExists where the id is taken."""
         voice_id = checked_id(record.voice_id)
         if voice_id in self._premade:
             raise VoiceExists(voice_id)
-        folder = Path(tempfile.mkdtemp(prefix="add-", dir=self._scratch))
-        try:
+        with _changing(), self._workplace("add-") as folder:
             _write(folder / "reference.wav", _wav(samples, sample_rate))
-            _write(folder / "record.json", json.dumps(asdict(record)).encode())
+            _write(folder / "record.json", write_record(record))
+            _flush_folder(folder)
             try:
                 folder.rename(self._voices / voice_id)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # the folder of a voice is never empty
+            except OSError as error:  # the folder of a voice is never empty
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise VoiceExists(voice_id) from error
                 raise
             _flush_folder(self._voices)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def delete(self, voice_id: str) -> None:
         """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""
         if checked_id(voice_id) in self._premade:
             raise VoiceIsReadOnly(voice_id)
-        doomed = Path(tempfile.mkdtemp(prefix="delete-", dir=self._scratch))
-        try:
-            with _absence_means_not_found(voice_id):
-                (self._voices / voice_id).rename(doomed / voice_id)
+        with _changing():
+            try:
+                doomed = self._move_away(self._voices / voice_id)
+            except FileNotFoundError as error:
+                self._entries()
+                raise VoiceNotFound(voice_id) from error
             _flush_folder(self._voices)
-        finally:
-            shutil.rmtree(doomed, ignore_errors=True)
+        _discard(doomed)
 
     def reference(self, voice_id: str) -> tuple[np.ndarray, int]:
         """The reference recording, float32 mono in [-1, 1], and its sample rate."""
         if checked_id(voice_id) in self._premade:
-            from webrtc.files import decode_file
+            from webrtc.files import NotAudio, decode_file
 
-            return decode_file(premade_recording(voice_id, self._premade_folder))
-        with (
-            _absence_means_not_found(voice_id),
-            wave.open(str(self._voices / voice_id / "reference.wav"), "rb") as recording,
-        ):
-            frames = recording.readframes(recording.getnframes())
-            return np.frombuffer(frames, "<i2").astype(np.float32) / np.float32(_INT16_STEPS), recording.getframerate()
+            try:
+                return decode_file(self._premade_recording(voice_id))
+            except (NotAudio, OSError) as error:
+                raise VoiceDamaged(voice_id) from error
+        with self._reading(voice_id):
+            data = _read(self._voices / voice_id / "reference.wav", _MAX_REFERENCE_BYTES)
+        try:
+            return _samples_of(data)
+        except (wave.Error, EOFError, ValueError) as error:
+            raise VoiceDamaged(voice_id) from error
 
     def features(self, voice_id: str, fingerprint: str) -> Voice | None:
         """The features that the weights of that fingerprint made, or None where they are still to be made."""
@@ -218,31 +290,113 @@ class FolderVoiceStore:
 
         self.get(voice_id)
         path = self._features_path(voice_id, fingerprint)
-        if not path.exists():
-            return None
         try:
-            return Voice.load(path)
-        except FileNotFoundError as error:  # deleted between the two calls
+            _require_plain(path.stat())
+            voice = Voice.load(path)
+            if voice.fingerprint != fingerprint:
+                raise ValueError("they are of other weights")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            if voice_id not in self._told_features:
+                log.warning("the features of the voice %s are damaged; they are made again when needed", voice_id)
+            self._told_features.add(voice_id)
+            return None
+        self._told_features.discard(voice_id)
+        return voice
+
+    def stamp(self, voice_id: str, fingerprint: str) -> object:
+        """What changes whenever those features do; VoiceNotFound where there are none."""
+        try:
+            about = self._features_path(checked_id(voice_id), fingerprint).stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._entries()
             raise VoiceNotFound(voice_id) from error
+        return about.st_ino, about.st_mtime_ns, about.st_size
 
     def save_features(self, voice_id: str, fingerprint: str, voice: Voice) -> None:
         """Keeps the features that the weights of that fingerprint made."""
         self.get(voice_id)
         path = self._features_path(voice_id, fingerprint)
-        if voice_id in self._premade:
-            path.parent.mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="features-", dir=self._scratch))
+        with _changing():
+            if voice_id in self._premade:
+                path.parent.mkdir(exist_ok=True)
+            with self._workplace("features-") as folder:
+                made = folder / path.name
+                voice.save(made)
+                _flush(made)
+                if path.is_dir() and not path.is_symlink():  # a rename does not replace a folder
+                    _discard(self._move_away(path))
+                try:
+                    os.replace(made, path)
+                    _flush_folder(path.parent)
+                except FileNotFoundError as error:
+                    raise VoiceNotFound(voice_id) from error
+
+    def _entries(self) -> Iterable[Path]:
+        """What is there beside the premade voices."""
         try:
-            voice.save(folder / path.name)
-            with _absence_means_not_found(voice_id):
-                os.replace(folder / path.name, path)
+            return sorted(self._voices.iterdir())
+        except OSError as error:
+            log.error("the storage of voices cannot be reached: %s", error.strerror or error)
+            raise StoreAway("the storage of voices does not answer now; try again soon") from error
+
+    @contextmanager
+    def _workplace(self, prefix: str) -> Iterator[Path]:
+        """A folder to put something together in, which is gone afterwards."""
+        self._scratch.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self._scratch))
+        try:
+            yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                _discard(folder)
+
+    def _move_away(self, path: Path) -> Path:
+        """Takes something out of sight, in one step; returns where it is now, to be removed."""
+        self._scratch.mkdir(exist_ok=True)
+        doomed = self._scratch / f"{_DOOMED}{secrets.token_hex(8)}"
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):
+                path.chmod(0o700)  # a folder that may not be written does not move either
+        path.rename(doomed)
+        return doomed
+
+    def _premade_recording(self, voice_id: str) -> Path:
+        try:
+            return premade_recording(voice_id, self._premade_folder)
+        except ValueError as error:
+            raise VoiceDamaged(voice_id) from error
+
+    def _digest(self, voice_id: str) -> str:
+        """16 hex digits over a premade voice's recording, which is read again only where it has changed."""
+        path = self._premade_recording(voice_id)
+        try:
+            about = path.stat()
+            key = (path, about.st_mtime_ns, about.st_size)
+            if key not in self._digests:
+                self._digests[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise VoiceDamaged(voice_id) from error
+        return self._digests[key]
+
+    @contextmanager
+    def _reading(self, voice_id: str) -> Iterator[None]:
+        """Where a voice's file cannot be read: VoiceDamaged, or VoiceNotFound where its whole folder is not there."""
+        try:
+            yield
+        except OSError as error:
+            if not os.path.lexists(self._voices / voice_id):
+                self._entries()
+                raise VoiceNotFound(voice_id) from error
+            raise VoiceDamaged(voice_id) from error
 
     def _features_path(self, voice_id: str, fingerprint: str) -> Path:
         assert _FINGERPRINT.fullmatch(fingerprint), fingerprint
-        home = self._premade_features if voice_id in self._premade else self._voices
-        return home / voice_id / f"features-{fingerprint}.safetensors"
+        if voice_id in self._premade:
+            made_of = f"{fingerprint}-{self._digest(voice_id)}"
+            return self._premade_features / voice_id / f"features-{made_of}.safetensors"
+        return self._voices / voice_id / f"features-{fingerprint}.safetensors"
 
 
 def open_voice_store(url: str) -> VoiceStore:
@@ -282,11 +436,50 @@ def premade_recording(voice_id: str, folder: Path = PREMADE_FOLDER) -> Path:
 
 
 @contextmanager
-def _absence_means_not_found(voice_id: str) -> Iterator[None]:
+def _changing() -> Iterator[None]:
+    """NotStored, in words, where the storage refuses a change."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise VoiceNotFound(voice_id) from error
+    except (VoiceError, StoreAway):
+        raise
+    except OSError as error:
+        log.error("voices cannot be changed: %s", error.strerror or error)
+        raise NotStored(f"voices cannot be changed now: {error.strerror or error}") from error
+
+
+def _reason(error: VoiceDamaged) -> str:
+    """Why, without what is in the voice's files."""
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return f"{cause.strerror or cause}"
+    if isinstance(cause, ValidationError):
+        return "its record: " + "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in cause.errors())
+    return "its record is no JSON object" if cause is not None else str(error)
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """A whole file; OSError where it is no plain file, or a longer one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    with open(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        _require_plain(about)
+        if about.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes")
+        return file.read()
+
+
+def _require_plain(about: os.stat_result) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file")
+
+
+def _samples_of(wav: bytes) -> tuple[np.ndarray, int]:
+    """What `_wav` made, and its rate; ValueError and the like where it did not, or not all is there."""
+    with wave.open(io.BytesIO(wav), "rb") as recording:
+        about, frames = recording.getparams(), recording.readframes(recording.getnframes())
+    if about[:2] != (1, 2) or not about.nframes or len(frames) != 2 * about.nframes or not about.framerate:
+        raise ValueError("not a whole recording of 16 bit, mono")
+    return np.frombuffer(frames, "<i2").astype(np.float32) / np.float32(_INT16_STEPS), about.framerate
 
 
 def _wav(samples: np.ndarray, sample_rate: int) -> bytes:
@@ -306,13 +499,10 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sweep(scratch: Path) -> None:
-    """Removes what a crashed process left; what is younger may belong to one at work."""
-    newest_s = datetime.now(UTC).timestamp() - _LEFTOVER_AGE_S
-    for leftover in scratch.iterdir():
-        with suppress(FileNotFoundError):
-            if leftover.stat().st_mtime < newest_s:
-                shutil.rmtree(leftover, ignore_errors=True)
+def _flush(path: Path) -> None:
+    """Brings a file's content to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -322,3 +512,26 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sweep(scratch: Path) -> None:
+    """Removes what a crashed process left: deleted voices at once, whoever deletes them; else what is old.
+
+    What is younger may belong to a process at work.
+    """
+    newest_s = datetime.now(UTC).timestamp() - _LEFTOVER_AGE_S
+    for leftover in scratch.iterdir():
+        with suppress(FileNotFoundError):
+            if leftover.name.startswith(_DOOMED) or leftover.lstat().st_mtime < newest_s:
+                _discard(leftover)
+
+
+def _discard(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError):
+            path.unlink()
+    if os.path.lexists(path):
+        log.warning("something in %s could not be removed; the next start tries again", path)

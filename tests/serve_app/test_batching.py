@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from configs.serve import StageArgs
+from serve_app import batching
 from serve_app.batching import MAX_FAILED_BATCHES, Entry, GroupCommit
 
 
@@ -95,9 +96,10 @@ async def test_abandoned_is_not_computed(device: Device, observed: Observed) -> 
     assert device.batches == [[0], [2]]
 
 
-async def test_a_lost_device_is_not_healthy(observed: Observed) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("device-side assert triggered"), MemoryError()])
+async def test_a_lost_device_is_not_healthy(observed: Observed, error: Exception) -> None:
     def lost(items: Sequence[int]) -> list[int]:
-        raise RuntimeError("device-side assert triggered")
+        raise error
 
     commit: GroupCommit[int, int] = GroupCommit(lost, StageArgs(max_batch_size=3), observed)
     commit.check()
@@ -113,3 +115,45 @@ async def test_bad_requests_leave_the_device_healthy(device: Device, observed: O
     for _ in range(MAX_FAILED_BATCHES):
         await commit.run(arriving(13))
     commit.check()
+
+
+@pytest.mark.parametrize(
+    ("live", "healthy_s", "stuck_s"), [((1, 2), 29.0, 31.0), ((), 119.0, 121.0), ((1,), 119.0, 121.0)]
+)
+async def test_a_batch_that_takes_for_ever_is_noticed_sooner_where_all_of_it_is_live(
+    device: Device,
+    observed: Observed,
+    monkeypatch: pytest.MonkeyPatch,
+    live: Sequence[int],
+    healthy_s: float,
+    stuck_s: float,
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(batching, "perf_counter", lambda: now_s[0])
+    commit = GroupCommit(device, StageArgs(stuck_after_s=120, live_stuck_after_s=30), observed)
+    running = asyncio.create_task(commit.run(arriving(1, 2, live=live)))
+    await asyncio.to_thread(device.entered.wait)
+    now_s[0] = healthy_s
+    commit.check()
+    now_s[0] = stuck_s
+    with pytest.raises(RuntimeError, match="has been running"):
+        commit.check()
+    device.free.set()
+    await running
+    commit.check()
+
+
+async def test_a_stuck_batch_is_noticed_though_nobody_waits_for_it_any_more(
+    device: Device, observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(batching, "perf_counter", lambda: now_s[0])
+    commit = GroupCommit(device, StageArgs(), observed)
+    running = asyncio.create_task(commit.run(arriving(1, live=(1,))))
+    await asyncio.to_thread(device.entered.wait)
+    running.cancel()
+    await asyncio.wait([running])
+    now_s[0] = 31.0
+    with pytest.raises(RuntimeError, match="has been running for 31 s"):
+        commit.check()
+    device.free.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ import pytest
 
 from configs.schema import Mode
 from configs.serve import RtcArgs
-from serve_app.calls import CARRIED_FOR_S, CARRIED_OVER, OPUS_MS, Call, Carried, End, stats_message
+from serve_app.calls import CARRIED_FOR_S, CARRIED_OVER, OPUS_MS, Call, Carried, End, Failing, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable
 from serve_app.messages import Wishes
 from serve_app.stores.voices import VoiceNotFound
+from stages.call import BlockReport
 from stages.gate import tick_gains
 from stages.geometry import TICK_16K
 from stages.settings import call_mode
 from stages.types import Samples
+from tests.serve_app import call_fakes
 from tests.serve_app.call_fakes import ANSWER, LIVE, CallRoom, audio_offer, until
 from webrtc.peer import PeerStats
 
@@ -326,15 +329,120 @@ async def test_a_call_lasts_for_as_long_as_somebody_speaks() -> None:
     await over(room, call)
 
 
-async def test_a_failing_stage_ends_the_call_and_nothing_of_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def said(told: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [message for message in told if message["type"] == kind]
+
+
+async def speaking(room: CallRoom, until_true: Callable[[], Any]) -> None:
+    """The client speaks until something has happened."""
+    async with asyncio.timeout(10):
+        while not until_true():
+            room.peers[-1].speak(0.2)
+            await asyncio.sleep(0.01)
+
+
+FAILURES = [ZeroDivisionError("inside"), RuntimeError("device-side inside"), MemoryError("inside")]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+async def test_a_failing_stage_costs_blocks_and_is_told_and_logged_once(
+    caplog: pytest.LogCaptureFixture, failure: Exception
+) -> None:
     room, told = CallRoom(), list[dict[str, Any]]()
-    room.stages.failure = ZeroDivisionError("inside")
     call = await opened(room, told)
-    room.peers[0].speak(0.5)
+    room.stages.failure = failure
+    await speaking(room, lambda: room.streams[0].report.failed >= 20)
+    assert not call.over.is_set()
+    room.stages.failure = None
+    done = room.streams[0].report.done
+    await speaking(room, lambda: room.streams[0].report.done > done + 3)
+    call.stop(STOPPED)
     await over(room, call)
-    assert (told[-1]["type"], told[-1]["reason"]) == ("end", "internal_error")
-    assert "inside" not in json.dumps(told)
-    assert "call failed" in caplog.text
+    (error,) = said(told, "error")
+    assert error["code"] == "internal_error" and "inside" not in json.dumps(told)
+    assert [r.getMessage() for r in caplog.records].count("a block failed") == 1
+    assert "blocks failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"), [(ZeroDivisionError("inside"), "failed on our side"), (VoiceNotFound("clara"), "'clara'")]
+)
+async def test_a_call_of_which_every_block_fails_ends_and_says_why(failure: Exception, words: str) -> None:
+    room, told = CallRoom(RtcArgs(failing_timeout_s=0.3)), list[dict[str, Any]]()
+    call = await opened(room, told)
+    room.stages.failure = failure
+    await speaking(room, call.over.is_set)
+    await over(room, call)
+    assert (told[-1]["type"], told[-1]["reason"]) == ("end", "conversion_failed")
+    assert words in told[-1]["message"] and "0.3 s" in told[-1]["message"]
+
+
+async def test_a_voice_that_is_deleted_in_mid_call_is_told_and_another_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room, told = CallRoom(RtcArgs(failing_timeout_s=5.0)), list[dict[str, Any]]()
+    call = await opened(room, told)
+    await speaking(room, lambda: room.streams[0].report.done > 3)
+    monkeypatch.setattr(call_fakes, "VOICES", ("clara",))
+    room.stages.failure = VoiceNotFound("martin")
+    await speaking(room, lambda: said(told, "error"))
+    (error,) = said(told, "error")
+    assert error["code"] == "voice_not_found" and "martin" in error["message"]
+    room.stages.failure = None
+    call.hear('{"type":"change","voice":"clara"}', told.append)
+    done = room.streams[0].report.done
+    await speaking(room, lambda: room.streams[0].report.done > done + 3)
+    assert not call.over.is_set() and room.stages.voices[-1] == "clara"
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+async def test_features_that_a_replica_does_not_find_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = CallRoom()
+    call = await opened(room)
+    made = list[str]()
+
+    async def make_features(voice_id: str) -> None:
+        made.append(voice_id)
+        room.stages.failure = None
+
+    monkeypatch.setattr(room.calls, "make_features", make_features)
+    room.stages.failure = VoiceNotFound("martin")
+    await speaking(room, lambda: made)
+    done = room.streams[0].report.done
+    await speaking(room, lambda: room.streams[0].report.done > done + 3)
+    assert made == ["martin"]
+    call.stop(STOPPED)
+    await over(room, call)
+
+
+def report_of(done: int, late: int, failed: int) -> BlockReport:
+    return BlockReport(done=done, late=late, dropped=failed, failed=failed, failure=VoiceNotFound("x"))
+
+
+@pytest.mark.parametrize(
+    ("second", "ends_after_s"),
+    [
+        (lambda t: (0, 0, t), 11),  # each block fails
+        (lambda t: (0, t, 0), 61),  # each is late
+        (lambda t: (t, t, t), None),  # some are heard
+        (lambda t: (t // 9, 0, t), None),  # one in nine is heard
+        (lambda t: (0, 0, t // 20), 120),  # one in 20 s is tried, and fails: five times 2 s
+        (lambda t: (0, 0, 1), None),  # one failed, then nobody spoke
+    ],
+)
+def test_a_call_is_given_up_for_blocks_that_fail_not_for_pauses(
+    second: Callable[[int], tuple[int, int, int]], ends_after_s: int | None
+) -> None:
+    failing, args = Failing(), RtcArgs()
+    before, ended_s = BlockReport(), None
+    for now_s in range(1, 200):
+        report = report_of(*second(now_s))
+        failing.follow(before, report, now_s)
+        before = report
+        if ended_s is None and failing.end(args) is not None:
+            ended_s = now_s
+    assert ended_s == ends_after_s
 
 
 async def test_a_replica_that_goes_away_ends_calls_that_can_call_again() -> None:

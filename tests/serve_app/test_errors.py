@@ -19,7 +19,15 @@ from serve_app.errors import (
     internal_error,
     refusal,
 )
-from serve_app.stores.voices import InvalidVoiceId, VoiceExists, VoiceIsReadOnly, VoiceNotFound
+from serve_app.stores.voices import (
+    InvalidVoiceId,
+    NotStored,
+    StoreAway,
+    VoiceDamaged,
+    VoiceExists,
+    VoiceIsReadOnly,
+    VoiceNotFound,
+)
 from stages.types import BadAudio
 from webrtc.files import NotAudio
 
@@ -27,6 +35,7 @@ NAMED = [
     (BadUpload("no form"), 400),
     (VoiceIsReadOnly("clara"), 403),
     (VoiceNotFound("nobody"), 404),
+    (VoiceDamaged("anna"), 404),
     (UploadStalled(60.0), 408),
     (VoiceExists("clara"), 409),
     (SourceTooLong(600.0), 413),
@@ -37,6 +46,8 @@ NAMED = [
     (InvalidVoiceId("../x"), 422),
     (AtCapacity("full", 3), 429),
     (Unavailable("the stages did not answer"), 503),
+    (StoreAway("the storage of voices does not answer"), 503),
+    (NotStored("voices cannot be changed now: No space left on device"), 507),
 ]
 
 

@@ -21,6 +21,7 @@ from configs.serve import ServeArgs
 from serve_app.deployments import Stages
 from serve_app.graph import Hop, ServeBackend, ServeStages, StageHandle
 from serve_app.metrics import BlockMetrics
+from serve_app.stores.voices import VoiceNotFound
 from stages.blocks import BlockMaker
 from stages.call import CallStream
 from stages.geometry import CONTENT_RATE, MODEL_RATE
@@ -238,7 +239,7 @@ async def converse(stream: CallStream, source_16k: Samples) -> Samples:
 async def test_live_call_equals_in_process(graph: Deployed, transport: str, tmp_path: Path) -> None:
     backend = backend_over(transport, graph, PATIENT_MS)
     source_16k = to_content_rate(speechlike(1.5, 3))
-    stream = backend.streams.call(graph.voice_id, block_ms=180, steps=2, seed=5)
+    stream = backend.call_streams.call(graph.voice_id, block_ms=180, steps=2, seed=5)
     got = await converse(stream, source_16k)
     assert stream.report.done > 0
     assert stream.report.concealed == 0
@@ -251,9 +252,29 @@ async def test_live_call_equals_in_process(graph: Deployed, transport: str, tmp_
     assert np.array_equal(got, await converse(here, source_16k))
 
 
+async def test_a_voice_that_is_deleted_in_mid_call_is_not_heard_for_long(graph: Deployed, tmp_path: Path) -> None:
+    handle: Any = serve.get_app_handle("seedvc")
+    voice_id = await handle.make_voice.remote(speechlike(2.0, 9), MODEL_RATE, "leaving")
+    stream = backend_over("object_store", graph, PATIENT_MS).call_streams.call(voice_id, block_ms=180, steps=1)
+    source, size = to_content_rate(speechlike(60.0, 0)), CONTENT_RATE * 180 // 1000
+    said = iter(source[: len(source) // size * size].reshape(-1, size))
+    async with aclosing(stream.blocks()) as out, asyncio.timeout(60):  # type: ignore[type-var]
+        stream.push(next(said))
+        await anext(out)
+        assert stream.report.done == 1
+        url = f"{graph.http_url}/v1/voices/{voice_id}"
+        (await asyncio.to_thread(httpx.delete, url, timeout=30)).raise_for_status()
+        while not stream.report.failed:
+            stream.push(next(said))
+            await anext(out)
+            await asyncio.sleep(0.02)  # the replicas look at the store every few seconds
+    stream.close()
+    assert isinstance(stream.report.failure, VoiceNotFound)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport: str, tmp_path: Path) -> None:
-    stream = backend_over(transport, graph, 1).streams.call(graph.voice_id, steps=50)
+    stream = backend_over(transport, graph, 1).call_streams.call(graph.voice_id, steps=50)
     stream.push(to_content_rate(speechlike(0.18, 0))[:2880])
     wave = stream._waiting[0].pending
     assert wave is not None
@@ -268,7 +289,7 @@ async def test_late_block_is_cancelled_and_concealed(graph: Deployed, transport:
 
 
 async def test_hanging_up_cancels_what_is_in_flight(graph: Deployed, tmp_path: Path) -> None:
-    stream = backend_over("object_store", graph, PATIENT_MS).streams.call(graph.voice_id, steps=50)
+    stream = backend_over("object_store", graph, PATIENT_MS).call_streams.call(graph.voice_id, steps=50)
     for _ in range(2):
         stream.push(to_content_rate(speechlike(0.18, 0))[:2880])
     waves: list[Any] = [block.pending for block in stream._waiting]
@@ -284,7 +305,7 @@ async def test_metrics_are_readable_at_the_node(graph: Deployed, tmp_path: Path)
     source_16k = np.concatenate([to_content_rate(speechlike(0.5, 0)), np.zeros(CONTENT_RATE, np.float32)])
     for deadline_ms in (1, PATIENT_MS):
         backend = backend_over("object_store", graph, deadline_ms)
-        await converse(backend.streams.call(graph.voice_id, steps=2), source_16k)
+        await converse(backend.call_streams.call(graph.voice_id, steps=2), source_16k)
     metrics = {f"ray_seedvc_blocks_{what}_total" for what in ("done", "late", "concealed", "skipped")}
     metrics |= {f"ray_seedvc_stage_{what}_count" for what in ("queue_ms", "compute_ms", "batch_size")}
     wanted = metrics | {f'stage="{stage}"' for stage in ("encoder", "diffusion", "vocoder")}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
 import logging
+import os
 import threading
 import time
 import wave
@@ -435,7 +437,7 @@ def test_more_than_the_service_takes_at_once_is_told_to_come_back(server: Server
     answer = server.convert(wav_file(tone(1.0), 22050))
     assert problem(answer, 429)["status"] == "too_many_concurrent_requests"
     assert int(answer.headers["retry-after"]) >= 1
-    assert server.client.get("/readyz").status_code == 429
+    assert server.client.get("/readyz").json() == {"status": "ready", "full": ["conversions"]}
     for raw in raws:
         raw.end_file()
         raw.end()
@@ -603,7 +605,7 @@ def test_models_health_and_documentation(server: Server) -> None:
     assert {model["model_id"] for model in models} == set(MODEL_IDS)
     assert all(model["can_do_voice_conversion"] and not model["can_do_text_to_speech"] for model in models)
     assert server.client.get("/healthz").json() == {"status": "ok"}
-    assert server.client.get("/readyz").json() == {"status": "ready"}
+    assert server.client.get("/readyz").json() == {"status": "ready", "full": []}
     assert server.client.get("/docs").status_code == 200
     paths = server.client.get("/openapi.json").json()["paths"]
     form = paths["/v1/voice-changer/{voice_id}/stream"]["post"]["requestBody"]["content"]["multipart/form-data"][
@@ -613,6 +615,34 @@ def test_models_health_and_documentation(server: Server) -> None:
     assert form["required"] == ["audio"]
     added = form_of(paths["/v1/voices/add"])
     assert set(added["required"]) == {"name", "files"}
+
+
+def test_one_bad_voice_fails_for_itself_alone(server: Server, tmp_path: Path) -> None:
+    store = FolderVoiceStore(tmp_path)
+    (tmp_path / "voices" / "bad").write_bytes(b"no folder")
+    with serving(create_app(Service(EchoBackend(), store, LIMITS))) as url, httpx.Client(base_url=url) as client:
+        for path in ("/v1/voices", "/v2/voices", "/readyz"):
+            assert client.get(path).status_code == 200
+        assert problem(client.get("/v1/voices/bad"), 404)["status"] == "voice_damaged"
+        convert = client.post("/v1/speech-to-speech/bad", files={"audio": wav_file(tone(0.5), 22050)})
+        assert problem(convert, 404)["status"] == "voice_damaged"
+        assert client.delete("/v1/voices/bad").status_code == 200
+        assert problem(client.get("/v1/voices/bad"), 404)["status"] == "voice_not_found"
+
+
+def test_a_full_disk_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = server.client.get("/v1/voices").json()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        answer = server.client.post(
+            "/v1/voices/add", data={"name": "Anna"}, files={"files": wav_file(tone(1.5), 22050)}
+        )
+    refused = problem(answer, 507)
+    assert refused["status"] == "not_stored" and "No space left" in refused["message"]
+    assert server.client.get("/v1/voices").json() == before
 
 
 def test_nothing_is_kept_of_a_conversion(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

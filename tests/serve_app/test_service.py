@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +16,7 @@ from configs.serve import Limits
 from serve_app.conversion import in_thread
 from serve_app.errors import AtCapacity, InvalidFields, SourceTooLong
 from serve_app.service import Service, one_piece
-from serve_app.stores.voices import FolderVoiceStore
+from serve_app.stores.voices import FolderVoiceStore, NotStored
 from stages.types import BadAudio, Samples, Voice
 from tests.serve_app.fakes import EchoBackend, encoded, tone, wav_file
 from webrtc.files import NotAudio
@@ -142,6 +144,34 @@ async def test_new_weights_make_their_own_features(service: Service, tmp_path: P
     for fingerprint in ("echo", "other"):
         voice = service.voices.features("clara", fingerprint)
         assert voice is not None and voice.fingerprint == fingerprint
+
+
+async def test_damaged_features_are_made_again_from_the_recording(
+    service: Service, backend: EchoBackend, tmp_path: Path
+) -> None:
+    record, _ = await service.add_samples("Anna", tone(1.5), 22050)
+    for voice_id in (record.voice_id, "clara"):
+        await service.make_features(voice_id)
+        (path,) = tmp_path.glob(f"*/{voice_id}/features-*")
+        path.write_bytes(path.read_bytes()[:100])
+        made_before = backend.made_voices
+        await service.make_features(voice_id)
+        await service.make_features(voice_id)
+        assert backend.made_voices == made_before + 1
+        assert service.voices.features(voice_id, "echo") is not None
+
+
+async def test_a_voice_whose_features_find_no_room_is_not_kept(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Voice, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = service.voices.list()
+    monkeypatch.setattr(Voice, "save", full)
+    with pytest.raises(NotStored, match="No space left"):
+        await service.add_samples("Anna", tone(1.5), 22050)
+    assert service.voices.list() == before
 
 
 async def test_a_voice_that_cannot_be_made_is_not_kept(service: Service) -> None:

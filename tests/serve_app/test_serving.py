@@ -25,6 +25,11 @@ def test_all_five_deployments_are_healthy(graph: Deployed) -> None:
     assert {deployment.status for deployment in deployments.values()} == {"HEALTHY"}
 
 
+def test_the_service_is_ready_through_the_proxy(graph: Deployed) -> None:
+    ready = {"status": "ready", "full": []}
+    wait_until(lambda: httpx.get(f"{graph.http_url}/readyz", timeout=30).json() == ready, "all of it answers")
+
+
 @pytest.mark.parametrize("query", [{}, {"live": "true"}])
 def test_a_recording_is_converted(graph: Deployed, query: dict[str, str]) -> None:
     source = speechlike(2.0, 8)

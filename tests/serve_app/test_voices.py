@@ -1,10 +1,16 @@
 """The folder voice store: no half-written voice is ever seen, ids stay inside, premade voices as they are."""
 
+import errno
+import json
+import logging
 import os
 import pickle
+import shutil
 import threading
+import wave
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +20,9 @@ from serve_app.stores import voices
 from serve_app.stores.voices import (
     FolderVoiceStore,
     InvalidVoiceId,
+    NotStored,
+    StoreAway,
+    VoiceDamaged,
     VoiceExists,
     VoiceIsReadOnly,
     VoiceNotFound,
@@ -135,6 +144,125 @@ def test_an_id_that_could_leave_the_folder_is_refused(store: FolderVoiceStore, v
             call()
 
 
+def junk_file(folder: Path) -> None:
+    folder.write_bytes(b"words")
+
+
+def empty_folder(folder: Path) -> None:
+    folder.mkdir()
+
+
+def link_to_itself(folder: Path) -> None:
+    folder.symlink_to(folder.name)
+
+
+def folder_in_place_of_the_record(folder: Path) -> None:
+    (folder / "record.json").mkdir(parents=True)
+
+
+def pipe_in_place_of_the_record(folder: Path) -> None:
+    folder.mkdir()
+    os.mkfifo(folder / "record.json")
+
+
+def record_that_links_to_itself(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "record.json").symlink_to("record.json")
+
+
+def record_of(data: bytes) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "record.json").write_bytes(data)
+
+    return make
+
+
+def record_with(**fields: object) -> Callable[[Path], None]:
+    return record_of(json.dumps({"voice_id": "bad", "name": "Secret Name", **fields}).encode())
+
+
+BAD_ENTRIES = {
+    "a file": junk_file,
+    "an empty folder": empty_folder,
+    "a link to itself": link_to_itself,
+    "a folder for a record": folder_in_place_of_the_record,
+    "a pipe for a record": pipe_in_place_of_the_record,
+    "a record that links to itself": record_that_links_to_itself,
+    "an empty record": record_of(b""),
+    "a record cut off": record_of(b'{"voice_id": "bad", "na'),
+    "a record in another coding": record_of('{"voice_id": "bad", "name": "Zo\xe9"}'.encode("latin-1")),
+    "half a character": record_of(b'{"voice_id": "bad", "name": "\\ud800"}'),
+    "a list": record_of(b'["bad"]'),
+    "a word": record_of(b'"bad"'),
+    "nothing": record_of(b"null"),
+    "a deep list": record_of(b"[" * 100_000),
+    "a huge record": record_of(b" " * 2**20 + b"{}"),
+    "no name": record_of(b'{"voice_id": "bad"}'),
+    "a number for a name": record_with(name=7),
+    "a word for labels": record_with(labels="deep"),
+    "a number for a label": record_with(labels={"age": 7}),
+    "a word for a time": record_with(created_at_unix="yesterday"),
+    "another category": record_with(category="bought"),
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_ENTRIES.values(), ids=list(BAD_ENTRIES))
+def test_one_bad_entry_is_left_out_and_told_once(
+    store: FolderVoiceStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    spoil(tmp_path / "store" / "voices" / "bad")
+    for _ in range(3):
+        assert [record.voice_id for record in store.list()] == ["anna"]
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "bad" in told and "Secret Name" not in told
+    with pytest.raises(VoiceDamaged, match="'bad' is damaged"):
+        store.get("bad")
+    store.delete("bad")
+    assert [path.name for path in (tmp_path / "store" / "voices").iterdir()] == ["anna"]
+    assert not list((tmp_path / "store" / "scratch").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("locked", [".", "record.json"])
+def test_an_entry_that_may_not_be_read_is_left_out(store: FolderVoiceStore, tmp_path: Path, locked: str) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    store.add(some_record("bad"), some_sound(), RATE)
+    (tmp_path / "store" / "voices" / "bad" / locked).chmod(0)
+    assert [record.voice_id for record in store.list()] == ["anna"]
+    store.delete("bad")
+    assert not list((tmp_path / "store" / "scratch").iterdir()), "the recording does not stay behind"
+
+
+def test_what_is_no_voice_at_all_is_passed_over(store: FolderVoiceStore, tmp_path: Path) -> None:
+    for name in (".DS_Store", "lost found", "x" * 65):
+        (tmp_path / "store" / "voices" / name).write_bytes(b"")
+    assert store.list() == []
+
+
+def test_an_own_folder_does_not_double_a_premade_voice(tmp_path: Path) -> None:
+    store = FolderVoiceStore(tmp_path)
+    record_with(voice_id="clara")(tmp_path / "voices" / "clara")
+    assert [record.voice_id for record in store.list()].count("clara") == 1
+
+
+def test_a_record_of_another_version_is_read_and_kept_whole(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    path = tmp_path / "store" / "voices" / "anna" / "record.json"
+    more = {"pronouns": "she", "unknown": {"a": [1]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+    (read,) = store.list()
+    assert (read.name, read.labels, read.unknown) == ("Anna", {"accent": "none"}, more)
+    assert json.loads(voices.write_record(read)) == json.loads(path.read_text())
+
+
+def test_a_copied_folder_is_a_voice_of_its_own(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    shutil.copytree(tmp_path / "store" / "voices" / "anna", tmp_path / "store" / "voices" / "berta")
+    assert [record.voice_id for record in store.list()] == ["anna", "berta"]
+
+
 def test_a_crash_while_adding_leaves_nothing_to_see(store: FolderVoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(path: Path, data: bytes) -> None:
         path.write_bytes(data[: len(data) // 2])
@@ -165,6 +293,199 @@ def test_a_crash_while_saving_features_keeps_the_old_ones(
             store.save_features("anna", "f", some_voice(2.0))
     kept = store.features("anna", "f")
     assert kept is not None and kept.live.mel[0, 0] == 1.0
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def words(path: Path) -> None:
+    path.write_bytes(b"words " * 100)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "something").write_bytes(b"")
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def of_other_weights(path: Path) -> None:
+    some_voice(1.0, "other").save(path)
+
+
+def not_numbers(path: Path) -> None:
+    some_voice(float("nan")).save(path)
+
+
+def another_form(path: Path) -> None:
+    voice = some_voice(1.0)
+    Voice(replace(voice.live, condition=np.ones((3, 8), np.float32)), voice.file, "f").save(path)
+
+
+def another_type(path: Path) -> None:
+    voice = some_voice(1.0)
+    Voice(replace(voice.live, mel=np.ones((80, 4), np.float64)), voice.file, "f").save(path)
+
+
+SPOILED_FEATURES = [
+    cut_off, emptied, words, a_folder, a_pipe, a_loop, of_other_weights, not_numbers, another_form, another_type
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILED_FEATURES)
+@pytest.mark.parametrize("voice_id", ["anna", "clara"])
+def test_damaged_features_count_as_none_and_are_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None], voice_id: str
+) -> None:
+    store = FolderVoiceStore(tmp_path)
+    store.add(some_record(), some_sound(), RATE)
+    store.save_features(voice_id, "f", some_voice(1.0))
+    (path,) = tmp_path.glob(f"*/{voice_id}/features-f*.safetensors")
+    spoil(path)
+    for _ in range(3):
+        assert store.features(voice_id, "f") is None
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert voice_id in told
+    store.save_features(voice_id, "f", some_voice(2.0))
+    made = store.features(voice_id, "f")
+    assert made is not None and made.live.mel[0, 0] == 2.0
+    assert store.list()[-1].voice_id == "anna"
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, cut_off, emptied, words, a_folder, a_pipe, a_loop])
+def test_a_damaged_recording_is_told_as_such(
+    store: FolderVoiceStore, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    store.save_features("anna", "f", some_voice(1.0))
+    spoil(tmp_path / "store" / "voices" / "anna" / "reference.wav")
+    with pytest.raises(VoiceDamaged, match="'anna' is damaged"):
+        store.reference("anna")
+    assert store.list() == [some_record()]
+    assert store.features("anna", "f") is not None, "what was made of it is still good"
+
+
+def test_a_recording_of_another_kind_is_not_read_as_ours(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    for channels, width in ((2, 2), (1, 1), (1, 4)):
+        with wave.open(str(tmp_path / "store" / "voices" / "anna" / "reference.wav"), "wb") as file:
+            file.setparams((channels, width, RATE, 0, "NONE", ""))
+            file.writeframes(bytes(8000))
+        with pytest.raises(VoiceDamaged):
+            store.reference("anna")
+
+
+def premade_with(folder: Path, sound: np.ndarray) -> FolderVoiceStore:
+    (folder / "samples").mkdir(exist_ok=True)
+    (folder / "samples" / "nora.wav").write_bytes(voices._wav(sound, RATE))
+    (folder / "samples.yaml").write_text("- {id: nora, name: Nora}\n")
+    return FolderVoiceStore(folder / "store", premade=folder / "samples")
+
+
+def test_a_premade_voice_of_another_recording_gets_other_features(tmp_path: Path) -> None:
+    before = premade_with(tmp_path, some_sound(1))
+    before.save_features("nora", "f", some_voice(1.0))
+    assert premade_with(tmp_path, some_sound(1)).features("nora", "f") is not None
+    after = premade_with(tmp_path, some_sound(2))
+    assert after.features("nora", "f") is None
+    after.save_features("nora", "f", some_voice(2.0))
+    made = after.features("nora", "f")
+    assert made is not None and made.live.mel[0, 0] == 2.0
+
+
+def test_a_stamp_changes_with_the_features_and_goes_with_the_voice(store: FolderVoiceStore) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    with pytest.raises(VoiceNotFound):
+        store.stamp("anna", "f")
+    store.save_features("anna", "f", some_voice(1.0))
+    first = store.stamp("anna", "f")
+    assert store.stamp("anna", "f") == first
+    store.save_features("anna", "f", some_voice(2.0))
+    assert store.stamp("anna", "f") != first
+    store.delete("anna")
+    with pytest.raises(VoiceNotFound):
+        store.stamp("anna", "f")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_storage_that_takes_nothing_says_so(
+    store: FolderVoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store.add(some_record("berta"), some_sound(), RATE)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    changes: list[Callable[[], object]] = [
+        lambda: store.add(some_record(), some_sound(), RATE),
+        lambda: store.save_features("berta", "f", some_voice(1.0)),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        for change in changes:
+            with pytest.raises(NotStored, match=f"cannot be changed now: {os.strerror(code)}"):
+                change()
+    assert [record.voice_id for record in store.list()] == ["berta"]
+    assert store.features("berta", "f") is None
+    assert not list((tmp_path / "store" / "scratch").iterdir())
+
+
+def test_a_storage_that_is_away_has_not_forgotten_its_voices(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    store.save_features("anna", "f", some_voice(1.0))
+    (tmp_path / "store" / "voices").rename(tmp_path / "away")
+    calls: list[Callable[[], object]] = [
+        store.list,
+        lambda: store.get("anna"),
+        lambda: store.reference("anna"),
+        lambda: store.features("anna", "f"),
+        lambda: store.stamp("anna", "f"),
+        lambda: store.save_features("anna", "f", some_voice(1.0)),
+        lambda: store.delete("anna"),
+    ]
+    for call in calls:
+        with pytest.raises(StoreAway, match="does not answer"):
+            call()
+    (tmp_path / "away").rename(tmp_path / "store" / "voices")
+    assert store.list() == [some_record()]
+
+
+def test_a_deletion_that_a_crash_broke_off_is_finished_at_the_next_start(
+    store: FolderVoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    with monkeypatch.context() as patch:
+        patch.setattr(voices, "_discard", lambda path: None)
+        store.delete("anna")
+    scratch = tmp_path / "store" / "scratch"
+    assert list(scratch.rglob("reference.wav"))
+    FolderVoiceStore(tmp_path / "store", premade=tmp_path / "none")
+    assert not list(scratch.iterdir())
+
+
+def test_starting_while_voices_are_deleted_hinders_no_deletion(store: FolderVoiceStore, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for i in range(50):
+            store.add(some_record(f"v{i}"), some_sound(n_samples=800), RATE)
+        starting = pool.submit(lambda: [FolderVoiceStore(tmp_path / "store", tmp_path / "none") for _ in range(50)])
+        for i in range(50):
+            store.delete(f"v{i}")
+        starting.result()
+    assert store.list() == [] and not list((tmp_path / "store" / "scratch").iterdir())
 
 
 def test_leftovers_of_a_crash_are_swept_once_they_are_old(tmp_path: Path) -> None:
