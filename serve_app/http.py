@@ -22,9 +22,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import webrtc
+from configs.serve import MAX_REFUSING, Limits, RtcArgs
 from serve_app.errors import ClientGone, FieldProblem, InvalidFields, Refusal, internal_error, refusal
 from serve_app.messages import problem, write
-from serve_app.rtc import Cors, Rtc, close_code, rtc_router
+from serve_app.places import Place, Places
+from serve_app.rtc import PREFIX, Cors, Rtc, close_code, rtc_router
 from serve_app.service import MODEL_IDS, Service
 from serve_app.speech import form_schema, header, one_line, parse_fields, speech_router
 from serve_app.stores.voices import VoiceRecord
@@ -36,6 +38,7 @@ log = logging.getLogger("seedvc.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DRAIN_S = 5.0
+_DRAIN_PAUSE_S = 1.0
 PAGE_FOLDER = Path(webrtc.__file__).parent / "page"
 
 
@@ -73,7 +76,7 @@ def create_app(service: Service, rtc: Rtc | None = None) -> FastAPI:
             add_page(app)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_middleware(Edge)
+    app.add_middleware(Edge, limits=service.limits, rtc=RtcArgs() if rtc is None else rtc.args)
     app.add_middleware(Cors)
     return app
 
@@ -94,10 +97,19 @@ def _page_file(path: Path) -> Callable[[Request], Awaitable[Response]]:
 
 
 class Edge:
-    """The outermost layer: names the request, and makes every error an answer."""
+    """The outermost layer: names the request, gives it a place, and makes every error an answer.
 
-    def __init__(self, app: ASGIApp) -> None:
+    A request with a body has a place from its first to its last byte, whatever route it goes to: uploads, and apart
+    from them the offers of calls, so that neither waits for the other. So has a socket until its client speaks.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits | None = None, rtc: RtcArgs | None = None) -> None:
+        limits, rtc = limits or Limits(), rtc or RtcArgs()
         self._app = app
+        self._uploads = Places("uploads", limits.max_uploads, limits)
+        self._offers = Places("offers and candidates", rtc.max_waiting, limits)
+        self._sockets = Places("sockets without a call", rtc.max_waiting, limits)
+        self._refusing = Refusing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on; a failure of ours is logged once, and told without its inside."""
@@ -109,9 +121,13 @@ class Edge:
             return
         given_id = header(scope, b"x-request-id")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        exchange = Exchange(receive, send)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        exchange = Exchange(receive, send, self._refusing)
+        places = self._offers if f"{PREFIX}/" in scope["path"] else self._uploads
         try:
+            if _has_body(scope):
+                state["place"] = exchange.place = places.take()
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
             log.info("client hung up", extra={"request_id": request_id})
@@ -121,18 +137,33 @@ class Edge:
                 log.error("request failed", exc_info=error, extra={"request_id": request_id})
             if not exchange.started:
                 await _answer(known or internal_error(request_id))(scope, exchange.receive, exchange.send)
+        finally:
+            if exchange.place is not None:
+                places.free(exchange.place)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A socket's own handler tells its errors; what is left becomes an `error` message, and closes the socket."""
         accepted = False
+        place: Place | None = None
 
         async def noting_send(message: Message) -> None:
             nonlocal accepted
             accepted = accepted or message["type"] == "websocket.accept"
             await send(message)
 
+        async def placed_receive() -> Message:
+            nonlocal place
+            if place is None:
+                return await receive()
+            message = await place.wait(receive)
+            if message["type"] == "websocket.receive":
+                self._sockets.free(place)
+                place = None
+            return message
+
         try:
-            await self._app(scope, receive, noting_send)
+            place = self._sockets.take()
+            await self._app(scope, placed_receive, noting_send)
         except (ClientGone, WebSocketDisconnect):
             log.info("client left its socket")
         except Exception as error:
@@ -142,6 +173,36 @@ class Edge:
                 if accepted:
                     await send({"type": "websocket.send", "text": write(problem(error))})
                 await send({"type": "websocket.close", "code": close_code(error), "reason": ""})
+        finally:
+            if place is not None:
+                self._sockets.free(place)
+
+
+def _has_body(scope: Scope) -> bool:
+    return header(scope, b"content-length") not in ("", "0") or bool(header(scope, b"transfer-encoding"))
+
+
+class Refusing:
+    """How many refusals wait for the end of what their clients send: a few, the others end at once."""
+
+    def __init__(self) -> None:
+        self._n_waiting = 0
+
+    async def drain(self, receive: Receive) -> None:
+        """Reads what still comes, as long as it comes, and not for ever."""
+        if self._n_waiting >= MAX_REFUSING:
+            return
+        self._n_waiting += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_S):
+                    more = True
+                    while more:
+                        async with asyncio.timeout(_DRAIN_PAUSE_S):
+                            message = await receive()
+                        more = message["type"] == "http.request" and message.get("more_body", False)
+        finally:
+            self._n_waiting -= 1
 
 
 class Exchange:
@@ -151,15 +212,19 @@ class Exchange:
     sees a broken pipe in place of the refusal.
     """
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    def __init__(self, receive: Receive, send: Send, refusing: Refusing) -> None:
+        self._receive, self._send, self._refusing = receive, send, refusing
         self._uploaded = False
         self._refused = False
+        self.place: Place | None = None
         self.started = False
 
     async def receive(self) -> Message:
         """The next message of the client."""
-        message = await self._receive()
+        if self.place is None or self._uploaded:
+            message = await self._receive()
+        else:
+            message = await self.place.receive(self._receive)
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._uploaded = True
         return message
@@ -171,15 +236,9 @@ class Exchange:
             self._refused = message["status"] >= 400
         elif self._refused and not self._uploaded and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            await self._drain()
+            await self._refusing.drain(self._receive)
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
-
-    async def _drain(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_S):
-                while not self._uploaded:
-                    await self.receive()
 
 
 async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:

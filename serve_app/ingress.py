@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from configs.schema import load_preset
+from configs.schema import ConfigError, load_preset
 from configs.serve import RtcArgs, ServeArgs
 from serve_app.calls import Calls
 from serve_app.conversion import in_thread
@@ -36,6 +37,7 @@ class Ingress:
         stages: list[DeploymentHandle[Any]],
         voice_maker: DeploymentHandle[Any],
     ) -> None:
+        check_ongoing_requests(args, serve.get_replica_context()._deployment_config.max_ongoing_requests)
         preset, voices = load_preset(args.preset), open_voice_store(args.voices)
         together = stages[0] if args.together else None
         parts = [together.encode, together.diffuse, together.vocode] if together else stages
@@ -116,6 +118,16 @@ class Ingress:
     async def wait_session(self, session_id: str) -> None:
         """Returns when a session of this replica is over."""
         await self._calls.wait(session_id)
+
+
+def check_ongoing_requests(args: ServeArgs, max_ongoing_requests: int) -> None:
+    """ConfigError where uploads and calls could take all places that Serve gives an ingress replica."""
+    if max_ongoing_requests < args.ongoing_requests:
+        message = (
+            f"max_ongoing_requests of Ingress is {max_ongoing_requests}; with these limits at least "
+            f"{args.ongoing_requests} are needed, else uploads and calls keep health checks waiting"
+        )
+        raise ConfigError(message)
 
 
 def open_peer(args: RtcArgs, **options: Any) -> Peer:
