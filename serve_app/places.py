@@ -1,4 +1,4 @@
-"""Places for requests whose clients have to send something first: a bounded number, which idle ones give up to others."""
+"""Places for clients that have something to send: a bounded number, which those that do not send give up to others."""
 
 from __future__ import annotations
 

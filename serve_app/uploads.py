@@ -11,7 +11,7 @@ import asyncio
 import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import IO, Any
 
 from serve_app.errors import BadUpload, ClientGone, UploadStalled, UploadTooLarge, first_cause
@@ -19,8 +19,9 @@ from serve_app.multipart import Event, MultipartParser, PartBegin, parse_options
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_MEMORY_BYTES = 1 << 20
+MEMORY_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
+_PIECE_COST_BYTES = 64  # what Python keeps beside a piece's own bytes: a client may send them one by one
 MAX_FIELD_BYTES = 1 << 16
 
 
@@ -31,7 +32,7 @@ class Backlog:
     conversion has not read yet must not pile up in memory.
     """
 
-    def __init__(self, memory_bytes: int = _MEMORY_BYTES) -> None:
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._memory_bytes = memory_bytes
         self._pieces: deque[bytes] = deque()
         self._held_bytes = 0
@@ -45,9 +46,10 @@ class Backlog:
     def put(self, data: bytes) -> None:
         """Adds bytes at the end."""
         self.size_bytes += len(data)
-        if self._read_at == self._write_at and self._held_bytes + len(data) <= self._memory_bytes:
+        cost_bytes = len(data) + _PIECE_COST_BYTES
+        if self._read_at == self._write_at and self._held_bytes + cost_bytes <= self._memory_bytes:
             self._pieces.append(data)
-            self._held_bytes += len(data)
+            self._held_bytes += cost_bytes
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the backlog; close() ends both
@@ -59,7 +61,7 @@ class Backlog:
         """Takes the next bytes from the front; empty where there are none."""
         if self._pieces:
             data = self._pieces.popleft()
-            self._held_bytes -= len(data)
+            self._held_bytes -= len(data) + _PIECE_COST_BYTES
             return data
         if self._file is None:
             return b""
@@ -150,6 +152,10 @@ async def incoming(receive: Receive, max_bytes: int, max_pause_s: float) -> Asyn
         body.close()
 
 
+class FieldTooLarge(BadUpload):
+    """A text field beyond the limit; the parts behind it can still be read."""
+
+
 class Part:
     """One part of a multipart form, readable once and only before the next part is asked for."""
 
@@ -169,7 +175,7 @@ class Part:
         async for data in self.chunks():
             collected += data
             if len(collected) > MAX_FIELD_BYTES:
-                raise BadUpload(f"the form field {self.name[:80]!r} is larger than {MAX_FIELD_BYTES} bytes")
+                raise FieldTooLarge(f"the form field {self.name[:80]!r} is larger than {MAX_FIELD_BYTES} bytes")
         return collected.decode("utf-8", errors="replace")
 
 
@@ -210,3 +216,85 @@ class MultipartForm:
                 raise BadUpload("the multipart body ends before its closing boundary")
             self._events.extend(self._parser.feed(data))
         return bool(self._events)
+
+
+class Recording:
+    """The recording of a form and the fields behind it, taken in as they come; the sound may be read more than once."""
+
+    def __init__(self) -> None:
+        self._sound = tempfile.SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 - close() ends it
+        self._size_bytes = 0
+        self._news = asyncio.Event()
+        self._complete = False
+        self.form_ended = asyncio.Event()
+        """All that follows is known when this is set."""
+        self.fields: dict[str, str] = {}
+        self.unread: list[str] = []
+        """Fields that are too large."""
+        self.recordings = 1
+        self.failure: BadUpload | None = None
+        """What is wrong with the form behind the recording."""
+
+    async def take(self, audio: Part, form: MultipartForm) -> None:
+        """Reads the rest of the form; BadUpload where it ends inside the recording."""
+        async for data in audio.chunks():
+            self._sound.seek(self._size_bytes)
+            self._sound.write(data)
+            self._size_bytes += len(data)
+            self._news.set()
+        self._complete = True
+        self._news.set()
+        try:
+            async for part in form.parts():
+                await self._take_field(part)
+        except BadUpload as error:
+            self.failure = error
+        self.form_ended.set()
+
+    async def _take_field(self, part: Part) -> None:
+        if part.name == "audio":
+            self.recordings += 1
+            return
+        try:
+            self.fields[part.name] = await part.text()
+        except FieldTooLarge:
+            self.unread.append(part.name)
+
+    async def ends_within(self, limit_s: float) -> None:
+        """Waits for the end of the form, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.form_ended.wait()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The recording's bytes as they come, from the first on."""
+        at = 0
+        while True:
+            self._news.clear()
+            while at < self._size_bytes:
+                self._sound.seek(at)
+                data = self._sound.read(_PIECE_BYTES)
+                at += len(data)
+                yield data
+            if self._complete:
+                return
+            await self._news.wait()
+
+    def close(self) -> None:
+        """Forgets the recording."""
+        self._sound.close()
+
+
+@asynccontextmanager
+async def recording_of(audio: Part, form: MultipartForm) -> AsyncIterator[Recording]:
+    """The form's recording, taken in while the context is open."""
+    recording = Recording()
+    try:
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(recording.take(audio, form))
+            yield recording
+            reader.cancel()
+    except BaseExceptionGroup as failures:
+        raise first_cause(failures) from None
+    finally:
+        recording.close()

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -95,6 +95,9 @@ class VoiceStore(Protocol):
 
     def add(self, record: VoiceRecord, samples: np.ndarray, sample_rate: int) -> None:
         """Keeps a new voice with its reference recording (float32 mono in [-1, 1]); VoiceExists if the id is taken."""
+
+    def update(self, voice_id: str, changes: Mapping[str, Any]) -> VoiceRecord:
+        """Changes fields of a voice's record, and gives the new one; VoiceIsReadOnly for a premade one."""
 
     def delete(self, voice_id: str) -> None:
         """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""
@@ -186,6 +189,22 @@ class FolderVoiceStore:
             _flush_folder(self._voices)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def update(self, voice_id: str, changes: Mapping[str, Any]) -> VoiceRecord:
+        """Changes fields of a voice's record by one rename; of two changes at once the later one counts."""
+        if checked_id(voice_id) in self._premade:
+            raise VoiceIsReadOnly(voice_id)
+        path = self._voices / voice_id / "record.json"
+        folder = Path(tempfile.mkdtemp(prefix="update-", dir=self._scratch))
+        try:
+            with _absence_means_not_found(voice_id):
+                known = json.loads(path.read_text(encoding="utf-8"))
+                _write(folder / path.name, json.dumps(known | dict(changes)).encode())
+                os.replace(folder / path.name, path)
+                _flush_folder(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return self.get(voice_id)
 
     def delete(self, voice_id: str) -> None:
         """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""
