@@ -191,6 +191,8 @@ class MultipartForm:
         self._chunks = chunks
         self._events: deque[Event] = deque()
         """What the parser found and nobody took yet."""
+        self._failure: BadUpload | None = None
+        """What is wrong behind those."""
         self._parser = MultipartParser(boundary.encode("latin-1", errors="replace"))
 
     async def parts(self) -> AsyncIterator[Part]:
@@ -211,10 +213,15 @@ class MultipartForm:
     async def _parsed_more(self) -> bool:
         """Reads on until there is an event; False at the end of the form."""
         while not self._events and not self._parser.ended:
+            if self._failure is not None:
+                raise self._failure
             data = await anext(self._chunks, b"")
             if not data:
                 raise BadUpload("the multipart body ends before its closing boundary")
-            self._events.extend(self._parser.feed(data))
+            try:
+                self._events.extend(self._parser.feed(data))
+            except BadUpload as error:
+                self._failure = error
         return bool(self._events)
 
 
