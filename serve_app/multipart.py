@@ -106,52 +106,52 @@ class MultipartParser:
                 self._at = len(self._buffer)
                 return
             else:
-                data, found = self._read_to_boundary()
+                data, line = self._read_to_boundary()
                 if state is _State.BODY and data:
                     yield data
                 elif state is _State.PREAMBLE:
                     self._skip(len(data))
-                if not found:
+                if line is _Line.UNKNOWN:
                     return
                 if state is _State.BODY:
                     yield PartEnd()
+                if line is _Line.BOUNDARY:
+                    self._begin_part()
+                else:
+                    self._state = _State.EPILOGUE
 
     def _skip(self, n_bytes: int) -> None:
         self._skipped_bytes += n_bytes
         if self._skipped_bytes > MAX_PREAMBLE_BYTES:
             raise BadUpload(f"no boundary of the form came in its first {MAX_PREAMBLE_BYTES} bytes")
 
-    def _read_to_boundary(self) -> tuple[bytes, bool]:
-        """What is certainly before the next boundary, and whether that was found; moves on behind both."""
+    def _read_to_boundary(self) -> tuple[bytes, _Line]:
+        """What is certainly before the next boundary, and which that is; moves on behind both."""
         buffer, begin, search = self._buffer, self._at, self._at
         while True:
             if self._line_start:
                 start, at = begin, begin
                 if not buffer.startswith(self._dashed, at):
                     if self._dashed.startswith(bytes(buffer[at : at + len(self._dashed)])):
-                        return b"", False
+                        return b"", _Line.UNKNOWN
                     self._line_start = False
                     continue
             else:
                 at, start = self._next_dashed(search)
                 if at < 0:
                     self._at = start
-                    return bytes(buffer[begin:start]), False
+                    return bytes(buffer[begin:start]), _Line.UNKNOWN
             kind, after = self._line_kind(at + len(self._dashed))
             if kind is _Line.UNKNOWN:
                 self._at = start
-                return bytes(buffer[begin:start]), False
+                return bytes(buffer[begin:start]), kind
             if kind is not _Line.DATA:
                 break
             self._line_start = False
             search = at + 1
         self._at = after
         self._line_start = False
-        if kind is _Line.LAST_BOUNDARY:
-            self._state = _State.EPILOGUE
-        else:
-            self._begin_part()
-        return bytes(buffer[begin:start]), True
+        return bytes(buffer[begin:start]), kind
 
     def _next_dashed(self, search: int) -> tuple[int, int]:
         """Where the next dashed boundary of a line is, and where what belongs to it starts, its newline included.

@@ -369,6 +369,16 @@ def test_samples_that_are_named_late_of_all_convert(server: Server, monkeypatch:
     assert raw.status == 200 and abs(len(answer) - len(pcm)) <= 4
 
 
+def test_a_form_that_is_broken_behind_the_recording_is_refused_while_that_is_possible(server: Server) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="audio"\r\n\r\n'
+    body = head + wav_file(tone(0.5), 22050) + b"\r\n--b\r\nno header\r\n"
+    for suffix in ("", "/stream"):
+        answer = server.client.post(
+            CONVERT + suffix, content=body, headers={"content-type": "multipart/form-data; boundary=b"}
+        )
+        assert "without a colon" in problem(answer, 400)["message"]
+
+
 def test_a_form_that_breaks_off_inside_the_recording_is_still_refused(server: Server) -> None:
     raw = server.raw(CONVERT + "/stream")
     raw.begin_file()

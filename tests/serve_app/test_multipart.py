@@ -149,3 +149,15 @@ def test_nothing_piles_up(piece: bytes) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("step", [None, 1, 100])
+def test_what_stands_before_a_mistake_is_read_however_it_is_cut(step: int | None) -> None:
+    data = form(b"whole")[:-4] + b"\r\nno header\r\n"
+    parser, events = MultipartParser(b"limit"), list[object]()
+    with pytest.raises(BadUpload, match="without a colon"):
+        for start in range(0, len(data), step or len(data)):
+            for event in parser.feed(data[start : start + (step or len(data))]):
+                events.append(event)
+    assert b"".join(event for event in events if isinstance(event, bytes)) == b"whole"
+    assert isinstance(events[-1], PartEnd)
