@@ -17,6 +17,7 @@ import soxr
 from configs.serve import Limits
 from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
+from serve_app.places import Place, slowest_of
 from serve_app.stores.voices import NotStored, VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
@@ -72,7 +73,7 @@ class Service:
         self.backend = backend
         self.voices = voices
         self.limits = limits
-        self.running_conversions = 0
+        self._running: dict[object, Place | None] = {}
         self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add_voice(
@@ -134,8 +135,12 @@ class Service:
         file_format: str = "other",
         live: bool = False,
         streaming: bool = False,
+        place: Place | None = None,
     ) -> Conversion:
-        """A conversion that runs while it is entered; the voice is known to exist and its features are made."""
+        """A conversion that runs while it is entered; the voice is known to exist and its features are made.
+
+        `place` is that of the upload.
+        """
         fmt = OUTPUT_FORMATS.get(output_format)
         if fmt is None:
             message = f"unknown output format {output_format!r}; allowed are {', '.join(OUTPUT_FORMATS)}"
@@ -147,7 +152,12 @@ class Service:
         else:
             open_stream = partial(self.backend.open_file, voice_id, seed=seed, steps=steps, streaming=streaming)
         sound = Decoded(upload, file_format, self.limits.max_source_s)
-        return Conversion(sound, open_stream, fmt, seed, self.admitted())
+        return Conversion(sound, open_stream, fmt, seed, self.admitted(place))
+
+    @property
+    def running_conversions(self) -> int:
+        """How many places for conversions are taken."""
+        return len(self._running)
 
     @property
     def is_full(self) -> bool:
@@ -156,19 +166,27 @@ class Service:
 
     def require_room(self) -> None:
         """AtCapacity where one more conversion would be refused; asked before an upload is taken."""
-        if self.is_full:
+        if self.is_full and self._slowest() is None:
             message = f"{self.limits.max_conversions} conversions are running, which is the limit; try again soon"
             raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Room for one more conversion, or AtCapacity."""
+    def admitted(self, place: Place | None = None) -> Iterator[None]:
+        """Room for one more conversion, or AtCapacity; one whose upload at `place` hardly comes may lose it again."""
         self.require_room()
-        self.running_conversions += 1
+        if len(self._running) >= self.limits.max_conversions and (slowest := self._slowest()) is not None:
+            slowest.give_up()
+            self._running = {key: place for key, place in self._running.items() if place is not slowest}
+        admission = object()
+        self._running[admission] = place
         try:
             yield
         finally:
-            self.running_conversions -= 1
+            self._running.pop(admission, None)
+
+    def _slowest(self) -> Place | None:
+        """The upload whose conversion makes room where that is needed."""
+        return slowest_of(place for place in self._running.values() if place is not None)
 
     async def make_features(self, voice_id: str) -> None:
         """Makes sure that the store has the voice's features: a premade voice, or new weights, may lack them."""
