@@ -15,6 +15,7 @@ import numpy as np
 from configs.schema import ConfigError, FileSettings
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, Geometry, mel_frames
+from stages.high_pass import HighPass
 from stages.level import LevelFollower, powers
 from stages.pipeline import Pending, Stages, Stream
 from stages.resample import ContentRateStream, ModelRateStream
@@ -47,6 +48,14 @@ class FileSampling:
     steps: int
     cfg_rate: float
     length_adjust: float = 1.0
+    high_pass: bool = False
+
+    @classmethod
+    def of(
+        cls, settings: FileSettings, seed: int, steps: int | None = None, length_adjust: float = 1.0
+    ) -> FileSampling:
+        """A preset's own way, with its own number of steps where none is given."""
+        return cls(seed, steps or settings.steps, settings.cfg_rate, length_adjust, settings.high_pass)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class FileStream:
         self._overlap_frames = settings.overlap_frames
         self._segments = Segmentation.of(settings, streaming)
         self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
+        self._high_pass = HighPass() if sampling.high_pass else None
         self._joiner = ChunkJoiner(settings.overlap_frames * HOP)
         self._level = LevelFollower() if settings.follow_level else None
         self._held: Samples = np.zeros(0, np.float32)  # 16 kHz, from the current window's start on
@@ -121,7 +131,8 @@ class FileStream:
     def _take(self, samples: Samples, last: bool) -> None:
         at_model_rate = self._to_model.push(samples, last)
         self._n_model_samples += len(at_model_rate)
-        self._held = np.concatenate([self._held, self._to_content.push(at_model_rate, last)])
+        new = self._to_content.push(at_model_rate, last)
+        self._held = np.concatenate([self._held, self._high_pass.push(new) if self._high_pass else new])
 
     def _frame_at(self, sample_16k: int) -> int:
         """Target mel frames before a sample at 16 kHz."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from configs.schema import LiveSettings
 from stages.blocks import BlockMaker, BlockWindow
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import TICK_MODEL, Geometry, mel_frames
@@ -54,6 +55,13 @@ class Sampling:
     cfg_rate: float
     vocoder_past_frames: int | None = None
     follow_level: bool = False
+    high_pass: bool = False
+
+    @classmethod
+    def of(cls, live: LiveSettings, seed: int, steps: int | None = None) -> Sampling:
+        """A preset's own way, with its own number of steps where none is given."""
+        past, level = live.vocoder_past_frames, live.follow_level
+        return cls(seed, steps or live.steps, live.cfg_rate, past, level, live.high_pass)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class Stream:
 
     def __init__(self, stages: Stages, voice: Voice | str, geometry: Geometry, sampling: Sampling) -> None:
         self._stages, self._voice, self._geometry, self._sampling = stages, voice, geometry, sampling
-        self._blocks = BlockMaker(geometry)
+        self._blocks = BlockMaker(geometry, sampling.high_pass)
         self._stitcher = Stitcher(geometry)
         self._level = LevelFollower() if sampling.follow_level else None
         self._in_flight: deque[tuple[Pending | None, np.ndarray, BlockWindow]] = deque()
