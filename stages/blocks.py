@@ -9,7 +9,8 @@ import numpy as np
 
 from stages.geometry import TICK_16K, Geometry
 from stages.high_pass import HighPass
-from stages.pitch import UsualPitch
+from stages.pitch import QUIET, UsualPitch
+from stages.quiet import lift, powers
 from stages.types import Samples
 
 
@@ -17,13 +18,14 @@ from stages.types import Samples
 class BlockWindow:
     """One block with its context: samples [window] at 16 kHz, ending at `end_tick` of the stream.
 
-    `usual_hz` is the speaker's median pitch, once it is known.
+    `usual_hz` is the speaker's median pitch, once it is known; `lift` is how much louder the encoder should hear it.
     """
 
     samples: Samples
     end_tick: int
     geometry: Geometry
     usual_hz: float | None = None
+    lift: float = 1.0
 
     def returned_ticks(self, per_tick: np.ndarray) -> np.ndarray:
         """What belongs to the ticks that the stitcher gets, out of one value for each tick of the window."""
@@ -61,5 +63,9 @@ class BlockMaker:
             heard = self._high_pass.push(new) if self._high_pass else new
             self._past = np.concatenate([self._past[size:], heard])
             self._end_tick += self._geometry.block_ticks
-            self._pitch.push(self._past[-size:])
-            yield BlockWindow(self._past, self._end_tick, self._geometry, self._pitch.hz)
+            power = powers(self._past, TICK_16K)
+            if (
+                power[-self._geometry.block_ticks :].max() > QUIET**2 * power.max()
+            ):  # a pause's hum is no speaker's pitch
+                self._pitch.push(self._past[-size:])
+            yield BlockWindow(self._past, self._end_tick, self._geometry, self._pitch.hz, lift(power))

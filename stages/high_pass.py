@@ -54,12 +54,13 @@ def _matrices() -> tuple[Matrix, Matrix, Matrix, Matrix, Matrix]:
     powers = [np.eye(len(a))]
     for _ in range(STEP):
         powers.append(a @ powers[-1])
-    response = np.array([d, *(c @ power @ b for power in powers[: STEP - 1])])
+    response: Matrix = np.array([d, *(c @ power @ b for power in powers[: STEP - 1])])
     lag = np.subtract.outer(np.arange(STEP), np.arange(STEP))
     from_past = np.stack([c @ power for power in powers[:STEP]])
-    from_new = np.where(lag >= 0, response[lag], 0.0)
+    from_new: Matrix = np.where(lag >= 0, response[lag], 0.0)
     taken = np.stack([power @ b for power in reversed(powers[:STEP])], axis=1)
-    return from_past, from_new, powers[STEP], taken, np.linalg.solve(np.eye(len(a)) - a, b)
+    constant = np.asarray(np.linalg.solve(np.eye(len(a)) - a, b), np.float64)
+    return from_past, from_new, powers[STEP], taken, constant
 
 
 def _state_space() -> tuple[Matrix, Matrix, Matrix, float]:

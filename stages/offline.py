@@ -16,8 +16,9 @@ from configs.schema import ConfigError, FileSettings
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, Geometry, mel_frames
 from stages.high_pass import HighPass
-from stages.level import LevelFollower, powers
+from stages.level import LevelFollower
 from stages.pipeline import Pending, Stages, Stream
+from stages.quiet import lift, powers, raised
 from stages.resample import ContentRateStream, ModelRateStream
 from stages.stitch import ChunkJoiner
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
@@ -147,7 +148,7 @@ class FileStream:
             return
         gains, power = tick_gains(window), powers(window, TICK_16K)
         is_audible = any(self._gains_of(chunk, gains).any() for chunk in chunks)
-        content = self._stages.encode(EncodeRequest(window)) if is_audible else None
+        content = self._stages.encode(EncodeRequest(raised(window, lift(power)))) if is_audible else None
         ahead: list[tuple[Pending | None, np.ndarray, _Chunk]] = []
         for chunk in chunks:
             chunk_gains = self._gains_of(chunk, gains)

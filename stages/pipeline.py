@@ -14,6 +14,7 @@ from stages.blocks import BlockMaker, BlockWindow
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import TICK_MODEL, Geometry, mel_frames
 from stages.level import LevelFollower
+from stages.quiet import raised
 from stages.stitch import Stitcher
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 
@@ -76,7 +77,7 @@ class BlockRequests:
     def of(
         cls, window: BlockWindow, voice: Voice | str, sampling: Sampling, noise: np.ndarray | None = None
     ) -> BlockRequests:
-        """The whole window to the encoder; `noise` [mels, P + T] or [mels, T] replaces the drawn start noise."""
+        """The whole window to the encoder, raised if quiet; `noise` [mels, P + T] or [mels, T] is taken if given."""
         geometry = window.geometry
         n_frames, n_heard = geometry.target_frames, geometry.vocoder_frames(sampling.vocoder_past_frames)
         diffuse = DiffuseRequest(
@@ -92,7 +93,9 @@ class BlockRequests:
             noise=noise,
             last_frames=n_heard,
         )
-        encode = EncodeRequest(window.samples, geometry.drop_ticks, live=True, usual_hz=window.usual_hz)
+        encode = EncodeRequest(
+            raised(window.samples, window.lift), geometry.drop_ticks, live=True, usual_hz=window.usual_hz
+        )
         return cls(encode, diffuse, VocodeRequest(n_heard, live=True))
 
     def start(self, stages: Stages) -> Pending:

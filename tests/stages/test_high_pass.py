@@ -61,7 +61,7 @@ def test_a_call_hears_its_source_without_offset_however_it_is_cut() -> None:
             (BlockMaker(GEOMETRY, high_pass=True), packets(source, 1, 700)),
         )
     ]
-    assert np.array_equal(*windows)
+    assert np.array_equal(windows[0], windows[1])
     assert abs(windows[0][-1].mean()) < 1e-3
 
 
