@@ -396,13 +396,13 @@ class ServeBackend:
         if voice is None:
             raise VoiceNotFound(voice_id)
         settings = self._preset.file
-        sampling = FileSampling(seed, steps or settings.steps, settings.cfg_rate)
+        sampling = FileSampling.of(settings, seed, steps)
         return FileStream(self._stages, voice_id, voice.file.frames, settings, sampling, sample_rate, streaming)
 
     def open_live(self, voice_id: str, *, sample_rate: int, seed: int, steps: int | None) -> LiveFileStream:
         """A conversion through the blocks of calls; a file has no deadline there either."""
         live = self._preset.live
-        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_past_frames, live.follow_level)
+        sampling = Sampling.of(live, seed, steps)
         return LiveFileStream(Stream(self._stages, voice_id, self._geometry, sampling), self._geometry, sample_rate)
 
     def open_call(

@@ -170,7 +170,8 @@ class LiveStream:
         self._observe = observe
         self._settings = settings
         geometry = geometry_of(live, settings)
-        self._blocks, self._stitcher, self._clock = BlockMaker(geometry), Stitcher(geometry), CaptureClock()
+        self._blocks = BlockMaker(geometry, live.high_pass)
+        self._stitcher, self._clock = Stitcher(geometry), CaptureClock()
         self._level = LevelFollower() if live.follow_level else None
         self._waiting: deque[_Block] = deque()
         self._more, self._ended = asyncio.Event(), asyncio.Event()

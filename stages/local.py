@@ -148,13 +148,13 @@ class LocalStages:
     ) -> FileStream:
         """A conversion of a growing recording."""
         settings = self.preset.file
-        sampling = FileSampling(seed, steps or settings.steps, settings.cfg_rate, length_adjust)
+        sampling = FileSampling.of(settings, seed, steps, length_adjust)
         return FileStream(self, voice, voice.file.frames, settings, sampling, sample_rate, streaming)
 
     def open_live(self, voice: Voice, *, sample_rate: int, seed: int = 0, steps: int | None = None) -> LiveFileStream:
         """The same through the path of a call."""
         live = self.preset.live
-        sampling = Sampling(seed, steps or live.steps, live.cfg_rate, live.vocoder_past_frames, live.follow_level)
+        sampling = Sampling.of(live, seed, steps)
         return LiveFileStream(Stream(self, voice, self.geometry, sampling), self.geometry, sample_rate)
 
     def open_call(

@@ -15,8 +15,10 @@ import numpy as np
 from configs.schema import ConfigError, FileSettings
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, Geometry, mel_frames
-from stages.level import LevelFollower, powers
+from stages.high_pass import HighPass
+from stages.level import LevelFollower
 from stages.pipeline import Pending, Stages, Stream
+from stages.quiet import lift, powers, raised
 from stages.resample import ContentRateStream, ModelRateStream
 from stages.stitch import ChunkJoiner
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
@@ -47,6 +49,14 @@ class FileSampling:
     steps: int
     cfg_rate: float
     length_adjust: float = 1.0
+    high_pass: bool = False
+
+    @classmethod
+    def of(
+        cls, settings: FileSettings, seed: int, steps: int | None = None, length_adjust: float = 1.0
+    ) -> FileSampling:
+        """A preset's own way, with its own number of steps where none is given."""
+        return cls(seed, steps or settings.steps, settings.cfg_rate, length_adjust, settings.high_pass)
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class FileStream:
         self._overlap_frames = settings.overlap_frames
         self._segments = Segmentation.of(settings, streaming)
         self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
+        self._high_pass = HighPass() if sampling.high_pass else None
         self._joiner = ChunkJoiner(settings.overlap_frames * HOP)
         self._level = LevelFollower() if settings.follow_level else None
         self._held: Samples = np.zeros(0, np.float32)  # 16 kHz, from the current window's start on
@@ -121,7 +132,8 @@ class FileStream:
     def _take(self, samples: Samples, last: bool) -> None:
         at_model_rate = self._to_model.push(samples, last)
         self._n_model_samples += len(at_model_rate)
-        self._held = np.concatenate([self._held, self._to_content.push(at_model_rate, last)])
+        new = self._to_content.push(at_model_rate, last)
+        self._held = np.concatenate([self._held, self._high_pass.push(new) if self._high_pass else new])
 
     def _frame_at(self, sample_16k: int) -> int:
         """Target mel frames before a sample at 16 kHz."""
@@ -136,7 +148,7 @@ class FileStream:
             return
         gains, power = tick_gains(window), powers(window, TICK_16K)
         is_audible = any(self._gains_of(chunk, gains).any() for chunk in chunks)
-        content = self._stages.encode(EncodeRequest(window)) if is_audible else None
+        content = self._stages.encode(EncodeRequest(raised(window, lift(power)))) if is_audible else None
         ahead: list[tuple[Pending | None, np.ndarray, _Chunk]] = []
         for chunk in chunks:
             chunk_gains = self._gains_of(chunk, gains)

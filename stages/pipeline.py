@@ -9,10 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from configs.schema import LiveSettings
 from stages.blocks import BlockMaker, BlockWindow
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import TICK_MODEL, Geometry, mel_frames
 from stages.level import LevelFollower
+from stages.quiet import raised
 from stages.stitch import Stitcher
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 
@@ -54,6 +56,13 @@ class Sampling:
     cfg_rate: float
     vocoder_past_frames: int | None = None
     follow_level: bool = False
+    high_pass: bool = False
+
+    @classmethod
+    def of(cls, live: LiveSettings, seed: int, steps: int | None = None) -> Sampling:
+        """A preset's own way, with its own number of steps where none is given."""
+        past, level = live.vocoder_past_frames, live.follow_level
+        return cls(seed, steps or live.steps, live.cfg_rate, past, level, live.high_pass)
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class BlockRequests:
     def of(
         cls, window: BlockWindow, voice: Voice | str, sampling: Sampling, noise: np.ndarray | None = None
     ) -> BlockRequests:
-        """The whole window to the encoder; `noise` [mels, P + T] or [mels, T] replaces the drawn start noise."""
+        """The whole window to the encoder, raised if quiet; `noise` [mels, P + T] or [mels, T] is taken if given."""
         geometry = window.geometry
         n_frames, n_heard = geometry.target_frames, geometry.vocoder_frames(sampling.vocoder_past_frames)
         diffuse = DiffuseRequest(
@@ -84,7 +93,9 @@ class BlockRequests:
             noise=noise,
             last_frames=n_heard,
         )
-        encode = EncodeRequest(window.samples, geometry.drop_ticks, live=True, usual_hz=window.usual_hz)
+        encode = EncodeRequest(
+            raised(window.samples, window.lift), geometry.drop_ticks, live=True, usual_hz=window.usual_hz
+        )
         return cls(encode, diffuse, VocodeRequest(n_heard, live=True))
 
     def start(self, stages: Stages) -> Pending:
@@ -107,7 +118,7 @@ class Stream:
 
     def __init__(self, stages: Stages, voice: Voice | str, geometry: Geometry, sampling: Sampling) -> None:
         self._stages, self._voice, self._geometry, self._sampling = stages, voice, geometry, sampling
-        self._blocks = BlockMaker(geometry)
+        self._blocks = BlockMaker(geometry, sampling.high_pass)
         self._stitcher = Stitcher(geometry)
         self._level = LevelFollower() if sampling.follow_level else None
         self._in_flight: deque[tuple[Pending | None, np.ndarray, BlockWindow]] = deque()
