@@ -1,7 +1,7 @@
 """What a recording is, and its first audio track as float32 mono: ffmpeg (PyAV) behind a plain iterator."""
 
 from collections.abc import Iterator
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import av
 import av.error
@@ -209,7 +209,7 @@ class Recording:
             except av.error.FFmpegError:
                 self._damaged()
 
-    def _decoded(self, packet: av.Packet) -> Iterator[av.AudioFrame]:
+    def _decoded(self, packet: av.Packet[Any]) -> Iterator[av.AudioFrame]:
         for frame in self._stream.codec_context.decode(packet if packet.size else None):
             frame.time_base = frame.time_base or self._stream.time_base
             yield frame
@@ -218,7 +218,7 @@ class Recording:
         self.damaged_packets += 1
         self.damaged_at_end = True
 
-    def _note_start(self, packet: av.Packet) -> None:
+    def _note_start(self, packet: av.Packet[Any]) -> None:
         """Remembers the earliest time stamp of the other tracks before the first sound."""
         stream = packet.stream
         if self._sample_rate is not None or packet.pts is None or stream.time_base is None:

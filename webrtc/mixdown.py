@@ -16,7 +16,7 @@ from webrtc.codecs import Samples
 Wave = NDArray[np.float64]
 
 BLOCKS_PER_S = 20
-# Energies are compared as ratios. A channel counts as silent 40 dB below the loudest, and as sounding again from -30 dB.
+# Energies are compared as ratios: a channel counts as silent 40 dB below the loudest, and as sounding from -30 dB on.
 SOUNDS, SILENT = 1e-3, 1e-4
 SOUNDS_NOW = 1e-2  # the same over the last moments, for a second speaker who begins late
 FORGET = 0.9  # of what the last moments are, per block: half of it is younger than 0.35 s
@@ -63,9 +63,10 @@ class Mixdown:
             self._weights = weights
             if before is not weights and (before != weights).any():
                 towards = np.arange(1, block.shape[1] + 1) / block.shape[1]
-                return before @ block * (1 - towards) + weights @ block * towards
-        weights = np.full(self._channels, 1 / self._channels) if self._weights is None else self._weights
-        return weights @ block
+                faded: Wave = before @ block * (1 - towards) + weights @ block * towards
+                return faded
+        mixed: Wave = (np.full(self._channels, 1 / self._channels) if self._weights is None else self._weights) @ block
+        return mixed
 
     def _choose(self, products: Wave) -> Wave:
         """The weights of the channels, by this block and those before it."""
@@ -81,7 +82,7 @@ class Mixdown:
         self._sounding |= joins
         self._compare(products, audible)
         # The first channel leads, unless another is more than twice as strong.
-        order = sorted(np.flatnonzero(self._sounding), key=lambda c: (self._energy[c] < loudest / 4, c))
+        order = sorted(map(int, np.flatnonzero(self._sounding)), key=lambda c: (self._energy[c] < loudest / 4, c))
         taken: list[int] = []
         for channel in order:
             if not self._against[channel, taken].any():
