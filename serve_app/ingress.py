@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.schema import load_preset
 from configs.serve import RtcArgs, ServeArgs
+from serve_app import decoders
 from serve_app.calls import Calls
 from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle
@@ -58,6 +59,7 @@ class Ingress:
         )
         ice_servers_of(args.rtc)  # a mistake in them is told now, not to the first client
         self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
+        decoders.warm_up()
         await in_thread(warm_up)
         self._drain = asyncio.create_task(self._retire())
 

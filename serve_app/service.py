@@ -15,12 +15,15 @@ import numpy as np
 import soxr
 
 from configs.serve import Limits
-from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
+from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded, in_thread
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
 from serve_app.stores.voices import VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
 
+_REFERENCES_AT_ONCE = 2
+"""That are decoded; conversions are bounded by `max_conversions`."""
+_REFERENCES_WAITING = 16
 DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
 MAX_SEED = 2**32 - 1
 MODEL_IDS = ("seedvc", "eleven_english_sts_v2", "eleven_multilingual_sts_v2")
@@ -73,6 +76,8 @@ class Service:
         self.voices = voices
         self.limits = limits
         self.running_conversions = 0
+        self._adding = 0
+        self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
         self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add_voice(
@@ -83,7 +88,15 @@ class Service:
         labels: Mapping[str, str] | None = None,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
-        samples, sample_rate, warnings = await self._reference(files)
+        if self._adding >= _REFERENCES_WAITING:
+            message = f"{self._adding} voices are being added, which is the limit; try again soon"
+            raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
+        self._adding += 1
+        try:
+            async with self._decoding_references:
+                samples, sample_rate, warnings = await self._reference(files)
+        finally:
+            self._adding -= 1
         record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels)
         return record, [*warnings, *more_warnings]
 
@@ -178,7 +191,8 @@ class Service:
         wholes: list[Samples] = []
         rate, taken_s = 0, 0.0
         for file in files:
-            sound = Decoded(one_piece(file) if isinstance(file, bytes) else file)
+            upload = one_piece(file) if isinstance(file, bytes) else file
+            sound = Decoded(upload, max_s=self.limits.max_source_s)
             pieces: list[Samples] = []
             async with aclosing(sound.pieces()) as source:
                 async for samples, own_rate in source:
@@ -188,7 +202,7 @@ class Service:
                         break
             rate = rate or own_rate
             whole = np.concatenate(pieces)
-            wholes.append(whole if own_rate == rate else soxr.resample(whole, own_rate, rate))
+            wholes.append(whole if own_rate == rate else await in_thread(soxr.resample, whole, own_rate, rate))
             warnings += sound.warnings
             if taken_s > enough_s:
                 break

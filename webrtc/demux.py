@@ -1,5 +1,7 @@
 """What a recording is, and its first audio track as float32 mono: ffmpeg (PyAV) behind a plain iterator."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -25,7 +27,7 @@ DEMUXERS = (
 MAX_STREAMS = 64  # a film has a few dozen; each costs memory before anything is decoded
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_CHANNELS = 8
-MAX_FRAME_SAMPLES = 1 << 21  # in one channel; the longest frames in use (APE) hold 1.2 million
+MAX_FRAME_SAMPLES = 1 << 22  # in all channels; the longest frames in use (APE) hold 2.4 million
 PIECE_S = 0.5  # the most that one piece of sound holds
 EDGE_S = 0.005  # over which sound goes into a silence that was put in, and comes back
 # Containers whose frames carry a time of their own; in the others a frame begins where the one before it ends.
@@ -262,7 +264,7 @@ def by_channel(frame: av.AudioFrame) -> Wave:
     check_channels(channels)
     if kind not in _SAMPLE_TYPES:
         raise NotAudio("not_audio", f"the recording has samples of type {kind}; allowed are {', '.join(_SAMPLE_TYPES)}")
-    if frame.samples > MAX_FRAME_SAMPLES:
+    if frame.samples * channels > MAX_FRAME_SAMPLES:
         raise NotAudio("too_complex", f"the recording has frames of {frame.samples} samples; that is too much at once")
     planes = [memoryview(plane) for plane in frame.planes[: channels if frame.format.is_planar else 1]]
     count = frame.samples if frame.format.is_planar else frame.samples * channels
