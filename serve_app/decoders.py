@@ -50,7 +50,7 @@ class DecodeProcess:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "webrtc.decode_process"],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,  # a Ctrl-C is for us; we end it
