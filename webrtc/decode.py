@@ -116,7 +116,7 @@ class Decoder:
         whole_s = self._whole_s(recording)
         if whole_s is not None:
             self._verdict.append(f"the recording is cut off: {decoded} of {whole_s:.1f} s were decoded")
-        elif recording.damaged_packets and not self._is_padded(recording):
+        elif self._ends_early(recording):
             self._verdict.append(f"the recording is damaged or cut off: {decoded} of it were decoded")
 
     def _whole_s(self, recording: Recording) -> float | None:
@@ -128,7 +128,8 @@ class Decoder:
         meant_s = self._decoded_s / max(self._extent.share(), 1e-6)
         return meant_s if self._decoded_s < meant_s - SHORTFALL_S else None
 
-    def _is_padded(self, recording: Recording) -> bool:
-        """Whether what did not decode is but the padding behind a sound that came whole."""
+    def _ends_early(self, recording: Recording) -> bool:
+        """Whether the last part of the upload, or another, is no whole packet; padding behind a whole one may be."""
         assert self._extent is not None
-        return recording.damaged_packets == 1 and recording.damaged_at_end and self._extent.came_whole is True
+        is_padded = recording.damaged_packets == 1 and recording.damaged_at_end and self._extent.came_whole is True
+        return self._extent.ends_inside_page or (recording.damaged_packets > 0 and not is_padded)

@@ -204,8 +204,6 @@ class Recording:
             if frame_header is not None and packet.size < frame_header.size_bytes:
                 self._damaged()
                 continue
-            if packet.is_corrupt:
-                self._damaged()
             try:
                 yield from self._decoded(packet)
             except av.error.FFmpegError:

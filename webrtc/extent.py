@@ -38,8 +38,6 @@ class Extent:
     @property
     def missing_bytes(self) -> int | None:
         """How many bytes are not there that the container states; None where it states none."""
-        if self._container.name == "ogg":
-            return self._missing_of_page()
         end = self._box_at if self._container.name == "mp4" else self._container.end_bytes
         return max(0, end - self._came) if end and self._states_sizes else None
 
@@ -47,6 +45,15 @@ class Extent:
         """How much of the stated bytes came."""
         missing = self.missing_bytes or 0
         return self._came / (self._came + missing) if self._came else 1.0
+
+    @property
+    def ends_inside_page(self) -> bool:
+        """Whether an Ogg file, which states no size, ends in the middle of a page, which does."""
+        page = bytes(self._tail[max(0, self._tail.rfind(b"OggS")) :])
+        if not page.startswith(b"OggS"):
+            return False
+        n_segments = page[26] if len(page) > 26 else 255
+        return len(page) < 27 + n_segments + sum(page[27 : 27 + n_segments])
 
     def _follow_boxes(self, data: bytes) -> None:
         """Steps from box to box; `_box_at` ends behind the last box whose head came."""
@@ -68,13 +75,3 @@ class Extent:
                 return
             self._box_at += size
             self._box_head.clear()
-
-    def _missing_of_page(self) -> int | None:
-        """An Ogg file states no size, but each of its pages does."""
-        page = bytes(self._tail[max(0, self._tail.rfind(b"OggS")) :])
-        if not page.startswith(b"OggS"):
-            return None
-        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-        if len(page) <= 26 or len(segments) < page[26]:
-            return 1
-        return max(0, 27 + len(segments) + sum(segments) - len(page)) or None

@@ -3,7 +3,7 @@
 A plain mean loses what cancels: a channel that is inverted silences the other, and one that carries nothing halves it.
 So the channels are compared first, block by block. The blocks are counted in samples from the start: what comes out
 depends on the sound alone, not on the frames in which it came. Where the choice of channels changes, it is faded in
-over one block.
+over 10 ms.
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ from webrtc.codecs import Samples
 Wave = NDArray[np.float64]
 
 BLOCKS_PER_S = 20
+FADES_PER_BLOCK = 5
 # Energies are compared as ratios: a channel counts as silent 40 dB below the loudest, and as sounding from -30 dB on.
 SOUNDS, SILENT = 1e-3, 1e-4
 SOUNDS_NOW = 1e-2  # the same over the last moments, for a second speaker who begins late
@@ -62,7 +63,7 @@ class Mixdown:
             before = weights if self._weights is None else self._weights
             self._weights = weights
             if before is not weights and (before != weights).any():
-                towards = np.arange(1, block.shape[1] + 1) / block.shape[1]
+                towards = np.minimum(1.0, np.arange(1, block.shape[1] + 1) * FADES_PER_BLOCK / self._block)
                 faded: Wave = before @ block * (1 - towards) + weights @ block * towards
                 return faded
         mixed: Wave = (np.full(self._channels, 1 / self._channels) if self._weights is None else self._weights) @ block
@@ -117,7 +118,7 @@ class Mixdown:
 FULL_SCALES = (1.0, 2.0**15, 2.0**23, 2.0**31)  # of float samples, and of whole numbers that were stored as float
 OVER = 8.0  # a peak up to so much above full scale is a loud recording, more is another scale
 LOOK_AHEAD = 2  # blocks
-UNSURE_BLOCKS = 20  # that a beginning which fits two scales is kept back for
+UNSURE_BLOCKS = 100  # that the beginning of a recording which goes beyond 1 is kept back for: it fits many scales
 
 
 class FullScale:
@@ -165,7 +166,7 @@ class FullScale:
     def _is_sure(self) -> bool:
         if self._peak == 0:
             return True
-        unsure = 1 < self._peak <= OVER and self._unsure_blocks < UNSURE_BLOCKS
+        unsure = self._peak > 1 and self._unsure_blocks < UNSURE_BLOCKS
         return len(self._held) > LOOK_AHEAD and not unsure
 
     def _scaled(self, block: Wave) -> Wave:

@@ -156,10 +156,10 @@ def _sniff_behind_tag(head: bytes) -> Container | None:
     if behind.startswith(b"fLaC"):
         return Container("flac")
     found = _sniff_frames(behind)
-    return found if found.name else Container("mp3")
+    return found if found is not None and found.name else Container("mp3")
 
 
-def _sniff_frames(head: bytes) -> Container:
+def _sniff_frames(head: bytes) -> Container | None:
     """mp3 and ADTS frames begin with eleven set bits; then the layer: 0 in ADTS, 1 in layer III."""
     if head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return _sniff_rest(head)
@@ -170,27 +170,42 @@ def _sniff_frames(head: bytes) -> Container:
     return Container(None, needs_seeking=True)
 
 
-def _sniff_rest(head: bytes) -> Container:
+def _sniff_rest(head: bytes) -> Container | None:
     """What ffmpeg tells best by itself, with the whole file before it: many of these are read back and forth."""
-    size = None
     if head.startswith(b"RIFF"):
-        size = 8 + int.from_bytes(head[4:8], "little")
+        end = BOX_HEADER_BYTES + int.from_bytes(head[4:8], "little")
+    elif head.startswith(b"riff"):  # w64, whose names are GUIDs
+        end = int.from_bytes(head[16:24], "little")
     elif head.startswith(b".snd"):
         start, size = struct.unpack_from(">II", head, 4)
-        size = start + size if size else None
-    elif head.startswith(b"caff"):
-        size = _caf_end(head)
-    states_size = size is not None and size < ENDLESS_BYTES
-    return Container(None, needs_seeking=True, end_bytes=size if states_size else None)
+        end = start + size if size else 0
+    elif head.startswith((b"caff", _ASF)):
+        found = _caf_end(head) if head.startswith(b"caff") else _asf_end(head)
+        if found is None:
+            return None
+        end = found
+    else:
+        end = 0
+    return Container(None, needs_seeking=True, end_bytes=end if 0 < end < ENDLESS_BYTES else None)
+
+
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def _asf_end(head: bytes) -> int | None:
+    """The size that an ASF states; None while the head does not reach it."""
+    at = head.find(_ASF_FILE_PROPERTIES) + 40
+    return int.from_bytes(head[at : at + 8], "little") if 40 <= at <= len(head) - 8 else None
 
 
 def _caf_end(head: bytes) -> int | None:
-    """Where the sound of a CAF ends; None where the head does not reach it, or it goes on to the file's end."""
+    """Where the sound of a CAF ends, 0 for the file's end; None while the head does not reach it."""
     at = 8
     while at + 12 <= len(head):
         kind, size = head[at : at + 4], int.from_bytes(head[at + 4 : at + 12], "big", signed=True)
         if size < 0:
-            return None
+            return 0
         at += 12 + size
         if kind == b"data":
             return at
