@@ -5,6 +5,7 @@ import struct
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import av.container
@@ -75,8 +76,8 @@ def stamped(
         with av.open(path, "w", format=container) as out:
             if with_video:
                 codec_of = {"webm": "libvpx", "flv": "flv"}
-                video = out.add_stream(codec_of.get(container, "mpeg4"), rate=5, width=64, height=64, pix_fmt="yuv420p")
-                assert isinstance(video, av.VideoStream)
+                name = codec_of.get(container, "mpeg4")
+                video = cast(av.VideoStream, out.add_stream(name, rate=5, width=64, height=64, pix_fmt="yuv420p"))
             stream = add_audio_stream(out, codec, sample_rate, "mono")
             context = stream.codec_context
             if with_video:
