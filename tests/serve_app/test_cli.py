@@ -130,6 +130,45 @@ def test_a_recording_serves_as_voice_and_odd_input_is_told(
     assert 1.2 < len(decode_file(out)[0]) / 48000 < 1.6
 
 
+@pytest.mark.parametrize("place", ["here", "on a server"])
+@pytest.mark.parametrize("given", ["-", "/dev/stdin", "a named pipe"])
+def test_a_pipe_is_converted(
+    preset: str, url: str, source: str, reference: str, tmp_path: Path, given: str, place: str
+) -> None:
+    out = tmp_path / "out.wav"
+    if given == "a named pipe":
+        given = str(tmp_path / "pipe")
+        os.mkfifo(given)
+    where = ["--preset", preset] if place == "here" else ["--server", url]
+    command = [sys.executable, "-m", "serve_app.cli", "convert", given, "--voice", reference, "--out", str(out), *where]
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert running.stdin is not None
+    data = Path(source).read_bytes()
+    if given.startswith(("-", "/dev")):
+        _, told = running.communicate(data, timeout=120)
+    else:
+        Path(given).write_bytes(data)
+        _, told = running.communicate(timeout=120)
+    assert running.returncode == 0, told
+    assert abs(len(decode_file(out)[0]) - SOURCE_S * MODEL_RATE) <= HOP
+
+
+def test_what_is_no_source_is_told_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str, preset: str
+) -> None:
+    empty = tmp_path / "empty.wav"
+    empty.touch()
+    sources = {str(tmp_path): "is a folder", str(empty): "empty", "/dev/null": "neither a file nor a pipe"}
+    for place in (["--preset", preset], ["--server", url]):
+        for given, words in sources.items():
+            out = str(tmp_path / "o.wav")
+            assert words in mistake(capsys, "convert", given, "--voice", "clara", "--out", out, *place)
+        monkeypatch.setattr(sys, "stdin", None)
+        assert "closed" in mistake(capsys, "convert", "-", "--voice", "clara", "--out", out, *place)
+
+
 @pytest.mark.parametrize("extension", FORMAT_OF)
 def test_the_extension_names_the_format(url: str, source: str, tmp_path: Path, extension: str) -> None:
     out = tmp_path / f"out{extension.upper()}"
