@@ -61,6 +61,11 @@ class DecodeProcess:
         """Whether a recording has begun and not ended."""
 
     @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether it can take a recording."""
         return self._process.poll() is None
