@@ -76,9 +76,9 @@ class Service:
         self.voices = voices
         self.limits = limits
         self.running_conversions = 0
+        self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._adding = 0
         self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
-        self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def add_voice(
         self,
