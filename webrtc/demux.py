@@ -31,7 +31,8 @@ MAX_FRAME_SAMPLES = 1 << 22  # in all channels; the longest frames in use (APE) 
 PIECE_S = 0.5  # the most that one piece of sound holds
 EDGE_S = 0.005  # over which sound goes into a silence that was put in, and comes back
 # Containers whose frames carry a time of their own; in the others a frame begins where the one before it ends.
-STAMPED = frozenset({"matroska", "mov", "flv", "mpegts", "mpeg", "asf", "ogg", "avi", "rm"})
+STAMPED = frozenset({"matroska", "mov", "flv", "mpegts", "mpeg", "asf", "ogg", "avi", "rm", "amr"})
+AMR_PAUSE_BYTES = 7  # speech takes 13 at least
 # Containers that state a length, where others have ffmpeg guess it from the bit rate.
 STATE_LENGTH = frozenset({"flac", "matroska", "mov", "wv", "tta", "ape"})
 
@@ -207,7 +208,12 @@ class Recording:
             try:
                 yield from self._decoded(packet)
             except av.error.FFmpegError:
-                self._damaged()
+                if not self._is_pause(packet):
+                    self._damaged()
+
+    def _is_pause(self, packet: av.Packet[Any]) -> bool:
+        """Whether the packet says that nobody speaks, which ffmpeg does not decode: phones send that in AMR."""
+        return self._format == "amr" and packet.size <= AMR_PAUSE_BYTES
 
     def _decoded(self, packet: av.Packet[Any]) -> Iterator[av.AudioFrame]:
         for frame in self._stream.codec_context.decode(packet if packet.size else None):

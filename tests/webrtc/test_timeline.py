@@ -54,6 +54,14 @@ def test_silence_that_is_put_in_does_not_click() -> None:
     assert np.abs(np.diff(samples)).max() < 1.5 * np.abs(np.diff(wave)).max()
 
 
+def test_the_pauses_of_a_phone_are_silence() -> None:
+    """AMR with discontinuous transmission: a packet of comfort noise, then packets without data."""
+    speech, noise, nothing = b"\x3c" + bytes(31), b"\x44" + bytes(5), b"\x7c"
+    data = b"#!AMR\n" + (50 * speech + noise + 49 * nothing) * 2 + 50 * speech
+    samples, rate, warnings = decode(data)
+    assert abs(len(samples) / rate - 5.0) < 0.01 and warnings == []
+
+
 def test_a_time_stamp_that_lies_does_not_become_an_hour() -> None:
     samples, rate, warnings = decode(stamped("matroska", "pcm_s16le", 16000, [0.0, 3600.0]))
     assert len(samples) / rate < 2.1
