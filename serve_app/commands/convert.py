@@ -99,11 +99,15 @@ def _decoded(source: Source, progress: Progress | None = None) -> Generator[tupl
     from webrtc.files import Decoder
 
     with source.opened() as file, Decoder() as decoder:
-        while data := file.read(_READ_BYTES):
-            yield from decoder.feed(data)
-            if progress is not None:
-                progress.advance(len(data))
-        yield from decoder.finish()
+        try:
+            while data := file.read(_READ_BYTES):
+                yield from decoder.feed(data)
+                if progress is not None:
+                    progress.advance(len(data))
+            yield from decoder.finish()
+        except GeneratorExit:  # the caller has enough of it
+            tell(decoder.warnings)
+            raise
         tell(decoder.warnings)
 
 
