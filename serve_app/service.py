@@ -191,8 +191,7 @@ class Service:
         wholes: list[Samples] = []
         rate, taken_s = 0, 0.0
         for file in files:
-            upload = one_piece(file) if isinstance(file, bytes) else file
-            sound = Decoded(upload, max_s=self.limits.max_source_s)
+            sound = Decoded(one_piece(file) if isinstance(file, bytes) else file)
             pieces: list[Samples] = []
             async with aclosing(sound.pieces()) as source:
                 async for samples, own_rate in source:
