@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.schema import ConfigError, load_preset
 from configs.serve import RtcArgs, ServeArgs
+from serve_app import decoders
 from serve_app.calls import Calls
 from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle, sign_of_life
@@ -63,6 +64,7 @@ class Ingress:
         )
         ice_servers_of(args.rtc)  # a mistake in them is told now, not to the first client
         self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
+        decoders.warm_up()
         await in_thread(warm_up)
         names = ["the stages"] if together else [f"the {stage}" for stage in STAGE_NAMES]
         self._signs_of_life = {

@@ -15,13 +15,16 @@ import numpy as np
 import soxr
 
 from configs.serve import Limits
-from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
+from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded, in_thread
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
 from serve_app.places import Place, slowest_of
 from serve_app.stores.voices import NotStored, VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
 
+_REFERENCES_AT_ONCE = 2
+"""That are decoded; conversions are bounded by `max_conversions`."""
+_REFERENCES_WAITING = 16
 DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
 MAX_SEED = 2**32 - 1
 MODEL_IDS = ("seedvc", "eleven_english_sts_v2", "eleven_multilingual_sts_v2")
@@ -75,6 +78,8 @@ class Service:
         self.limits = limits
         self._running: dict[object, Place | None] = {}
         self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._adding = 0
+        self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
 
     async def add_voice(
         self,
@@ -84,7 +89,15 @@ class Service:
         labels: Mapping[str, str] | None = None,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
-        samples, sample_rate, warnings = await self._reference(files)
+        if self._adding >= _REFERENCES_WAITING:
+            message = f"{self._adding} voices are being added, which is the limit; try again soon"
+            raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
+        self._adding += 1
+        try:
+            async with self._decoding_references:
+                samples, sample_rate, warnings = await self._reference(files)
+        finally:
+            self._adding -= 1
         record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels)
         return record, [*warnings, *more_warnings]
 
@@ -215,7 +228,7 @@ class Service:
                         break
             rate = rate or own_rate
             whole = np.concatenate(pieces)
-            wholes.append(whole if own_rate == rate else soxr.resample(whole, own_rate, rate))
+            wholes.append(whole if own_rate == rate else await in_thread(soxr.resample, whole, own_rate, rate))
             warnings += sound.warnings
             if taken_s > enough_s:
                 break

@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import threading
 import time
 import wave
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 
 from configs.serve import Limits
+from serve_app.decoders import busy_processes
 from serve_app.http import create_app
 from serve_app.service import MODEL_IDS, Service
 from serve_app.stores.voices import FolderVoiceStore
@@ -83,7 +83,7 @@ def server(running: Server) -> Iterator[Server]:
     while running.raw_clients:
         running.raw_clients.pop().close()
     wait_until(running.is_idle, "every conversion has ended")
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "decode-upload"], "no decoder thread is left")
+    wait_until(lambda: busy_processes() == 0, "no decoder is left")
 
 
 def problem(answer: httpx.Response, status_code: int = 422) -> dict[str, Any]:
