@@ -168,6 +168,8 @@ class LiveSettings(Strict):
     cfg_rate: Annotated[float, Field(ge=0)] = 0.7
     follow_level: bool = False
     """Whether the output is as loud as the source; else as loud as the voice's reference, as upstream."""
+    high_pass: bool = False
+    """Whether an offset and what else lies below every voice are taken out of the source; upstream leaves them in."""
     vocoder_past_frames: Annotated[int, Field(ge=0)] | None = None
     """How many mel frames the vocoder renders in front of a block; None: all, as upstream."""
     lowest: CallMode = CallMode(block_ms=120, deadline_ms=240)
@@ -218,7 +220,8 @@ class FileSettings(Strict):
     steps: Positive = 10
     cfg_rate: Annotated[float, Field(ge=0)] = 0.7
     follow_level: bool = False
-    """As for calls."""
+    high_pass: bool = False
+    """Both as for calls."""
 
     @model_validator(mode="after")
     def _segments_advance(self) -> FileSettings:

@@ -11,6 +11,10 @@ from configs.schema import Positive, Strict
 Seconds = Annotated[float, Field(gt=0)]
 ReferenceSeconds = Annotated[float, Field(ge=1, le=30)]
 """What a stage can make a voice of."""
+MAX_REFUSING = 16
+"""Refusals at once per ingress replica that wait for their client to stop sending."""
+SHORT_REQUESTS = 64
+"""Room for requests that are answered at once: health, lists of voices, the page."""
 
 
 class StageArgs(Strict):
@@ -34,8 +38,16 @@ class Limits(Strict):
 
     max_source_s: Seconds = 600.0
     max_upload_bytes: Positive = 256 * 1024 * 1024
+    max_upload_wait_s: Seconds = 20.0
+    """How long the first byte of a request's body may take."""
     max_upload_pause_s: Seconds = 60.0
     """How long an upload may stall."""
+    max_upload_s: Seconds = 3600.0
+    """How long one upload may take in all; live sound on `/stream` takes as long as it lasts."""
+    max_uploads: Positive = 32
+    """Requests with a body at once per ingress replica, until they are answered. Where all places are taken, a client
+    that sends less than `min_upload_bytes_per_s` loses its own to a newcomer."""
+    min_upload_bytes_per_s: Positive = 256
     min_reference_s: ReferenceSeconds = 1.0
     max_reference_s: ReferenceSeconds = 30.0
     max_conversions: Positive = 8
@@ -70,7 +82,10 @@ class RtcArgs(Strict):
     api_key_env: str = "SEEDVC_API_KEY"
     """Where this environment variable is set, the routes of calls ask for its value as a Bearer token."""
     max_calls: Positive = 8
-    """Calls at once per ingress replica; leave room below its `max_ongoing_requests` for other requests."""
+    """Calls at once per ingress replica."""
+    max_waiting: Positive = 64
+    """Requests with an offer or a candidate at once per ingress replica, and as many sockets whose call has not begun;
+    an idle one gives way to a newcomer."""
     retry_after_s: Positive = 2
     """What a refused client is told to wait."""
     max_call_s: Seconds = 14400.0
@@ -111,6 +126,12 @@ class ServeArgs(Strict):
     """Bound of the voices that a Diffusion replica keeps in memory."""
     limits: Limits = Limits()
     rtc: RtcArgs = RtcArgs()
+
+    @property
+    def ongoing_requests(self) -> int:
+        """What Serve must let an ingress replica have at once (`max_ongoing_requests` of `Ingress`), so that uploads,
+        refusals, calls and their listeners never keep a health check waiting."""
+        return self.limits.max_uploads + MAX_REFUSING + self.rtc.max_calls + 2 * self.rtc.max_waiting + SHORT_REQUESTS
 
     @model_validator(mode="after")
     def _device_known(self) -> ServeArgs:

@@ -40,7 +40,9 @@ def parser() -> Parser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     convert = commands.add_parser("convert", help="convert a recording")
-    convert.add_argument("source", metavar="SOURCE", help="the recording: any common audio file")
+    convert.add_argument(
+        "source", metavar="SOURCE", help="the recording: any common audio file, or - for the standard input"
+    )
     convert.add_argument("--voice", required=True, help="name or id of a voice, or a recording of one")
     convert.add_argument("--out", required=True, metavar="FILE", help="what to write; its extension names the format")
     convert.add_argument("--server", metavar="URL", help="convert there; without it, in this process")

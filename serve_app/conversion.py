@@ -7,16 +7,15 @@ step before it back, so memory stays bounded however long the recording, and how
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
-import numpy as np
-
+from serve_app.decoders import decode_process
 from serve_app.errors import SourceTooLong, first_cause
 from stages.types import Samples
-from webrtc.files import Decoder, Encoder, OutputFormat
+from webrtc.files import Encoder, OutputFormat
 
 if TYPE_CHECKING:
     from serve_app.service import SourceStream
@@ -28,22 +27,18 @@ LENGTH_TOLERANCE_S = 0.1
 """Encoders pad: a recording of exactly the limit may decode a few frames longer."""
 
 _UPLOAD_BYTES = 1 << 16
-_PIECE_S = 0.5
 _QUEUED = 4
 
 
 class Decoded:
-    """An upload as sound: decoded in a worker thread, piece by piece, no longer than allowed."""
+    """An upload as sound: decoded in a process of its own, piece by piece, no longer than allowed."""
 
     def __init__(self, upload: AsyncIterator[bytes], file_format: str = "other", max_s: float | None = None) -> None:
         self._upload = upload
-        self._decoder = Decoder(file_format=file_format)
+        self._file_format = file_format
         self._max_s = max_s
-
-    @property
-    def warnings(self) -> list[str]:
+        self.warnings: list[str] = []
         """What was odd about the upload so far."""
-        return self._decoder.warnings
 
     async def pieces(self) -> AsyncGenerator[tuple[Samples, int]]:
         """Mono samples and their rate, in pieces of about half a second, as early as possible.
@@ -61,17 +56,16 @@ class Decoded:
                 yield samples, sample_rate
 
     async def _raw_pieces(self) -> AsyncGenerator[tuple[Samples, int]]:
-        try:
+        async with decode_process() as process:
+            await process.begin(self._file_format)
             async for data in self._upload:
                 for start in range(0, len(data), _UPLOAD_BYTES):
-                    decoding = self._decoder.feed(data[start : start + _UPLOAD_BYTES])
-                    while piece := await in_thread(_joined, decoding):
-                        yield piece
-            decoding = self._decoder.finish()
-            while piece := await in_thread(_joined, decoding):
-                yield piece
-        finally:
-            await in_thread(self._decoder.close)
+                    async with aclosing(process.pieces(data[start : start + _UPLOAD_BYTES], self.warnings)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+            async with aclosing(process.pieces(None, self.warnings)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
 
 class Conversion:
@@ -178,15 +172,3 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     except asyncio.CancelledError:
         await asyncio.wait([call])
         raise
-
-
-def _joined(decoding: Iterator[tuple[Samples, int]]) -> tuple[Samples, int] | None:
-    """What is decoded next, up to about half a second in one array; None where nothing is left."""
-    pieces: list[Samples] = []
-    n_samples, rate = 0, 0
-    for samples, rate in decoding:
-        pieces.append(samples)
-        n_samples += len(samples)
-        if n_samples >= _PIECE_S * rate:
-            break
-    return (np.concatenate(pieces), rate) if pieces else None

@@ -94,6 +94,13 @@ class UploadStalled(TimeoutError):
         return f"nothing of the request body came for {self.limit_s:g} s"
 
 
+class Displaced(RuntimeError):
+    """A client that hardly sends gave its place to another when all were taken."""
+
+    def __str__(self) -> str:
+        return "too little came while others waited for a place; try again later, or send faster"
+
+
 class BadUpload(ValueError):
     """A body that is not the form it should be."""
 
@@ -150,6 +157,8 @@ def refusal(error: Exception) -> Refusal | None:
             return _refused(404, "voice_not_found", error)
         case UploadStalled():
             return _refused(408, "upload_stalled", error)
+        case Displaced():
+            return _refused(408, "displaced", error)
         case VoiceExists():
             return _refused(409, "voice_exists", error)
         case SourceTooLong():

@@ -6,6 +6,7 @@ Request, response and error shapes follow the ElevenLabs API, so that its SDKs w
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import uuid
@@ -18,35 +19,62 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, FastAPI, Query, Request, Response, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, Field, Json
+from pydantic import AfterValidator, BaseModel, Field, Json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import webrtc
-from serve_app.errors import ClientGone, FieldProblem, InvalidFields, Refusal, internal_error, refusal
+from configs.serve import MAX_REFUSING, RtcArgs
+from serve_app.admission import Admission, Drains
+from serve_app.errors import BadUpload, ClientGone, FieldProblem, InvalidFields, Refusal, internal_error, refusal
 from serve_app.messages import problem, write
 from serve_app.readiness import Ask, Readiness
 from serve_app.rtc import Cors, Rtc, close_code, rtc_router
 from serve_app.service import MODEL_IDS, Service
 from serve_app.speech import form_schema, header, one_line, parse_fields, speech_router
 from serve_app.stores.voices import VoiceRecord
-from serve_app.uploads import Backlog, MultipartForm, incoming
+from serve_app.uploads import MAX_FIELD_BYTES, MEMORY_BYTES, Backlog, MultipartForm, incoming
 from stages.types import BadAudio
 from webrtc.files import NotAudio
 
 log = logging.getLogger("seedvc.http")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_DRAIN_S = 5.0
+MAX_FILES = 25
+"""Recordings of one voice."""
+FILE_FIELDS = ("files", "files[]")
 PAGE_FOLDER = Path(webrtc.__file__).parent / "page"
+
+
+def without_null(labels: dict[str, str | None]) -> dict[str, str]:
+    """The labels that have a value; for pydantic."""
+    return {name: text for name, text in labels.items() if text is not None}
+
+
+VoiceName = Annotated[str, Field(min_length=1, max_length=100)]
+VoiceDescription = Annotated[str, Field(max_length=500)]
+LabelName = Annotated[str, Field(min_length=1, max_length=100)]
+LabelText = Annotated[str, Field(max_length=500)]
+Labels = Annotated[
+    Json[Annotated[dict[LabelName, LabelText | None], Field(max_length=50)]], AfterValidator(without_null)
+]
 
 
 class VoiceForm(BaseModel):
     """The form fields of a new voice, beside its recordings."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
-    description: Annotated[str, Field(max_length=500)] | None = None
-    labels: Json[dict[str, str]] = Field(default_factory=dict)
+    name: VoiceName
+    description: VoiceDescription | None = None
+    labels: Labels = Field(default_factory=dict)
+    remove_background_noise: bool = False
+
+
+class VoiceEdit(BaseModel):
+    """The form fields that change a voice; what is not given stays."""
+
+    name: VoiceName | None = None
+    description: VoiceDescription | None = None
+    labels: Labels | None = None
     remove_background_noise: bool = False
 
 
@@ -71,6 +99,7 @@ def create_app(service: Service, rtc: Rtc | None = None, stages: Mapping[str, As
     app.include_router(speech_router(service), prefix="/v1")
     app.include_router(_voices_router(service))
     app.include_router(_models_router(), prefix="/v1")
+    app.include_router(_user_router(service), prefix="/v1")
     app.include_router(_health_router(service, rtc, stages or {}))
     if rtc is not None:
         app.include_router(rtc_router(rtc))
@@ -78,6 +107,8 @@ def create_app(service: Service, rtc: Rtc | None = None, stages: Mapping[str, As
             add_page(app)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    max_waiting = (RtcArgs() if rtc is None else rtc.args).max_waiting
+    app.add_middleware(Admission, limits=service.limits, max_waiting=max_waiting)
     app.add_middleware(Edge)
     app.add_middleware(Cors)
     return app
@@ -103,6 +134,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._drains = Drains(MAX_REFUSING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on; a failure of ours is logged once, and told without its inside."""
@@ -115,7 +147,7 @@ class Edge:
         given_id = header(scope, b"x-request-id")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        exchange = Exchange(receive, send)
+        exchange = Exchange(receive, send, self._drains)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
@@ -156,8 +188,8 @@ class Exchange:
     sees a broken pipe in place of the refusal.
     """
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    def __init__(self, receive: Receive, send: Send, drains: Drains) -> None:
+        self._receive, self._send, self._drains = receive, send, drains
         self._uploaded = False
         self._refused = False
         self.started = False
@@ -176,21 +208,18 @@ class Exchange:
             self._refused = message["status"] >= 400
         elif self._refused and not self._uploaded and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
-            await self._drain()
+            await self._drains.drain(self._receive)
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
-
-    async def _drain(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_S):
-                while not self._uploaded:
-                    await self.receive()
 
 
 async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     status = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return _answer(Refusal(error.status_code, {"status": status, "message": str(error.detail)}, error.headers or {}))
+    message = str(error.detail)
+    if error.status_code in (404, 405) and _NOT_OFFERED.match(request.url.path):
+        message = f"{request.method} {request.url.path[:80]} is not offered; {_OFFERED}"
+    return _answer(Refusal(error.status_code, {"status": status, "message": message}, error.headers or {}))
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -219,8 +248,11 @@ def _voices_router(service: Service) -> APIRouter:
             texts: dict[str, str] = {}
             files: list[Backlog] = []
             async for part in MultipartForm(header(request.scope, b"content-type"), body.chunks()).parts():
-                if part.name in ("files", "files[]"):
-                    files.append(Backlog())
+                if part.name in FILE_FIELDS:
+                    if len(files) == MAX_FILES:
+                        message = f"a voice is made of at most {MAX_FILES} recordings"
+                        raise InvalidFields([FieldProblem(("body", "files"), message, "too_many")])
+                    files.append(Backlog(MEMORY_BYTES // MAX_FILES))
                     stack.callback(files[-1].close)
                     async for data in part.chunks():
                         files[-1].put(data)
@@ -240,6 +272,22 @@ def _voices_router(service: Service) -> APIRouter:
         for warning in warnings:
             answer.headers.append("X-Seedvc-Warning", one_line(warning))
         return answer
+
+    @router.post("/v1/voices/{voice_id}/edit", openapi_extra=form_schema(VoiceEdit))
+    async def edit_voice(request: Request, voice_id: str) -> dict[str, str]:
+        """Change the name, the description or the labels of a voice; its recordings stay as they are."""
+        await asyncio.to_thread(voices.get, voice_id)  # before the form is taken
+        texts: dict[str, str] = {}
+        async with incoming(request.receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body:
+            async for part in MultipartForm(header(request.scope, b"content-type"), body.chunks()).parts():
+                if part.name in FILE_FIELDS:
+                    message = "the recordings of a voice cannot be changed; add a new voice with POST /v1/voices/add"
+                    raise InvalidFields([FieldProblem(("body", "files"), message, "not_offered")])
+                texts[part.name] = await part.text()
+            form = parse_fields(VoiceEdit, texts)
+            changes = form.model_dump(include={"name", "description", "labels"}, exclude_none=True)
+            await asyncio.to_thread(voices.update, voice_id, changes)
+        return {"status": "ok"}
 
     @router.get("/v1/voices")
     async def list_voices(show_legacy: bool = False) -> dict[str, Any]:
@@ -280,6 +328,14 @@ def _voices_router(service: Service) -> APIRouter:
         await asyncio.to_thread(voices.get, voice_id)
         return _SETTINGS
 
+    @router.post("/v1/voices/{voice_id}/settings/edit")
+    async def edit_settings(request: Request, voice_id: str) -> JSONResponse:
+        """Accepted and not kept: a voice has no settings here, which a warning tells."""
+        await asyncio.to_thread(voices.get, voice_id)
+        await _read_json(request)
+        warning = "the settings of a voice are not supported and were ignored"
+        return JSONResponse({"status": "ok"}, headers={"X-Seedvc-Warning": warning})
+
     @router.delete("/v1/voices/{voice_id}")
     async def delete_voice(voice_id: str) -> dict[str, str]:
         """Forget a voice, its recording and what was made from it."""
@@ -307,6 +363,36 @@ def _models_router() -> APIRouter:
         ]
 
     return router
+
+
+def _user_router(service: Service) -> APIRouter:
+    router = APIRouter(tags=["user"])
+
+    async def subscription() -> dict[str, Any]:
+        """Fixed but for the number of voices: nobody is counted or charged here."""
+        records = await asyncio.to_thread(service.voices.list)
+        return _SUBSCRIPTION | {"voice_slots_used": sum(record.category == "cloned" for record in records)}
+
+    async def user() -> dict[str, Any]:
+        """Fixed: there are no accounts here."""
+        return _USER | {"subscription": await subscription()}
+
+    router.add_api_route("/user", user, methods=["GET"])
+    router.add_api_route("/user/subscription", subscription, methods=["GET"])
+    return router
+
+
+async def _read_json(request: Request) -> Any:
+    """A small JSON body."""
+    body = bytearray()
+    async for data in request.stream():
+        body += data
+        if len(body) > MAX_FIELD_BYTES:
+            raise BadUpload(f"the body is larger than {MAX_FIELD_BYTES} bytes")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadUpload("the body is no JSON") from None
 
 
 def _health_router(service: Service, rtc: Rtc | None, stages: Mapping[str, Ask]) -> APIRouter:
@@ -375,6 +461,54 @@ def _described(record: VoiceRecord) -> dict[str, Any]:
     }
 
 
+_OFFERED = (
+    "this service converts speech (POST /v1/speech-to-speech/{voice_id}), keeps the voices for that (/v1/voices) and "
+    "holds calls (/v1/rtc/ws)"
+)
+_NOT_OFFERED = re.compile(
+    r"/v[12]/(audio-|convai|dubbing|environment-|flows|forced-|history|models|music|productions|projects|"
+    r"pronunciation-|service-accounts|shared-voices|similar-voices|single-use-token|sound-generation|speech-|studio|"
+    r"text-to-|tokens|usage|user|voice|webhooks|workspace)"
+)
+"""Where the ElevenLabs API has routes: what is not found there is told apart from a mistyped path."""
+_SUBSCRIPTION: dict[str, Any] = {
+    "tier": "self_hosted",
+    "status": "active",
+    "character_count": 0,
+    "character_limit": 2**31 - 1,
+    "max_character_limit_extension": None,
+    "max_credit_limit_extension": "unlimited",
+    "can_extend_character_limit": False,
+    "allowed_to_extend_character_limit": False,
+    "next_character_count_reset_unix": None,
+    "voice_slots_used": 0,
+    "professional_voice_slots_used": 0,
+    "professional_voice_slots_used_in_workspace": 0,
+    "voice_limit": 2**31 - 1,
+    "max_voice_add_edits": None,
+    "voice_add_edit_counter": 0,
+    "professional_voice_limit": 0,
+    "can_extend_voice_limit": False,
+    "can_use_instant_voice_cloning": True,
+    "can_use_professional_voice_cloning": False,
+    "currency": "usd",
+    "current_overage": {"amount": "0", "currency": "usd"},
+    "billing_period": None,
+    "character_refresh_period": None,
+    "open_invoices": [],
+    "has_open_invoices": False,
+}
+_USER: dict[str, Any] = {
+    "user_id": "self_hosted",
+    "workspace_id": "self_hosted",
+    "first_name": None,
+    "is_new_user": False,
+    "can_use_delayed_payment_methods": False,
+    "is_onboarding_completed": True,
+    "is_onboarding_checklist_completed": True,
+    "created_at": 0,
+    "seat_type": "workspace_admin",
+}
 _SETTINGS: dict[str, Any] = {
     "stability": 0.5,
     "similarity_boost": 0.75,

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from configs.schema import load_preset
+from configs.schema import ConfigError, load_preset
 from configs.serve import RtcArgs, ServeArgs
+from serve_app import decoders
 from serve_app.calls import Calls
 from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle, sign_of_life
@@ -39,6 +41,7 @@ class Ingress:
         stages: list[DeploymentHandle[Any]],
         voice_maker: DeploymentHandle[Any],
     ) -> None:
+        check_ongoing_requests(args, serve.get_replica_context()._deployment_config.max_ongoing_requests)
         preset, voices = load_preset(args.preset), open_voice_store(args.voices)
         together = stages[0] if args.together else None
         parts = [together.encode, together.diffuse, together.vocode] if together else stages
@@ -61,6 +64,7 @@ class Ingress:
         )
         ice_servers_of(args.rtc)  # a mistake in them is told now, not to the first client
         self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
+        decoders.warm_up()
         await in_thread(warm_up)
         names = ["the stages"] if together else [f"the {stage}" for stage in STAGE_NAMES]
         self._signs_of_life = {
@@ -127,6 +131,16 @@ def log_failed_drain(drain: asyncio.Task[None]) -> None:
     """Without it, calls are cut off when this replica goes, and new ones are taken until then."""
     if not drain.cancelled() and (error := drain.exception()) is not None:
         log.error("calls are not told when this replica goes away", exc_info=error)
+
+
+def check_ongoing_requests(args: ServeArgs, max_ongoing_requests: int) -> None:
+    """ConfigError where uploads and calls could take all places that Serve gives an ingress replica."""
+    if max_ongoing_requests < args.ongoing_requests:
+        message = (
+            f"max_ongoing_requests of Ingress is {max_ongoing_requests}; with these limits at least "
+            f"{args.ongoing_requests} are needed, else uploads and calls keep health checks waiting"
+        )
+        raise ConfigError(message)
 
 
 def open_peer(args: RtcArgs, **options: Any) -> Peer:

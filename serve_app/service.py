@@ -15,12 +15,16 @@ import numpy as np
 import soxr
 
 from configs.serve import Limits
-from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
+from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded, in_thread
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
+from serve_app.places import Place, slowest_of
 from serve_app.stores.voices import NotStored, VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.types import BadAudio, Samples, StoredVoice, Voice
 from webrtc.files import OUTPUT_FORMATS
 
+_REFERENCES_AT_ONCE = 2
+"""That are decoded; conversions are bounded by `max_conversions`."""
+_REFERENCES_WAITING = 16
 DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
 MAX_SEED = 2**32 - 1
 MODEL_IDS = ("seedvc", "eleven_english_sts_v2", "eleven_multilingual_sts_v2")
@@ -74,8 +78,10 @@ class Service:
         self.backend = backend
         self.voices = voices
         self.limits = limits
-        self.running_conversions = 0
+        self._running: dict[object, Place | None] = {}
         self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._adding = 0
+        self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
 
     async def add_voice(
         self,
@@ -85,7 +91,15 @@ class Service:
         labels: Mapping[str, str] | None = None,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
-        samples, sample_rate, warnings = await self._reference(files)
+        if self._adding >= _REFERENCES_WAITING:
+            message = f"{self._adding} voices are being added, which is the limit; try again soon"
+            raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
+        self._adding += 1
+        try:
+            async with self._decoding_references:
+                samples, sample_rate, warnings = await self._reference(files)
+        finally:
+            self._adding -= 1
         record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels)
         return record, [*warnings, *more_warnings]
 
@@ -136,8 +150,12 @@ class Service:
         file_format: str = "other",
         live: bool = False,
         streaming: bool = False,
+        place: Place | None = None,
     ) -> Conversion:
-        """A conversion that runs while it is entered; the voice is known to exist and its features are made."""
+        """A conversion that runs while it is entered; the voice is known to exist and its features are made.
+
+        `place` is that of the upload.
+        """
         fmt = OUTPUT_FORMATS.get(output_format)
         if fmt is None:
             message = f"unknown output format {output_format!r}; allowed are {', '.join(OUTPUT_FORMATS)}"
@@ -149,7 +167,12 @@ class Service:
         else:
             open_stream = partial(self.backend.streams.recording, voice, seed=seed, steps=steps, streaming=streaming)
         sound = Decoded(upload, file_format, self.limits.max_source_s)
-        return Conversion(sound, open_stream, fmt, seed, self.admitted())
+        return Conversion(sound, open_stream, fmt, seed, self.admitted(place))
+
+    @property
+    def running_conversions(self) -> int:
+        """How many places for conversions are taken."""
+        return len(self._running)
 
     @property
     def is_full(self) -> bool:
@@ -158,19 +181,27 @@ class Service:
 
     def require_room(self) -> None:
         """AtCapacity where one more conversion would be refused; asked before an upload is taken."""
-        if self.is_full:
+        if self.is_full and self._slowest() is None:
             message = f"{self.limits.max_conversions} conversions are running, which is the limit; try again soon"
             raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Room for one more conversion, or AtCapacity."""
+    def admitted(self, place: Place | None = None) -> Iterator[None]:
+        """Room for one more conversion, or AtCapacity; one whose upload at `place` hardly comes may lose it again."""
         self.require_room()
-        self.running_conversions += 1
+        if len(self._running) >= self.limits.max_conversions and (slowest := self._slowest()) is not None:
+            slowest.give_up()
+            self._running = {key: place for key, place in self._running.items() if place is not slowest}
+        admission = object()
+        self._running[admission] = place
         try:
             yield
         finally:
-            self.running_conversions -= 1
+            self._running.pop(admission, None)
+
+    def _slowest(self) -> Place | None:
+        """The upload whose conversion makes room where that is needed."""
+        return slowest_of(place for place in self._running.values() if place is not None)
 
     async def make_features(self, voice_id: str) -> StoredVoice:
         """The voice as streams take it. Makes its features where a premade voice, or new weights, lack them."""
@@ -201,7 +232,7 @@ class Service:
                         break
             rate = rate or own_rate
             whole = np.concatenate(pieces)
-            wholes.append(whole if own_rate == rate else soxr.resample(whole, own_rate, rate))
+            wholes.append(whole if own_rate == rate else await in_thread(soxr.resample, whole, own_rate, rate))
             warnings += sound.warnings
             if taken_s > enough_s:
                 break

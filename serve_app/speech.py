@@ -21,14 +21,22 @@ from starlette.types import Receive, Scope, Send
 from configs.schema import MAX_STEPS
 from serve_app.conversion import Conversion
 from serve_app.errors import ClientGone, FieldProblem, InvalidFields, refusal
+from serve_app.places import Place
 from serve_app.service import DEFAULT_OUTPUT_FORMAT, MAX_SEED, MODEL_IDS, Service
-from serve_app.uploads import Backlog, MultipartForm, Part, incoming
-from webrtc.files import OUTPUT_FORMATS
+from serve_app.uploads import MAX_FIELD_BYTES, Backlog, MultipartForm, Recording, incoming, recording_of
+from webrtc.files import OUTPUT_FORMATS, NotAudio
 
 log = logging.getLogger("seedvc.http")
 
 _SPOOL_MEMORY_BYTES = 1 << 22
 _SEND_BYTES = 1 << 16
+_REST_OF_FORM_S = 0.25
+"""How long a recording that comes first waits for the fields behind it: a short form is here by then, and its fields
+count. Converting the first seconds of sound takes longer."""
+_LATE_FORMAT_S = 30.0
+_WITHOUT_EFFECT = {"model_id", "voice_settings"}
+_IN_TIME = "and counted, as the form was short; send it first: behind a long recording it comes too late"
+_LATE = "too late to count on /stream; send it before the recording"
 
 
 def known_model(model_id: str) -> str:
@@ -79,6 +87,44 @@ def parse_fields(form: type[BaseModel], texts: Mapping[str, str]) -> Any:
         raise InvalidFields([FieldProblem(("body", *p["loc"]), p["msg"], p["type"]) for p in error.errors()]) from error
 
 
+class LateFields:
+    """What the fields behind a recording on `/stream` say, and which of them may still count."""
+
+    def __init__(self, recording: Recording, early: SpeechForm) -> None:
+        self.wrong: list[str] = [f"{name} is larger than {MAX_FIELD_BYTES} bytes" for name in recording.unread]
+        values: dict[str, Any] = {}
+        for name, text in recording.fields.items():
+            try:
+                values |= parse_fields(SpeechForm, {name: text}).model_dump(include={name}, exclude_unset=True)
+            except InvalidFields as error:
+                self.wrong.append(f"{name} cannot be used: {error.problems[0].msg}")
+        self.used = early.model_copy(update=values)
+        self.changed = sorted(name for name in values.keys() - _WITHOUT_EFFECT if values[name] != getattr(early, name))
+        """Those that make another result of the recording."""
+
+
+def stream_warnings(recording: Recording, early: SpeechForm, used: SpeechForm) -> list[str]:
+    """What the answer on `/stream` says of its fields when it begins; InvalidFields where it must not begin."""
+    if recording.recordings > 1:
+        raise _two_recordings()
+    if recording.failure is not None:
+        raise recording.failure
+    if not recording.form_ended.is_set():
+        # A form that names its settings first has hardly more of them behind the recording.
+        late = (
+            []
+            if early.model_fields_set
+            else ["the answer began before the form ended; a field that follows comes " + _LATE]
+        )
+        return [*used.warnings(), *late]
+    late_fields = LateFields(recording, early)
+    warnings = [f"{wrong}; it was ignored" for wrong in late_fields.wrong]
+    for name in late_fields.changed:
+        counted = getattr(used, name) == getattr(late_fields.used, name)
+        warnings.append(f"{name} came behind the recording, " + (_IN_TIME if counted else _LATE))
+    return [*late_fields.used.warnings(), *warnings]
+
+
 class Answer(Response):
     """Reads the form, converts, sends: all inside one context, so that a hang-up at any point ends everything."""
 
@@ -87,6 +133,7 @@ class Answer(Response):
     ) -> None:
         self._service = service
         self._request_id: str = request.state.request_id
+        self._place: Place | None = getattr(request.state, "place", None)
         self._voice_id = voice_id
         self._options: dict[str, Any] = {"output_format": output_format, "live": live, "streaming": streaming}
         self._streaming = streaming
@@ -124,32 +171,36 @@ class Answer(Response):
             texts[part.name] = await part.text()
         else:
             raise _no_audio()
-        fields = parse_fields(SpeechForm, texts)
-        upload = self._audio_then_rest(part, form, fields)
-        conversion = await self._open(upload, fields)
+        early = parse_fields(SpeechForm, texts)
+        async with recording_of(part, form) as recording:
+            if not early.model_fields_set:
+                await recording.ends_within(_REST_OF_FORM_S)
+            if recording.form_ended.is_set():
+                await self._convert_stream(recording, early, send)
+                return
+            try:
+                await self._convert_stream(recording, early, send)
+            except NotAudio:
+                # samples without a header: the field that says so may still be on its way
+                if self._started or "file_format" in early.model_fields_set:
+                    raise
+                await recording.ends_within(_LATE_FORMAT_S)
+                if LateFields(recording, early).used.file_format == "other":
+                    raise
+                await self._convert_stream(recording, early, send)
+
+    async def _convert_stream(self, recording: Recording, early: SpeechForm, send: Send) -> None:
+        fields = LateFields(recording, early).used if recording.form_ended.is_set() else early
+        conversion = await self._open(recording.chunks(), fields)
         async with conversion:
             async for chunk in conversion:
                 if not self._started:
-                    await self._start(send, conversion, fields.warnings())
+                    await self._start(send, conversion, stream_warnings(recording, early, fields))
                 await _send_body(send, chunk, more=True)
             if not self._started:
-                await self._start(send, conversion, fields.warnings())
+                await self._start(send, conversion, stream_warnings(recording, early, fields))
+            await recording.form_ended.wait()
             await _send_body(send, b"", more=False)
-
-    async def _audio_then_rest(self, audio: Part, form: MultipartForm, used: SpeechForm) -> AsyncIterator[bytes]:
-        """The recording as it comes; a field behind it that would have changed the conversion is refused."""
-        async for data in audio.chunks():
-            yield data
-        late: dict[str, str] = {}
-        async for part in form.parts():
-            if part.name == "audio":
-                raise InvalidFields([FieldProblem(("body", "audio"), "there must be one recording", "duplicate")])
-            late[part.name] = await part.text()
-        fields = parse_fields(SpeechForm, late)
-        for name in late.keys() & SpeechForm.model_fields.keys():
-            if getattr(fields, name) != getattr(used, name):
-                message = "on /stream this field must come before the recording, which is converted as it arrives"
-                raise InvalidFields([FieldProblem(("body", name), message, "field_after_audio")])
 
     async def _whole(self, form: MultipartForm, send: Send) -> None:
         texts: dict[str, str] = {}
@@ -160,7 +211,7 @@ class Answer(Response):
                     texts[part.name] = await part.text()
                     continue
                 if audio is not None:
-                    raise InvalidFields([FieldProblem(("body", "audio"), "there must be one recording", "duplicate")])
+                    raise _two_recordings()
                 audio = Backlog()
                 async for data in part.chunks():
                     audio.put(data)
@@ -191,6 +242,7 @@ class Answer(Response):
             seed=fields.seed,
             steps=fields.steps,
             file_format=fields.file_format,
+            place=self._place,
             **self._options,
         )
 
@@ -229,7 +281,7 @@ def speech_router(service: Service) -> APIRouter:
         optimize_streaming_latency: Annotated[int | None, Query(ge=0, le=4)] = None,
         live: Annotated[bool, Query(description="take the path of a call instead of the one for recordings")] = False,
     ) -> Response:
-        """Convert a recording while it is being uploaded; fields must come before the recording."""
+        """Convert a recording while it is being uploaded; fields that come behind it may come too late to count."""
         return Answer(service, request, voice_id, output_format=output_format, live=live, streaming=True)
 
     for family in ("speech-to-speech", "voice-changer"):
@@ -266,6 +318,10 @@ def one_line(text: str) -> str:
 
 def _no_audio() -> InvalidFields:
     return InvalidFields([FieldProblem(("body", "audio"), "Field required", "missing")])
+
+
+def _two_recordings() -> InvalidFields:
+    return InvalidFields([FieldProblem(("body", "audio"), "there must be one recording", "duplicate")])
 
 
 async def _send_body(send: Send, data: bytes, *, more: bool) -> None:

@@ -11,19 +11,18 @@ import asyncio
 import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
-from typing import Any
-
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from contextlib import asynccontextmanager, suppress
+from typing import IO, Any
 
 from serve_app.errors import BadUpload, ClientGone, UploadStalled, UploadTooLarge, first_cause
+from serve_app.multipart import Event, MultipartParser, PartBegin, parse_options
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_MEMORY_BYTES = 1 << 20
+MEMORY_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
-_MAX_FIELD_BYTES = 1 << 16
+_PIECE_COST_BYTES = 64  # what Python keeps beside a piece's own bytes: a client may send them one by one
+MAX_FIELD_BYTES = 1 << 16
 
 
 class Backlog:
@@ -33,11 +32,12 @@ class Backlog:
     conversion has not read yet must not pile up in memory.
     """
 
-    def __init__(self, memory_bytes: int = _MEMORY_BYTES) -> None:
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._memory_bytes = memory_bytes
         self._pieces: deque[bytes] = deque()
         self._held_bytes = 0
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the backlog; close() ends both
+        self._file: IO[bytes] | None = None
+        """Opened when memory is full: a form of many small parts holds no file for each."""
         self._read_at = 0
         self._write_at = 0
         self.size_bytes = 0
@@ -46,10 +46,13 @@ class Backlog:
     def put(self, data: bytes) -> None:
         """Adds bytes at the end."""
         self.size_bytes += len(data)
-        if self._read_at == self._write_at and self._held_bytes + len(data) <= self._memory_bytes:
+        cost_bytes = len(data) + _PIECE_COST_BYTES
+        if self._read_at == self._write_at and self._held_bytes + cost_bytes <= self._memory_bytes:
             self._pieces.append(data)
-            self._held_bytes += len(data)
+            self._held_bytes += cost_bytes
             return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the backlog; close() ends both
         self._file.seek(self._write_at)
         self._file.write(data)
         self._write_at += len(data)
@@ -58,8 +61,10 @@ class Backlog:
         """Takes the next bytes from the front; empty where there are none."""
         if self._pieces:
             data = self._pieces.popleft()
-            self._held_bytes -= len(data)
+            self._held_bytes -= len(data) + _PIECE_COST_BYTES
             return data
+        if self._file is None:
+            return b""
         self._file.seek(self._read_at)
         data = self._file.read(min(_PIECE_BYTES, self._write_at - self._read_at))
         self._read_at += len(data)
@@ -77,7 +82,9 @@ class Backlog:
     def close(self) -> None:
         """Forgets everything."""
         self._pieces.clear()
-        self._file.close()
+        self._held_bytes = 0
+        if self._file is not None:
+            self._file.close()
 
 
 class RequestBody:
@@ -145,13 +152,17 @@ async def incoming(receive: Receive, max_bytes: int, max_pause_s: float) -> Asyn
         body.close()
 
 
+class FieldTooLarge(BadUpload):
+    """A text field beyond the limit; the parts behind it can still be read."""
+
+
 class Part:
     """One part of a multipart form, readable once and only before the next part is asked for."""
 
-    def __init__(self, form: MultipartForm, name: str, filename: str | None) -> None:
+    def __init__(self, form: MultipartForm, begun: PartBegin) -> None:
         self._form = form
-        self.name = name
-        self.filename = filename
+        self.name = begun.name
+        self.filename = begun.filename
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The part's bytes as they come."""
@@ -163,8 +174,8 @@ class Part:
         collected = bytearray()
         async for data in self.chunks():
             collected += data
-            if len(collected) > _MAX_FIELD_BYTES:
-                raise BadUpload(f"the form field {self.name!r} is larger than {_MAX_FIELD_BYTES} bytes")
+            if len(collected) > MAX_FIELD_BYTES:
+                raise FieldTooLarge(f"the form field {self.name[:80]!r} is larger than {MAX_FIELD_BYTES} bytes")
         return collected.decode("utf-8", errors="replace")
 
 
@@ -172,86 +183,125 @@ class MultipartForm:
     """Takes a multipart body apart while it comes in."""
 
     def __init__(self, content_type: str, chunks: AsyncIterator[bytes]) -> None:
-        media_type, options = parse_options_header(content_type)
-        boundary = options.get(b"boundary")
-        if media_type != b"multipart/form-data" or not boundary:
-            raise BadUpload(f"the body must be multipart/form-data with a boundary; got {content_type or 'no type'!r}")
+        media_type, options = parse_options(content_type)
+        boundary = options.get("boundary", "").rstrip()
+        if media_type != "multipart/form-data" or not boundary:
+            given = repr(content_type[:200]) if content_type else "no type"
+            raise BadUpload(f"the body must be multipart/form-data with a boundary; got {given}")
         self._chunks = chunks
-        self._events: deque[Part | bytes | None] = deque()
-        """What the parser found and nobody took yet: a part's start, its bytes, None for its end."""
-        self._ended = False
-        self._header_name = self._header_value = b""
-        self._disposition = b""
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._on_part_begin,
-                    "on_header_field": self._on_header_field,
-                    "on_header_value": self._on_header_value,
-                    "on_header_end": self._on_header_end,
-                    "on_headers_finished": self._on_headers_finished,
-                    "on_part_data": lambda data, start, end: self._events.append(data[start:end]),
-                    "on_part_end": lambda: self._events.append(None),
-                    "on_end": self._on_end,
-                },
-            )
-        except FormParserError as error:
-            raise BadUpload(f"the body is not a multipart form: {error}") from error
+        self._events: deque[Event] = deque()
+        """What the parser found and nobody took yet."""
+        self._failure: BadUpload | None = None
+        """What is wrong behind those."""
+        self._parser = MultipartParser(boundary.encode("latin-1", errors="replace"))
 
     async def parts(self) -> AsyncIterator[Part]:
         """The parts in the order of the body; what was not read of one is skipped when the next is asked for."""
         while await self._parsed_more():
             event = self._events.popleft()
-            if isinstance(event, Part):
-                yield event
+            if isinstance(event, PartBegin):
+                yield Part(self, event)
 
     async def next_data(self) -> bytes | None:
         """The next bytes of the part being read; None at its end."""
         more = await self._parsed_more()
         assert more, "the parser ended the form inside a part"
         event = self._events.popleft()
-        assert not isinstance(event, Part), "the parser began a part inside another"
-        return event
+        assert not isinstance(event, PartBegin), "the parser began a part inside another"
+        return event if isinstance(event, bytes) else None
 
     async def _parsed_more(self) -> bool:
         """Reads on until there is an event; False at the end of the form."""
-        while not self._events and not self._ended:
+        while not self._events and not self._parser.ended:
+            if self._failure is not None:
+                raise self._failure
             data = await anext(self._chunks, b"")
             if not data:
                 raise BadUpload("the multipart body ends before its closing boundary")
             try:
-                self._parser.write(data)
-            except FormParserError as error:
-                raise BadUpload(f"the body is not a multipart form: {error}") from error
+                self._events.extend(self._parser.feed(data))
+            except BadUpload as error:
+                self._failure = error
         return bool(self._events)
 
-    def _on_part_begin(self) -> None:
-        self._disposition = b""
 
-    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
+class Recording:
+    """The recording of a form and the fields behind it, taken in as they come; the sound may be read more than once."""
 
-    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
+    def __init__(self) -> None:
+        self._sound = tempfile.SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 - close() ends it
+        self._size_bytes = 0
+        self._news = asyncio.Event()
+        self._complete = False
+        self.form_ended = asyncio.Event()
+        """All that follows is known when this is set."""
+        self.fields: dict[str, str] = {}
+        self.unread: list[str] = []
+        """Fields that are too large."""
+        self.recordings = 1
+        self.failure: BadUpload | None = None
+        """What is wrong with the form behind the recording."""
 
-    def _on_header_end(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            self._disposition = self._header_value
-        self._header_name = self._header_value = b""
+    async def take(self, audio: Part, form: MultipartForm) -> None:
+        """Reads the rest of the form; BadUpload where it ends inside the recording."""
+        async for data in audio.chunks():
+            self._sound.seek(self._size_bytes)
+            self._sound.write(data)
+            self._size_bytes += len(data)
+            self._news.set()
+        self._complete = True
+        self._news.set()
+        try:
+            async for part in form.parts():
+                await self._take_field(part)
+        except BadUpload as error:
+            self.failure = error
+        self.form_ended.set()
 
-    def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if b"name" not in options:
-            raise BadUpload("a part of the multipart body has no name")
-        filename = options.get(b"filename")
-        self._events.append(
-            Part(
-                self,
-                options[b"name"].decode("utf-8", errors="replace"),
-                None if filename is None else filename.decode("utf-8", errors="replace"),
-            )
-        )
+    async def _take_field(self, part: Part) -> None:
+        if part.name == "audio":
+            self.recordings += 1
+            return
+        try:
+            self.fields[part.name] = await part.text()
+        except FieldTooLarge:
+            self.unread.append(part.name)
 
-    def _on_end(self) -> None:
-        self._ended = True
+    async def ends_within(self, limit_s: float) -> None:
+        """Waits for the end of the form, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.form_ended.wait()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The recording's bytes as they come, from the first on."""
+        at = 0
+        while True:
+            self._news.clear()
+            while at < self._size_bytes:
+                self._sound.seek(at)
+                data = self._sound.read(_PIECE_BYTES)
+                at += len(data)
+                yield data
+            if self._complete:
+                return
+            await self._news.wait()
+
+    def close(self) -> None:
+        """Forgets the recording."""
+        self._sound.close()
+
+
+@asynccontextmanager
+async def recording_of(audio: Part, form: MultipartForm) -> AsyncIterator[Recording]:
+    """The form's recording, taken in while the context is open."""
+    recording = Recording()
+    try:
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(recording.take(audio, form))
+            yield recording
+            reader.cancel()
+    except BaseExceptionGroup as failures:
+        raise first_cause(failures) from None
+    finally:
+        recording.close()

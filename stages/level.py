@@ -14,20 +14,13 @@ from numpy.typing import NDArray
 from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K, TICK_MODEL
 from stages.models.mel_match import limited
+from stages.quiet import powers
 from stages.types import Samples
 
 MEMORY_S = 1.0
 MAX_GAIN = 2.0
 POWER_FLOOR = 1e-9
 """-90 dB: below it both count as equally loud."""
-
-
-def powers(wave: Samples, step: int) -> NDArray[np.float64]:
-    """Mean square of each whole or begun `step` samples."""
-    n = -(-len(wave) // step)
-    padded = np.zeros(n * step)
-    padded[: len(wave)] = wave
-    return np.asarray(np.mean(np.square(padded.reshape(n, step)), axis=1))
 
 
 class LevelFollower:

@@ -20,6 +20,7 @@ from stages.clock import CaptureClock
 from stages.gate import apply_gains
 from stages.geometry import CONTENT_RATE, MODEL_RATE, TICK_16K, TICK_MODEL, mel_frames
 from stages.level import LevelFollower
+from stages.quiet import raised
 from stages.settings import CallSettings, geometry_of
 from stages.stitch import Stitcher
 from stages.types import DiffuseRequest, EncodeRequest, Pending, Samples, Stages, VocodeRequest, Voice
@@ -54,7 +55,7 @@ class BlockRequests:
     def of(
         cls, window: BlockWindow, voice: Voice | str, sampling: Sampling, noise: np.ndarray | None = None
     ) -> BlockRequests:
-        """The whole window to the encoder; `noise` [mels, P + T] or [mels, T] replaces the drawn start noise."""
+        """The whole window to the encoder, raised if quiet; `noise` [mels, P + T] or [mels, T] is taken if given."""
         geometry = window.geometry
         n_frames, n_heard = geometry.target_frames, geometry.vocoder_frames(sampling.vocoder_past_frames)
         diffuse = DiffuseRequest(
@@ -70,7 +71,9 @@ class BlockRequests:
             noise=noise,
             last_frames=n_heard,
         )
-        encode = EncodeRequest(window.samples, geometry.drop_ticks, live=True, usual_hz=window.usual_hz)
+        encode = EncodeRequest(
+            raised(window.samples, window.lift), geometry.drop_ticks, live=True, usual_hz=window.usual_hz
+        )
         return cls(encode, diffuse, VocodeRequest(n_heard, live=True))
 
     def start(self, stages: Stages) -> Pending:
@@ -120,7 +123,8 @@ class BlockLine:
         self._gate: Gate = gate or SpeechGate()
         self._settings = settings
         self.geometry = geometry_of(live, settings)
-        self._blocks, self._stitcher, self._clock = BlockMaker(self.geometry), Stitcher(self.geometry), CaptureClock()
+        self._blocks = BlockMaker(self.geometry, live.high_pass)
+        self._stitcher, self._clock = Stitcher(self.geometry), CaptureClock()
         self._level = LevelFollower() if live.follow_level else None
 
     @property

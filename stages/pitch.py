@@ -11,18 +11,23 @@ from numpy.typing import NDArray
 from stages.geometry import CONTENT_RATE, TICK_16K, TICKS_PER_S
 from stages.types import Samples
 
-LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0
+LOWEST_HZ, FINE_HZ, HIGHEST_HZ = 60.0, 500.0, 1150.0
+"""Above the middle one a period has so few samples that the autocorrelation is computed between them too."""
 RATE = 8000
 TICK = RATE // TICKS_PER_S
 FRAME, N_FFT = 400, 1024
+FINE_STEP = 0.25
 N_CANDIDATES = 4
-VOICING = 0.45
-"""Strength that a voiced candidate must exceed to beat silence, as a share of the autocorrelation at lag zero."""
+VOICING, HIGH_VOICING = 0.45, 0.85
+"""Strength that a voiced candidate must exceed to beat silence, as a share of the autocorrelation at lag zero; and what
+one above 500 Hz must have to count at all: in noise and in creaking speech the ringing of a formant looks like it."""
 OCTAVE_COST, JUMP_COST, SWITCH_COST = 0.02, 0.5, 0.15
-"""Per octave that a candidate is low; per octave between neighbours; for a change between voiced and unvoiced."""
-QUIET = 0.02
-"""Frames below this share of the loudest frame's amplitude are unvoiced."""
-BREATH = 10 ** (-70 / 20)
+"""Per octave that a candidate lies below 500 Hz; per octave between neighbours; for a change between voiced and
+unvoiced."""
+QUIET, NEAR_TICKS = 0.05, 100
+"""Frames below this share of the amplitude of the loudest one within 2 s are unvoiced, however loud that one is."""
+SILENCE = 10 ** (-100 / 20)
+"""Frames whose root mean square is below that of a 16-bit sound's rounding are unvoiced too."""
 MEMORY_TICKS, LEAST_TICKS = 400, 25
 
 
@@ -37,25 +42,54 @@ def pitch_hz(wave: Samples, n_frames: int) -> NDArray[np.float32]:
     return _smoothest(strengths, np.log2(RATE / lags))
 
 
+class _Lags:
+    """A row of lags [n], evenly spaced, to look for peaks at, in samples at 8 kHz."""
+
+    def __init__(self, lags: np.ndarray) -> None:
+        self.lags, self.step = lags, float(lags[1] - lags[0])
+        bins = np.arange(N_FFT // 2 + 1)
+        share = np.where((bins == 0) | (bins == N_FFT // 2), 1.0, 2.0) / N_FFT
+        cosines = share[:, None] * np.cos(2 * np.pi / N_FFT * np.outer(bins, lags))  # a power spectrum's inverse
+        own_power = np.abs(np.fft.rfft(WINDOW, N_FFT)) ** 2
+        self.own = np.maximum(own_power @ cosines / (own_power @ share), 1e-3).astype(np.float32)
+        self.cosines = cosines.astype(np.float32)
+
+    def peaks(self, correlation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Heights and places [frames, n - 2] of a window's autocorrelation [frames, n]; height 0 where no peak is."""
+        left, mid, right = (correlation[:, shift : shift + len(self.lags) - 2] for shift in range(3))
+        curve = left - 2 * mid + right
+        shift = np.clip(0.5 * (left - right) / np.where(curve < 0, curve, -1.0), -0.5, 0.5)
+        height = mid - 0.25 * (left - right) * shift
+        return np.where((mid > left) & (mid >= right), height, 0.0), self.lags[1:-1] + self.step * shift
+
+
+WINDOW = np.hanning(FRAME).astype(np.float32)
+LONG_LAGS = _Lags(np.arange(int(RATE / FINE_HZ) - 1, int(RATE / LOWEST_HZ) + 2))
+SHORT_LAGS = _Lags(np.arange(RATE / HIGHEST_HZ - FINE_STEP, RATE / FINE_HZ + FINE_STEP, FINE_STEP))
+
+
 def _candidates(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Strengths and lags [n, candidates] of each frame's highest peaks; strength 0 for a missing one."""
-    window = np.hanning(FRAME).astype(np.float32)
-    power = np.abs(np.fft.rfft(frames * window, N_FFT)) ** 2
-    own = np.fft.irfft(np.abs(np.fft.rfft(window, N_FFT)) ** 2)
-    longest = int(RATE / LOWEST_HZ) + 2
-    correlation = np.fft.irfft(power)[:, :longest] / np.maximum(own[:longest] / own[0], 1e-3)
+    power = np.abs(np.fft.rfft(frames * WINDOW, N_FFT)) ** 2
+    correlation = np.fft.irfft(power)
     energy = correlation[:, :1]
-    loud = np.sqrt(energy[:, 0]) > max(QUIET * np.sqrt(energy.max()), BREATH * FRAME)
-    correlation = correlation / (energy + 1e-9)
-    shortest = int(RATE / HIGHEST_HZ)
-    mid, left, right = (correlation[:, shortest + shift : longest - 1 + shift] for shift in (0, -1, 1))
-    curve = left - 2 * mid + right
-    shift = np.clip(0.5 * (left - right) / np.where(curve < 0, curve, -1.0), -0.5, 0.5)
-    lags = np.arange(shortest, longest - 1) + shift
-    height = mid - 0.25 * (left - right) * shift - OCTAVE_COST * np.log2(lags / shortest)
-    height = np.where((mid > left) & (mid >= right) & loud[:, None], height, 0.0)
+    first, n_long = int(LONG_LAGS.lags[0]), len(LONG_LAGS.lags)
+    scale = 1 / (energy + 1e-12)
+    strength, lags = LONG_LAGS.peaks(correlation[:, first : first + n_long] * scale / LONG_LAGS.own)
+    low = strength - OCTAVE_COST * np.log2(lags * (FINE_HZ / RATE))
+    high, short_lags = SHORT_LAGS.peaks(power @ SHORT_LAGS.cosines * scale / SHORT_LAGS.own)
+    high = np.where(high > HIGH_VOICING, high, 0.0)
+    height = np.concatenate([np.where(strength > 0, low, 0.0), high], axis=1) * _loud(energy[:, 0])[:, None]
+    lags = np.concatenate([lags, short_lags], axis=1)
     best = np.argpartition(height, -N_CANDIDATES, axis=1)[:, -N_CANDIDATES:]
     return np.take_along_axis(height, best, axis=1), np.take_along_axis(lags, best, axis=1)
+
+
+def _loud(energy: np.ndarray) -> np.ndarray:
+    """Which frames are loud enough to be voiced, by their energies [n] under the window."""
+    amplitude = np.sqrt(energy / np.sum(np.square(WINDOW)))
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(amplitude, NEAR_TICKS), 2 * NEAR_TICKS + 1)
+    return np.asarray(amplitude > np.maximum(QUIET * around.max(axis=1), SILENCE))
 
 
 def _smoothest(strengths: np.ndarray, octaves: np.ndarray) -> NDArray[np.float32]:

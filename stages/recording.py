@@ -16,8 +16,10 @@ import numpy as np
 from configs.schema import ConfigError, FileSettings
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, mel_frames
-from stages.level import LevelFollower, powers
+from stages.high_pass import HighPass
+from stages.level import LevelFollower
 from stages.line import MAX_IN_FLIGHT, Block, BlockLine
+from stages.quiet import lift, powers, raised
 from stages.resample import ContentRateStream, ModelRateStream
 from stages.stitch import ChunkJoiner
 from stages.types import DiffuseRequest, EncodeRequest, Pending, Samples, Stages, VocodeRequest, Voice
@@ -83,6 +85,7 @@ class RecordingStream:
         self._overlap_frames = settings.overlap_frames
         self._segments = Segmentation.of(settings, streaming)
         self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
+        self._high_pass = HighPass() if settings.high_pass else None
         self._joiner = ChunkJoiner(settings.overlap_frames * HOP)
         self._level = LevelFollower() if settings.follow_level else None
         self._held: Samples = np.zeros(0, np.float32)  # 16 kHz, from the current window's start on
@@ -122,7 +125,8 @@ class RecordingStream:
     def _take(self, samples: Samples, last: bool) -> None:
         at_model_rate = self._to_model.push(samples, last)
         self._n_model_samples += len(at_model_rate)
-        self._held = np.concatenate([self._held, self._to_content.push(at_model_rate, last)])
+        new = self._to_content.push(at_model_rate, last)
+        self._held = np.concatenate([self._held, self._high_pass.push(new) if self._high_pass else new])
 
     def _frame_at(self, sample_16k: int) -> int:
         """Target mel frames before a sample at 16 kHz."""
@@ -137,7 +141,7 @@ class RecordingStream:
             return
         gains, power = tick_gains(window), powers(window, TICK_16K)
         is_audible = any(self._gains_of(chunk, gains).any() for chunk in chunks)
-        content = self._stages.encode(EncodeRequest(window)) if is_audible else None
+        content = self._stages.encode(EncodeRequest(raised(window, lift(power)))) if is_audible else None
         ahead: list[tuple[Pending | None, np.ndarray, _Chunk]] = []
         for chunk in chunks:
             chunk_gains = self._gains_of(chunk, gains)

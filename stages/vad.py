@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from stages.gate import widened
 from stages.geometry import CONTENT_RATE, TICK_16K
+from stages.quiet import RecentLevel
 from stages.types import Samples
 
 AGGRESSIVENESS = 2
@@ -19,17 +20,23 @@ AHEAD_TICKS = 4
 
 
 class SpeechGate:
-    """Gains 0 or 1 for each tick of a call's windows, by WebRTC's voice activity detector; remembers one window."""
+    """Gains 0 or 1 for each tick of a call's windows, by WebRTC's voice activity detector; remembers 10 s of levels."""
 
     def __init__(self) -> None:
         self._detector = webrtcvad.Vad(AGGRESSIVENESS)
+        self._level = RecentLevel()
         self._flags = np.zeros(0, bool)
 
     def __call__(self, window: Samples, new_ticks: int) -> NDArray[np.float32]:
         """Gains of all ticks of a window at 16 kHz whose last `new_ticks` have not been seen before."""
         n_ticks = len(window) // TICK_16K
-        pcm = (np.clip(window[-new_ticks * TICK_16K :], -1, 1) * 32767).astype("<i2").reshape(new_ticks, TICK_16K)
-        flags = [self._detector.is_speech(tick.tobytes(), CONTENT_RATE) for tick in pcm]
+        flags = [self._is_speech(tick) for tick in window[-new_ticks * TICK_16K :].reshape(new_ticks, TICK_16K)]
         known = np.concatenate([np.zeros(n_ticks, bool), self._flags, flags])
         self._flags = known[-n_ticks:]
         return widened(self._flags, HOLD_TICKS, AHEAD_TICKS)
+
+    def _is_speech(self, tick: Samples) -> bool:
+        """As the detector hears it: it is deaf to quiet speakers."""
+        gain = self._level.push(float(np.mean(np.square(tick, dtype=np.float64))))
+        pcm = (np.clip(tick * gain, -1, 1) * 32767).astype("<i2")
+        return bool(self._detector.is_speech(pcm.tobytes(), CONTENT_RATE))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import secrets
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 from serve_app.commands import UserMistake
 from serve_app.commands.progress import Progress
 from serve_app.commands.remote import Server
+from serve_app.commands.sources import Readable, Source
 from webrtc.formats import OUTPUT_FORMATS, OutputFormat
 
 if TYPE_CHECKING:
@@ -41,12 +41,9 @@ _REFERENCE_S = 31.0  # a little more than is used, so that the cut is noticed
 
 def run(args: argparse.Namespace) -> None:
     """Converts, writes the result, and says how long it took."""
-    source, out = Path(args.source), Path(args.out)
-    if not source.is_file():
-        raise UserMistake(f"there is no file {source}")
-    for file in (source, Path(args.voice)):
-        if file.is_file() and not os.access(file, os.R_OK):
-            raise UserMistake(f"cannot read {file}: permission denied")
+    source, out = Source(args.source), Path(args.out)
+    if Path(args.voice).is_file() and not os.access(args.voice, os.R_OK):
+        raise UserMistake(f"cannot read {args.voice}: permission denied")
     if out.suffix.lower() not in FORMAT_OF:
         raise UserMistake(f"the extension of --out names the format: {', '.join(FORMAT_OF)}; got {out.name}")
     if not out.parent.is_dir():
@@ -57,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote {out} in {time.perf_counter() - began_s:.1f} s (seed {seed})")
 
 
-def _local(args: argparse.Namespace, source: Path, out: Path, fmt: OutputFormat) -> int:
+def _local(args: argparse.Namespace, source: Source, out: Path, fmt: OutputFormat) -> int:
     """Converts in this process, in bounded memory; the seed."""
     reference = _reference(args.voice)
     from configs import ConfigError
@@ -70,7 +67,7 @@ def _local(args: argparse.Namespace, source: Path, out: Path, fmt: OutputFormat)
     try:
         stages = load(args.preset)
         voice = _made_voice(stages, reference)
-        with _written(out) as file, Progress("converting", source.stat().st_size) as progress:
+        with _written(out) as file, Progress("converting", source.size_bytes) as progress:
             encode_file(_waves(stages, voice, _decoded(source, progress), seed, args), fmt, file)
     except (BadAudio, NotAudio, ConfigError, WeightsError) as error:
         raise UserMistake(str(error)) from error
@@ -97,34 +94,38 @@ def _waves(
     yield from drain(stream.finish)
 
 
-def _decoded(path: Path, progress: Progress | None = None) -> Generator[tuple[Samples, int]]:
-    """The sound of a file, piece by piece."""
+def _decoded(source: Source, progress: Progress | None = None) -> Generator[tuple[Samples, int]]:
+    """The sound of a recording, piece by piece."""
     from webrtc.files import Decoder
 
-    with open(path, "rb") as file, Decoder() as decoder:
-        while data := file.read(_READ_BYTES):
-            yield from decoder.feed(data)
-            if progress is not None:
-                progress.advance(len(data))
-        yield from decoder.finish()
+    with source.opened() as file, Decoder() as decoder:
+        try:
+            while data := file.read(_READ_BYTES):
+                yield from decoder.feed(data)
+                if progress is not None:
+                    progress.advance(len(data))
+            yield from decoder.finish()
+        except GeneratorExit:  # the caller has enough of it
+            tell(decoder.warnings)
+            raise
         tell(decoder.warnings)
 
 
-def _reference(wanted: str) -> Path:
+def _reference(wanted: str) -> Source:
     """The recording of a premade voice by id or name, or the recording that was given."""
     from serve_app.stores.voices import premade_recording, premade_records
 
-    if Path(wanted).is_file():
-        return Path(wanted)
+    if Path(wanted).is_file() or Path(wanted).is_fifo():
+        return Source(wanted)
     records = list(premade_records())
     for record in records:
         if wanted.casefold() in (record.voice_id.casefold(), record.name.casefold()):
-            return premade_recording(record.voice_id)
+            return Source(str(premade_recording(record.voice_id)))
     known = ", ".join(record.voice_id for record in records)
     raise UserMistake(f"{wanted!r} is neither a recording nor a premade voice; those are: {known}")
 
 
-def _made_voice(stages: LocalStages, reference: Path) -> Voice:
+def _made_voice(stages: LocalStages, reference: Source) -> Voice:
     """The voice of as much of a recording as is used."""
     pieces: list[Samples] = []
     taken_s = 0.0
@@ -139,22 +140,22 @@ def _made_voice(stages: LocalStages, reference: Path) -> Voice:
     return voice
 
 
-def _remote(args: argparse.Namespace, source: Path, out: Path, fmt: OutputFormat) -> int:
+def _remote(args: argparse.Namespace, source: Source, out: Path, fmt: OutputFormat) -> int:
     """Converts on a server; the seed."""
     fields = {name: str(value) for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
     query = {"output_format": fmt.name, "live": str(args.live).lower()}
     with (
         Server(args.server) as server,
         server.voice(args.voice) as (voice_id, warnings),
-        Progress("uploading", source.stat().st_size) as progress,
-        Upload(source, progress) as upload,
+        Progress("uploading", source.size_bytes) as progress,
+        source.opened() as file_in,
         _written(out) as file,
         server.request(
             "POST",
             f"/v1/speech-to-speech/{voice_id}",
             params=query,
             data=fields,
-            files={"audio": (source.name, upload)},
+            files={"audio": (source.name, Upload(file_in, progress))},
         ) as answer,
     ):
         for data in answer.iter_bytes():
@@ -163,15 +164,16 @@ def _remote(args: argparse.Namespace, source: Path, out: Path, fmt: OutputFormat
         return int(answer.headers["x-seedvc-seed"])
 
 
-class Upload(io.FileIO):
-    """A file that counts what is read of it."""
+class Upload:
+    """What is read of a recording, counted. It has no length, so the request is sent in chunks: a pipe has none."""
 
-    def __init__(self, path: Path, progress: Progress) -> None:
-        super().__init__(path)
+    def __init__(self, file: Readable, progress: Progress) -> None:
+        self._file = file
         self._progress = progress
 
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(-1 if size is None else size) or b""
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most `size`."""
+        data = self._file.read(size)
         self._progress.advance(len(data))
         return data
 

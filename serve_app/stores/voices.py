@@ -125,6 +125,9 @@ class VoiceStore(Protocol):
     def add(self, record: VoiceRecord, samples: np.ndarray, sample_rate: int) -> None:
         """Keeps a new voice with its reference recording (float32 mono in [-1, 1]); VoiceExists if the id is taken."""
 
+    def update(self, voice_id: str, changes: Mapping[str, Any]) -> VoiceRecord:
+        """Changes fields of a voice's record, and gives the new one; VoiceIsReadOnly for a premade one."""
+
     def delete(self, voice_id: str) -> None:
         """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""
 
@@ -254,6 +257,21 @@ class FolderVoiceStore:
                     raise VoiceExists(voice_id) from error
                 raise
             _flush_folder(self._voices)
+
+    def update(self, voice_id: str, changes: Mapping[str, Any]) -> VoiceRecord:
+        """Changes fields of a voice's record by one rename; of two changes at once the later one counts."""
+        if checked_id(voice_id) in self._premade:
+            raise VoiceIsReadOnly(voice_id)
+        changed = replace(self.get(voice_id), **changes)
+        home = self._voices / voice_id
+        with _changing(), self._workplace("update-") as folder:
+            _write(folder / "record.json", write_record(changed))
+            try:
+                os.replace(folder / "record.json", home / "record.json")
+                _flush_folder(home)
+            except FileNotFoundError as error:
+                raise VoiceNotFound(voice_id) from error
+        return changed
 
     def delete(self, voice_id: str) -> None:
         """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elevenlabs import ElevenLabs  # type: ignore[import-not-found]  # lives in the environment this script runs in
+from elevenlabs import ElevenLabs, VoiceSettings  # type: ignore[import-not-found]  # lives in the environment this script runs in
 from elevenlabs.core.api_error import ApiError  # type: ignore[import-not-found]
 
 
@@ -26,6 +26,10 @@ def main(url: str, recording: Path, reference: Path) -> dict[str, Any]:
     got = client.voices.get(voice_id=added.voice_id)
     listed = [voice.voice_id for voice in client.voices.get_all(show_legacy=True).voices]
     found = client.voices.search(search="anna", page_size=1, include_total_count=True)
+    client.voices.update(voice_id=bare.voice_id, name="Renamed", labels={"age": "old"})
+    client.voices.settings.update(voice_id=bare.voice_id, request=VoiceSettings(stability=0.4))
+    renamed = client.voices.get(voice_id=bare.voice_id)
+    user = client.user.get()
     models = [model.model_id for model in client.models.list() if model.can_do_voice_conversion]
 
     convert = client.speech_to_speech.convert
@@ -58,6 +62,8 @@ def main(url: str, recording: Path, reference: Path) -> dict[str, Any]:
             lambda: b"".join(client.speech_to_speech.stream(voice_id="clara", audio=b"words " * 100))
         ),
         "premade voice deleted": refused(lambda: client.voices.delete(voice_id="clara")),
+        "premade voice renamed": refused(lambda: client.voices.update(voice_id="clara", name="Mine")),
+        "speech from text": refused(lambda: b"".join(client.text_to_speech.convert(voice_id="clara", text="Hello"))),
     }
     deleted = [client.voices.delete(voice_id=voice_id).status for voice_id in (added.voice_id, bare.voice_id)]
     refusals["voice deleted twice"] = refused(lambda: client.voices.delete(voice_id=added.voice_id))
@@ -68,6 +74,8 @@ def main(url: str, recording: Path, reference: Path) -> dict[str, Any]:
             "ids": [voice.voice_id for voice in found.voices] == [added.voice_id],
             "total": found.total_count,
         },
+        "renamed": {"name": renamed.name, "labels": renamed.labels},
+        "may_clone": [user.subscription.can_use_instant_voice_cloning, client.user.subscription.get().tier],
         "models": models,
         "default_voice_settings": client.voices.settings.get_default().speed,
         "mp3": mp3.hex(),

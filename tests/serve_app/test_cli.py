@@ -121,13 +121,53 @@ def test_a_recording_serves_as_voice_and_odd_input_is_told(
 ) -> None:
     whole = encoded(3.0, "mp3_44100_128")
     (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "long.wav").write_bytes(wav_file(tone(35.0, 8000), 8000))
+    long = tone(35.0, 8000)
+    (tmp_path / "long.wav").write_bytes(wav_file(np.stack([long, -long], axis=1), 8000))
     out = tmp_path / "out.ogg"
     arguments = ["convert", str(tmp_path / "cut.mp3"), "--voice", str(tmp_path / "long.wav"), "--out", str(out)]
     assert main([*arguments, "--preset", preset]) == 0
     told = capsys.readouterr().err
-    assert "note: " in told and "30 s" in told and "cut off" in told
+    assert "note: " in told and "30 s" in told and "cut off" in told and "cancel each other" in told
     assert 1.2 < len(decode_file(out)[0]) / 48000 < 1.6
+
+
+@pytest.mark.parametrize("place", ["here", "on a server"])
+@pytest.mark.parametrize("given", ["-", "/dev/stdin", "a named pipe"])
+def test_a_pipe_is_converted(
+    preset: str, url: str, source: str, reference: str, tmp_path: Path, given: str, place: str
+) -> None:
+    out = tmp_path / "out.wav"
+    if given == "a named pipe":
+        given = str(tmp_path / "pipe")
+        os.mkfifo(given)
+    where = ["--preset", preset] if place == "here" else ["--server", url]
+    command = [sys.executable, "-m", "serve_app.cli", "convert", given, "--voice", reference, "--out", str(out), *where]
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert running.stdin is not None
+    data = Path(source).read_bytes()
+    if given.startswith(("-", "/dev")):
+        _, told = running.communicate(data, timeout=120)
+    else:
+        Path(given).write_bytes(data)
+        _, told = running.communicate(timeout=120)
+    assert running.returncode == 0, told
+    assert abs(len(decode_file(out)[0]) - SOURCE_S * MODEL_RATE) <= HOP
+
+
+def test_what_is_no_source_is_told_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str, preset: str
+) -> None:
+    empty = tmp_path / "empty.wav"
+    empty.touch()
+    sources = {str(tmp_path): "is a folder", str(empty): "empty", "/dev/null": "neither a file nor a pipe"}
+    for place in (["--preset", preset], ["--server", url]):
+        for given, words in sources.items():
+            out = str(tmp_path / "o.wav")
+            assert words in mistake(capsys, "convert", given, "--voice", "clara", "--out", out, *place)
+        monkeypatch.setattr(sys, "stdin", None)
+        assert "closed" in mistake(capsys, "convert", "-", "--voice", "clara", "--out", out, *place)
 
 
 @pytest.mark.parametrize("extension", FORMAT_OF)

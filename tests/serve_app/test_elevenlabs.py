@@ -63,6 +63,8 @@ def test_the_sdk_works_with_a_changed_base_url(url: str, backend: EchoBackend, v
 
     assert result["voice"] == {"name": "Anna", "labels": {"accent": "none"}, "category": "cloned"}
     assert result["is_listed"] and result["found"] == {"ids": True, "total": 1}
+    assert result["renamed"] == {"name": "Renamed", "labels": {"age": "old"}}
+    assert result["may_clone"] == [True, "self_hosted"]
     assert result["models"] == list(MODEL_IDS)
     assert result["default_voice_settings"] == 1.0
     assert result["deleted"] == ["ok", "ok"]
@@ -85,9 +87,12 @@ def test_the_sdk_works_with_a_changed_base_url(url: str, backend: EchoBackend, v
         "not audio": 422,
         "not audio, streamed": 422,
         "premade voice deleted": 403,
+        "premade voice renamed": 403,
+        "speech from text": 404,
         "voice deleted twice": 404,
     }
     assert refusals["unknown voice"]["body"]["detail"]["status"] == "voice_not_found"
+    assert "not offered" in refusals["speech from text"]["body"]["detail"]["message"]
     assert refusals["unknown format"]["error"] == "UnprocessableEntityError"
     assert "mp3_44100_128" in refusals["unknown format"]["body"]["detail"][0]["msg"]
     assert refusals["not audio"]["body"]["detail"][0]["loc"] == ["body", "audio"]

@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import threading
 import time
 import wave
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 
 from configs.serve import Limits
+from serve_app.decoders import busy_processes
 from serve_app.http import create_app
 from serve_app.service import MODEL_IDS, Service
 from serve_app.stores.voices import FolderVoiceStore
@@ -83,7 +83,7 @@ def server(running: Server) -> Iterator[Server]:
     while running.raw_clients:
         running.raw_clients.pop().close()
     wait_until(running.is_idle, "every conversion has ended")
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "decode-upload"], "no decoder thread is left")
+    wait_until(lambda: busy_processes() == 0, "no decoder is left")
 
 
 def problem(answer: httpx.Response, status_code: int = 422) -> dict[str, Any]:
@@ -274,23 +274,123 @@ def test_a_reader_that_stops_holds_the_conversion_back(tmp_path: Path) -> None:
         assert len(raw.receive_all()) == pytest.approx(seconds * 96000, rel=0.001)
 
 
-# Refusals
+# Fields behind the recording
 
 
-def test_a_field_behind_the_recording_counts_on_the_plain_route_only(server: Server) -> None:
+def test_the_fields_of_a_short_form_count_wherever_they_stand(server: Server) -> None:
+    """The JavaScript SDK writes the recording first."""
     body: dict[str, Any] = {"audio": ("a.wav", wav_file(tone(1.0), 22050)), "seed": (None, "5")}
     assert server.client.post(CONVERT, files=body).headers["x-seedvc-seed"] == "5"
+    streamed_too = server.client.post(CONVERT + "/stream", files=body)
+    assert streamed_too.headers["x-seedvc-seed"] == "5"
+    assert "seed came behind the recording, and counted" in streamed_too.headers["x-seedvc-warning"]
+    same = {**body, "seed": (None, ""), "model_id": (None, MODEL_IDS[1]), "voice_settings": (None, "{}")}
+    unchanged = server.client.post(CONVERT + "/stream", files=same)
+    assert unchanged.status_code == 200 and "x-seedvc-warning" not in unchanged.headers
+
+
+def test_samples_without_a_header_may_be_named_behind_the_recording(server: Server) -> None:
+    pcm = streamed(1.0, "pcm_16000")
+    body: dict[str, Any] = {"audio": ("a.pcm", pcm), "file_format": (None, "pcm_s16le_16")}
+    for suffix in ("", "/stream"):
+        answer = server.client.post(CONVERT + suffix, params={"output_format": "pcm_16000"}, files=body)
+        assert answer.status_code == 200, answer.text
+        assert abs(len(answer.content) - len(pcm)) <= 4
+
+
+LATE: list[tuple[str, str]] = [
+    ("seed", "5"), ("seed", "abc"), ("seed", "x" * 70000), ("steps", "3"), ("remove_background_noise", "true"),
+    ("model_id", "eleven_multilingual_sts_v2"), ("model_id", "gpt"), ("voice_settings", '{"stability": 0.3}'),
+    ("file_format", "pcm_s16le_16"), ("file_format", "mp3"), ("anything", "else"),
+]  # fmt: skip
+
+
+HARMLESS = [("model_id", "eleven_multilingual_sts_v2"), ("anything", "else")]
+
+
+@pytest.mark.parametrize(("name", "text"), [field for field in LATE if field[1] != "pcm_s16le_16"])
+def test_a_field_behind_a_short_recording_is_never_refused(server: Server, name: str, text: str) -> None:
     raw = server.raw(CONVERT + "/stream")
     raw.begin_file()
-    raw.send(wav_file(tone(0.01), 22050))
+    raw.send(encoded(1.0, "wav_22050"))
     raw.end_file()
-    raw.field("seed", "5")
+    raw.field(name, text)
     raw.end()
-    refused = json.loads(raw.receive_all())["detail"][0]
-    raw.close()
-    assert raw.status == 422 and refused["loc"] == ["body", "seed"] and "before the recording" in refused["msg"]
-    same = server.client.post(CONVERT + "/stream", files={**body, "seed": (None, ""), "model_id": (None, MODEL_IDS[0])})
-    assert same.status_code == 200, "a late field that changes nothing is let pass"
+    answer = raw.receive_all()
+    head = raw.received.partition(b"\r\n\r\n")[0].lower()
+    assert raw.status == 200 and raw.complete
+    assert abs(seconds_of(answer) - 1.0) < 0.05
+    assert (b"x-seedvc-warning" in head) == ((name, text) not in HARMLESS), head
+
+
+@pytest.mark.parametrize(("name", "text"), LATE)
+def test_a_field_that_comes_too_late_cuts_nothing(server: Server, name: str, text: str) -> None:
+    """The answer has begun while the recording was still coming: its head tells that such fields do not count."""
+    recording = streamed(6.0, "mp3_44100_128")
+    raw = server.raw(CONVERT + "/stream?output_format=pcm_22050")
+    raw.begin_file()
+    raw.send(recording[: len(recording) // 2])
+    raw.receive_body(2000)
+    assert b"a field that follows comes too late to count" in raw.received
+    raw.send(recording[len(recording) // 2 :])
+    raw.end_file()
+    raw.field(name, text)
+    raw.begin_file()
+    raw.send(b"a second recording")
+    raw.end_file()
+    raw.end()
+    answer = raw.receive_all()
+    assert raw.status == 200 and raw.complete
+    assert abs(len(answer) / 44100 - 6.0) < 0.1
+
+
+def test_no_warning_where_the_fields_come_first(server: Server) -> None:
+    recording = streamed(6.0, "mp3_44100_128")
+    raw = server.raw(CONVERT + "/stream?output_format=pcm_22050")
+    raw.field("seed", "4")
+    raw.begin_file()
+    raw.send(recording[: len(recording) // 2])
+    raw.receive_body(2000)
+    assert b"x-seedvc-warning" not in raw.received.lower() and b"x-seedvc-seed: 4" in raw.received.lower()
+
+
+def test_samples_that_are_named_late_of_all_convert(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are taken for a file that cannot be read until the field comes."""
+    monkeypatch.setattr("serve_app.speech._REST_OF_FORM_S", 0.0)
+    pcm = streamed(2.0, "pcm_16000")
+    raw = server.raw(CONVERT + "/stream?output_format=pcm_16000")
+    raw.begin_file()
+    raw.send(pcm[:20000])
+    time.sleep(0.1)
+    raw.send(pcm[20000:])
+    raw.end_file()
+    time.sleep(0.1)
+    raw.field("file_format", "pcm_s16le_16")
+    raw.end()
+    answer = raw.receive_all()
+    assert raw.status == 200 and abs(len(answer) - len(pcm)) <= 4
+
+
+def test_a_form_that_is_broken_behind_the_recording_is_refused_while_that_is_possible(server: Server) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="audio"\r\n\r\n'
+    body = head + wav_file(tone(0.5), 22050) + b"\r\n--b\r\nno header\r\n"
+    for suffix in ("", "/stream"):
+        answer = server.client.post(
+            CONVERT + suffix, content=body, headers={"content-type": "multipart/form-data; boundary=b"}
+        )
+        assert "without a colon" in problem(answer, 400)["message"]
+
+
+def test_a_form_that_breaks_off_inside_the_recording_is_still_refused(server: Server) -> None:
+    raw = server.raw(CONVERT + "/stream")
+    raw.begin_file()
+    raw.send(streamed(0.5, "mp3_44100_128"))
+    raw._socket.sendall(b"0\r\n\r\n")
+    refused = raw.receive_all()
+    assert raw.status == 400 and b"ends before its closing boundary" in refused
+
+
+# Refusals
 
 
 @pytest.mark.parametrize("suffix", ["", "/stream"])
@@ -544,6 +644,121 @@ def test_a_reference_that_cannot_serve_is_refused(server: Server, reference: byt
 def test_a_wrong_field_of_a_voice_is_refused(server: Server, fields: dict[str, str], where: str) -> None:
     refused = problem(add(server, {"files": wav_file(tone(2.0), 22050)}, **fields))
     assert refused["loc"][:2] == ["body", where]
+
+
+def test_labels_that_are_null_are_left_out(server: Server) -> None:
+    added = add(server, {"files": wav_file(tone(2.0), 22050)}, labels='{"accent": null, "age": "old"}')
+    assert added.status_code == 200, added.text
+    voice_id = added.json()["voice_id"]
+    assert server.client.get(f"/v1/voices/{voice_id}").json()["labels"] == {"age": "old"}
+    server.client.delete(f"/v1/voices/{voice_id}")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        json.dumps({str(i): "x" for i in range(51)}),
+        json.dumps({"x" * 101: "x"}),
+        json.dumps({"x": "x" * 501}),
+        json.dumps({"": "x"}),
+        '{"a": true}',
+        '{"a": {"b": "c"}}',
+        "[" * 20000,
+        '["a"]',
+    ],
+)
+def test_labels_that_are_too_many_too_long_or_no_text_are_refused(server: Server, labels: str) -> None:
+    assert problem(add(server, {"files": wav_file(tone(2.0), 22050)}, labels=labels))["loc"][:2] == ["body", "labels"]
+
+
+def test_a_form_of_many_recordings_is_refused_and_holds_few_files(server: Server) -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before, most = descriptors(), 0
+    raw = server.raw("/v1/voices/add")
+    for _ in range(25):
+        raw.begin_file("files")
+        raw.send(b"x")
+        raw.end_file()
+        most = max(most, descriptors())
+    raw.begin_file("files")
+    raw.end_file()
+    raw.end()
+    refused = json.loads(raw.receive_all())["detail"][0]
+    assert raw.status == 422 and refused["loc"] == ["body", "files"] and "at most 25" in refused["msg"]
+    assert most - before < 15
+    raw.close()
+
+    part = '--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n\r\n'
+    many = server.client.post(
+        "/v1/voices/add",
+        content=(part * 65 + "--b--").encode(),
+        headers={"content-type": "multipart/form-data; boundary=b"},
+    )
+    assert "more than 64 parts" in problem(many, 400)["message"]
+
+
+def test_a_voice_is_renamed(server: Server) -> None:
+    added = add(server, {"files": wav_file(tone(2.0), 22050)}, labels='{"accent": "none"}', description="calm")
+    url = f"/v1/voices/{added.json()['voice_id']}"
+    before = server.client.get(url).json()
+    form: dict[str, Any] = {"name": (None, "Berta"), "labels": (None, "null"), "description": (None, "null")}
+    edited = server.client.post(url + "/edit", files=form)
+    assert edited.json() == {"status": "ok"}, edited.text
+    assert server.client.get(url).json() == before | {"name": "Berta"}
+    relabelled = server.client.post(url + "/edit", files={"labels": (None, '{"age": "old", "accent": null}')})
+    assert relabelled.json() == {"status": "ok"}
+    voice = server.client.get(url).json()
+    assert voice["labels"] == {"age": "old"} and voice["description"] == "calm"
+    assert server.convert(wav_file(tone(1.0), 22050), f"/v1/speech-to-speech/{voice['voice_id']}").status_code == 200
+
+    refused = problem(server.client.post(url + "/edit", files={"files": ("a.wav", b"x")}))
+    assert refused["loc"] == ["body", "files"] and "cannot be changed" in refused["msg"]
+    assert problem(server.client.post(url + "/edit", files={"name": (None, "x" * 101)}))["loc"] == ["body", "name"]
+    server.client.delete(url)
+    assert problem(server.client.post(url + "/edit", files=form), 404)["status"] == "voice_not_found"
+    assert problem(server.client.post("/v1/voices/clara/edit", files=form), 403)["status"] == "voice_is_read_only"
+
+
+def test_settings_of_a_voice_are_not_kept_and_a_warning_says_so(server: Server) -> None:
+    url = "/v1/voices/clara/settings"
+    edited = server.client.post(url + "/edit", json={"stability": 0.4})
+    assert edited.json() == {"status": "ok"} and "ignored" in edited.headers["x-seedvc-warning"]
+    assert server.client.get(url).json()["stability"] == 0.5
+    for wrong in (b"", b"{", b"[" * 30000, b"1" * 30000, b" " * 70000, b"\xff"):
+        assert problem(server.client.post(url + "/edit", content=wrong), 400)["status"] == "invalid_request"
+    assert problem(server.client.post("/v1/voices/nobody/settings/edit", json={}), 404)["status"] == "voice_not_found"
+
+
+def test_a_user_is_answered_who_may_do_all(server: Server) -> None:
+    user = server.client.get("/v1/user").json()
+    assert user["subscription"] == server.client.get("/v1/user/subscription").json()
+    assert user["subscription"]["character_limit"] - user["subscription"]["character_count"] > 10**9
+    assert user["subscription"]["can_use_instant_voice_cloning"] is True
+    slots = user["subscription"]["voice_slots_used"]
+    voice_id = add(server, {"files": wav_file(tone(2.0), 22050)}).json()["voice_id"]
+    assert server.client.get("/v1/user/subscription").json()["voice_slots_used"] == slots + 1
+    server.client.delete(f"/v1/voices/{voice_id}")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/text-to-speech/clara"),
+        ("POST", "/v1/text-to-speech/clara/stream"),
+        ("POST", "/v1/speech-to-text"),
+        ("GET", "/v1/history"),
+        ("GET", "/v1/voices/clara/samples/1/audio"),
+        ("POST", "/v1/voices/pvc"),
+        ("POST", "/v1/audio-isolation"),
+    ],
+)
+def test_what_the_api_has_elsewhere_is_refused_by_what_is_offered(server: Server, method: str, path: str) -> None:
+    answer = server.client.request(method, path)
+    detail = problem(answer, answer.status_code)
+    assert answer.status_code in (404, 405)
+    assert path in detail["message"] and "not offered" in detail["message"] and "speech-to-speech" in detail["message"]
 
 
 def test_a_voice_without_recordings_is_refused(server: Server) -> None:

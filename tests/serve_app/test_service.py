@@ -14,6 +14,7 @@ import pytest
 
 from configs.serve import Limits
 from serve_app.conversion import in_thread
+from serve_app.decoders import busy_processes
 from serve_app.errors import AtCapacity, InvalidFields, SourceTooLong
 from serve_app.service import Service, one_piece
 from serve_app.stores.voices import FolderVoiceStore, NotStored
@@ -30,10 +31,6 @@ def backend() -> EchoBackend:
 @pytest.fixture
 def service(backend: EchoBackend, tmp_path: Path) -> Service:
     return Service(backend, FolderVoiceStore(tmp_path), Limits(max_source_s=5.0, max_conversions=1))
-
-
-def decoder_threads() -> int:
-    return sum(thread.name == "decode-upload" for thread in threading.enumerate())
 
 
 async def trickle(data: bytes, endless: bool = False) -> AsyncIterator[bytes]:
@@ -61,8 +58,8 @@ async def test_leaving_a_conversion_half_way_ends_all_of_it(service: Service, ba
         async for chunk in conversion:
             assert chunk
             break
-        assert service.running_conversions == 1 and decoder_threads() == 1
-    assert service.running_conversions == 0 and backend.open_streams == 0 and decoder_threads() == 0
+        assert service.running_conversions == 1 and busy_processes() == 1
+    assert service.running_conversions == 0 and backend.open_streams == 0 and busy_processes() == 0
 
 
 async def test_a_cancelled_conversion_ends_all_of_it(service: Service, backend: EchoBackend) -> None:
@@ -79,7 +76,7 @@ async def test_a_cancelled_conversion_ends_all_of_it(service: Service, backend: 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert service.running_conversions == 0 and backend.open_streams == 0 and decoder_threads() == 0
+    assert service.running_conversions == 0 and backend.open_streams == 0 and busy_processes() == 0
 
 
 async def test_an_error_in_any_step_comes_out_as_itself(service: Service, backend: EchoBackend) -> None:
@@ -101,7 +98,7 @@ async def test_an_error_in_any_step_comes_out_as_itself(service: Service, backen
             async with conversion:
                 async for _ in conversion:
                     pass
-        assert service.running_conversions == 0 and backend.open_streams == 0 and decoder_threads() == 0
+        assert service.running_conversions == 0 and backend.open_streams == 0 and busy_processes() == 0
 
 
 async def test_room_is_limited_and_comes_back(service: Service) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import httpx
 import numpy as np
 import pytest
 from ray import serve
+from websockets.sync.client import connect
 
+from configs.serve import Limits
 from stages.geometry import HOP, MODEL_RATE
 from tests.serve_app.deploy import Deployed, speechlike
 from tests.serve_app.fakes import RawUpload, streamed, wait_until, wav_file
@@ -120,6 +123,31 @@ def test_hanging_up_frees_the_graph(graph: Deployed) -> None:
         return answer.status_code == 200
 
     wait_until(is_served, "a place is free again", limit_s=60)
+
+
+def test_uploads_that_send_nothing_leave_health_calls_and_uploads_their_places(graph: Deployed) -> None:
+    """More than there are places for uploads; once they count as idle, another upload gets one."""
+    paths = itertools.cycle(
+        [f"/v1/speech-to-speech/{graph.voice_id}", f"/v1/speech-to-speech/{graph.voice_id}/stream", "/v1/voices/add"]
+    )
+    with ExitStack() as clients:
+        for path in itertools.islice(paths, Limits().max_uploads + 30):
+            raw = clients.enter_context(closing(RawUpload(graph.http_url, path)))
+            if path.endswith("stream"):
+                raw.begin_file()
+                raw.send(bytes(100))
+        for path in ("/healthz", "/"):
+            assert httpx.get(graph.http_url + path, timeout=10).status_code == 200
+        with connect(f"{graph.http_url.replace('http', 'ws')}/v1/rtc/ws", open_timeout=10) as socket:
+            assert json.loads(socket.recv(timeout=10))["type"] == "hello"
+
+        def is_served() -> bool:
+            source = {"audio": wav_file(speechlike(0.5, 3), MODEL_RATE)}
+            answer = httpx.post(f"{graph.http_url}/v1/speech-to-speech/{graph.voice_id}", files=source, timeout=60)
+            assert answer.status_code in (200, 429), answer.text
+            return answer.status_code == 200
+
+        wait_until(is_served, "an idle upload has given way", limit_s=30)
 
 
 def test_openapi_names_the_form(graph: Deployed) -> None:

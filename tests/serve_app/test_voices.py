@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -103,6 +104,36 @@ def test_a_deleted_voice_is_gone_with_its_features(store: FolderVoiceStore) -> N
             call()
     store.add(some_record(), some_sound(), RATE)
     assert store.features("anna", "f") is None, "the features of a deleted voice do not come back with its id"
+
+
+def test_a_record_changes_and_the_rest_stays(store: FolderVoiceStore, tmp_path: Path) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    store.save_features("anna", "f", some_voice(1.0))
+    before = store.reference("anna")[0]
+    changed = store.update("anna", {"name": "Berta", "labels": {}})
+    assert changed == store.get("anna") == replace(some_record(), name="Berta", labels={})
+    assert store.features("anna", "f") is not None
+    np.testing.assert_array_equal(store.reference("anna")[0], before)
+    assert list((tmp_path / "store" / "scratch").iterdir()) == []
+    store.delete("anna")
+    with pytest.raises(VoiceNotFound, match="anna"):
+        store.update("anna", {"name": "Clara"})
+    assert store.list() == [] and list((tmp_path / "store" / "scratch").iterdir()) == []
+
+
+def test_a_premade_record_cannot_be_changed() -> None:
+    with TemporaryDirectory() as folder, pytest.raises(VoiceIsReadOnly, match="clara"):
+        FolderVoiceStore(Path(folder)).update("clara", {"name": "Mine"})
+
+
+def test_readers_meet_whole_records_while_they_change(store: FolderVoiceStore) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    with ThreadPoolExecutor(4) as pool:
+        changes = [pool.submit(store.update, "anna", {"name": f"name {i}" * 50}) for i in range(60)]
+        while not all(change.done() for change in changes):
+            assert store.get("anna").description == "calm"
+        for change in changes:
+            change.result()
 
 
 def test_a_taken_id_is_refused_and_the_first_voice_kept(store: FolderVoiceStore) -> None:

@@ -8,7 +8,8 @@ import pytest
 from configs.schema import LiveSettings
 from stages.blocks import BlockMaker
 from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K, Geometry
-from stages.level import LevelFollower, powers
+from stages.level import LevelFollower
+from stages.quiet import powers
 from stages.types import Samples
 from tests.stages.sounds import noise
 

@@ -1,4 +1,4 @@
-"""Pitch is found within a percent from 70 to 480 Hz, and silence and noise have none."""
+"""Pitch is found within a percent from 62 to 1090 Hz at any level, and silence and noise have none."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from configs.schema import LiveSettings
 from stages.blocks import BlockMaker
 from stages.geometry import Geometry
 from stages.pitch import pitch_hz, relative_pitch
+from tests.stages.sounds import speech
 
 RATE, N = 16000, 32000
 
@@ -16,16 +17,61 @@ def harmonics(hz: np.ndarray) -> np.ndarray:
     return np.asarray(0.1 * np.sum([np.sin(k * phase) / k for k in range(1, 8)], axis=0), np.float32)
 
 
-@pytest.mark.parametrize("hz", [70.0, 110.0, 200.0, 350.0, 480.0])
+@pytest.mark.parametrize("hz", [62.0, 70.0, 110.0, 200.0, 350.0, 480.0, 500.0, 523.0, 659.0, 880.0, 1090.0])
 def test_steady_tone(hz: float) -> None:
     pitch = pitch_hz(harmonics(np.full(N, hz)), N // 320 + 1)[3:-3]
     assert np.abs(pitch / hz - 1).max() < 0.01
 
 
-def test_glide_is_followed_without_octave_jumps() -> None:
-    hz = np.geomspace(100, 200, N)
+@pytest.mark.parametrize("hz", [300.0, 587.0, 1047.0])
+def test_a_whistle_has_no_other_harmonics(hz: float) -> None:
+    sine = (0.2 * np.sin(2 * np.pi * hz / RATE * np.arange(N))).astype(np.float32)
+    pitch = pitch_hz(sine, N // 320 + 1)[3:-3]
+    assert np.abs(pitch / hz - 1).max() < 0.01
+
+
+@pytest.mark.parametrize(("low", "high"), [(62, 100), (100, 200), (350, 800), (300, 1050)])
+def test_glide_is_followed_without_octave_jumps(low: float, high: float) -> None:
+    hz = np.geomspace(low, high, N)
     pitch = pitch_hz(harmonics(hz), N // 320 + 1)[3:-3]
     assert np.abs(np.log2(pitch / hz[::320][3 : 3 + len(pitch)])).max() < 0.05
+
+
+def test_vibrato_across_500_hz_is_followed() -> None:
+    hz = 500 * 2 ** (np.sin(2 * np.pi * 5.5 / RATE * np.arange(N)) / 12)
+    pitch = pitch_hz(harmonics(hz), N // 320 + 1)[3:-3]
+    assert np.abs(np.log2(pitch / hz[::320][3 : 3 + len(pitch)])).max() < 0.03
+
+
+def test_a_high_note_is_heard_in_a_noisy_room() -> None:
+    tone = harmonics(np.full(N, 784.0))
+    room = np.random.default_rng(0).normal(0, tone.std() * 10 ** (-12 / 20), N).astype(np.float32)
+    pitch = pitch_hz(tone + room, N // 320 + 1)[3:-3]
+    assert np.mean(np.abs(pitch / 784 - 1) < 0.02) > 0.95
+
+
+@pytest.mark.parametrize("quieter_db", [10, 20, 25, 40])
+def test_voicing_does_not_depend_on_the_level(quieter_db: float) -> None:
+    sound = speech()[: 8 * RATE]  # -20 dB of full scale
+    usual = pitch_hz(sound, 401)
+    quiet = pitch_hz(sound * np.float32(10 ** (-quieter_db / 20)), 401)
+    assert (usual > 0).mean() > 0.4
+    assert np.mean((usual > 0) == (quiet > 0)) > 0.99
+    assert np.mean(np.isclose(usual, quiet, rtol=0.01)) > 0.99
+
+
+def test_a_quiet_speaker_after_a_loud_one_is_voiced() -> None:
+    sound = speech()[: 8 * RATE]
+    after = np.concatenate([sound, sound * np.float32(10 ** (-30 / 20))])
+    usual, quiet = np.split(pitch_hz(after, 800), 2)
+    settled = slice(120, None)
+    assert np.mean((usual > 0)[settled] == (quiet > 0)[settled]) > 0.98
+
+
+def test_speech_is_not_heard_an_octave_up() -> None:
+    """Nobody in the samples speaks above 500 Hz, but their formants ring there."""
+    pitch = pitch_hz(speech(), len(speech()) // 320)
+    assert (pitch > 500).mean() < 0.003
 
 
 def test_nothing_voiced_in_silence_and_noise() -> None:

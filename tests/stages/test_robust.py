@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 import stages
 from stages import gate, vad
 from stages.gate import SILENCE_PEAK
-from stages.geometry import HOP, MODEL_RATE, SEARCH_TICKS, TICK_MODEL, Geometry
+from stages.geometry import HOP, MODEL_RATE, SEARCH_TICKS, TICK_16K, TICK_MODEL, TICKS_PER_S, Geometry
 from stages.local import LocalStages
+from stages.pitch import pitch_hz
+from stages.resample import to_content_rate
 from stages.types import Samples, Voice
 from tests.stages.sounds import noise
 from webrtc.files import decode_file
@@ -185,3 +187,29 @@ def test_no_clicks_at_the_seams(tiny: LocalStages, voice: Voice, speech: Samples
 
 def level_peak(wave: Samples) -> float:
     return float(np.abs(wave).max())
+
+
+def vowel(hz: float, duration_s: float) -> Samples:
+    """A note sung on an open vowel: harmonics that fall, raised where its two formants are."""
+    numbers = np.arange(1, int(MODEL_RATE / 2 / hz))[:, None]
+    raised = 1 + sum(8 / (1 + ((numbers * hz - centre) / 130) ** 2) for centre in (700, 1200))
+    wave = np.sum(raised / numbers * np.cos(2 * np.pi * hz * numbers * seconds(duration_s)), axis=0)
+    return np.asarray(0.3 * wave / np.abs(wave).max(), np.float32)
+
+
+@WAYS
+def test_an_offset_of_the_source_changes_nothing(tiny: LocalStages, voice: Voice, speech: Samples, live: bool) -> None:
+    source = speech[: 2 * MODEL_RATE] * np.float32(0.18)  # -30 dB of full scale
+    clean, offset = (tiny.convert(wave, MODEL_RATE, voice, live=live) for wave in (source, source + np.float32(0.2)))
+    assert level_db(offset) == pytest.approx(level_db(clean), abs=0.3)
+
+
+def test_a_melody_keeps_its_intervals_above_500_hz(tiny: LocalStages, voice: Voice) -> None:
+    """Measured in the result by the product's own tracker, two octaves below the notes that were sung."""
+    notes_hz, note_s = (440.0, 587.0, 659.0, 523.0), 0.6
+    source = np.concatenate([vowel(hz, note_s) for hz in notes_hz])
+    made = to_content_rate(tiny.convert(source, MODEL_RATE, voice))
+    pitch = pitch_hz(made, len(made) // TICK_16K)
+    ticks = round(note_s * TICKS_PER_S)
+    heard = np.array([np.median(pitch[i * ticks + 6 : (i + 1) * ticks - 6]) for i in range(len(notes_hz))])
+    assert np.abs(np.diff(np.log2(heard)) - np.diff(np.log2(notes_hz))).max() < 50 / 1200

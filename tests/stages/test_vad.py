@@ -37,7 +37,10 @@ def gated(sound: Samples, block_ms: int) -> tuple[NDArray[np.bool_], NDArray[np.
 @pytest.mark.parametrize("block_ms", [60, 120, 180])
 @pytest.mark.parametrize(
     ("speech_db", "noise_db", "may_miss"),
-    [(0, None, 0.0), (0, -50, 0.001), (0, -40, 0.002), (-15, None, 0.002), (-15, -50, 0.005)],
+    [
+        *[(0, None, 0.0), (0, -50, 0.001), (0, -40, 0.002), (-15, None, 0.002), (-15, -50, 0.005)],
+        *[(-25, None, 0.002), (-25, -60, 0.005), (-40, None, 0.002), (-40, -75, 0.005)],  # -45 and -60 dB of full scale
+    ],
 )
 def test_words_are_whole_and_pauses_are_skipped(
     block_ms: int, speech_db: float, noise_db: float | None, may_miss: float
@@ -55,10 +58,25 @@ def test_words_are_whole_and_pauses_are_skipped(
     assert sent[: len(pauses)][pauses].mean() <= 0.25  # with all hang-overs, in pauses of 2.5 s
 
 
-@pytest.mark.parametrize("peak", [0.0, 1e-3, 1e-2])
+@pytest.mark.parametrize("peak", [0.0, 1e-4, 3e-4, 1e-3, 1e-2])
 def test_lasting_background_noise_is_skipped(peak: float) -> None:
     _, sent = gated(noise(20.0, CONTENT_RATE, peak=peak), 180)
     assert sent.mean() <= 0.05
+
+
+def test_hiss_after_a_muted_microphone_is_no_quiet_speaker() -> None:
+    _, sent = gated(
+        np.concatenate([np.zeros(10 * CONTENT_RATE, np.float32), noise(10.0, CONTENT_RATE, peak=1e-3)]), 120
+    )
+    assert sent.mean() <= 0.05
+
+
+def test_a_slammed_door_does_not_deafen_the_gate() -> None:
+    quiet = with_pauses(speech()[: 6 * CONTENT_RATE]) * np.float32(10 ** (-40 / 20))
+    slammed = quiet.copy()
+    slammed[:1600] += noise(0.1, CONTENT_RATE, peak=0.9)
+    usual, after = gated(quiet, 120)[0], gated(slammed, 120)[0]
+    assert np.mean(usual[100:] == after[100:]) > 0.97
 
 
 def test_the_gate_is_open_no_longer_than_it_says() -> None:

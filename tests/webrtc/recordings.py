@@ -3,11 +3,14 @@
 import io
 import struct
 import tempfile
+from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import av.container
 import numpy as np
+from numpy.typing import NDArray
 
 from webrtc.codecs import Samples
 
@@ -58,6 +61,43 @@ def recording(
         return path.read_bytes()
 
 
+def stamped(
+    container: str,
+    codec: str,
+    sample_rate: int,
+    starts_s: list[float],
+    *,
+    with_video: bool = False,
+    piece_s: float = 1.0,
+) -> bytes:
+    """Pieces of a tone, `piece_s` each, that start where their time stamps say; pictures from 0 to the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recording"
+        with av.open(path, "w", format=container) as out:
+            if with_video:
+                codec_of = {"webm": "libvpx", "flv": "flv"}
+                name = codec_of.get(container, "mpeg4")
+                video = cast(av.VideoStream, out.add_stream(name, rate=5, width=64, height=64, pix_fmt="yuv420p"))
+            stream = add_audio_stream(out, codec, sample_rate, "mono")
+            context = stream.codec_context
+            if with_video:
+                for _ in range(round(5 * (starts_s[-1] + piece_s))):
+                    out.mux(video.encode(av.VideoFrame(64, 64, "yuv420p")))
+                out.mux(video.encode(None))
+            size = context.frame_size or 1024
+            for start_s in starts_s:
+                sound = tone(piece_s, sample_rate)
+                for at in range(0, len(sound) - size + 1, size):
+                    frame = av.AudioFrame.from_ndarray(sound[None, at : at + size], format="flt", layout="mono")
+                    frame.sample_rate = sample_rate
+                    for piece in av.AudioResampler(context.format, "mono", sample_rate).resample(frame):
+                        piece.pts = round(start_s * sample_rate) + at
+                        piece.time_base = Fraction(1, sample_rate)
+                        out.mux(stream.encode(piece))
+            out.mux(stream.encode(None))
+        return path.read_bytes()
+
+
 def add_audio_stream(out: av.container.OutputContainer, codec: str, sample_rate: int, layout: str) -> av.AudioStream:
     """An encoder in an open container; experimental, since ffmpeg calls its Vorbis encoder that."""
     stream = out.add_stream(codec, rate=sample_rate, layout=layout, options={"strict": "experimental"})
@@ -93,12 +133,26 @@ def film_without_sound() -> bytes:
         return file.read()
 
 
-def float_wav(samples: Samples, sample_rate: int = 22050) -> bytes:
-    """A float WAV, written by hand so that it may hold anything."""
-    form = struct.pack("<HHIIHH", 3, 1, sample_rate, sample_rate * 4, 4, 32)
-    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form
-    body += b"data" + struct.pack("<I", samples.nbytes) + samples.astype("<f4").tobytes()
+def float_wav(samples: NDArray[np.floating], sample_rate: int = 22050, *, n_bytes: int = 4) -> bytes:
+    """A float WAV of samples (T,) or (T, C), written by hand so that it may hold anything."""
+    sound = samples.astype(f"<f{n_bytes}").tobytes()
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    frame = channels * n_bytes
+    return wav(sound, struct.pack("<HHIIHH", 3, channels, sample_rate, sample_rate * frame, frame, 8 * n_bytes))
+
+
+def wav(sound: bytes, form: bytes, *, sound_bytes: int | None = None) -> bytes:
+    """Any WAV: the sound behind a form, with the length stated that is there, or another."""
+    stated = len(sound) if sound_bytes is None else sound_bytes
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", stated) + sound
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def multi_wav(samples: NDArray[np.floating], sample_rate: int = 22050) -> bytes:
+    """A 16-bit WAV of samples (C, T)."""
+    channels = len(samples)
+    sound = np.rint(samples.T * 32767).astype("<i2").tobytes()
+    return wav(sound, struct.pack("<HHIIHH", 1, channels, sample_rate, sample_rate * channels * 2, channels * 2, 16))
 
 
 def stereo_wav(left: Samples, right: Samples, sample_rate: int = 22050) -> bytes:
