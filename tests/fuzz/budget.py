@@ -22,7 +22,7 @@ def budgeted(examples: int = 25) -> Callable[[Callable[..., None]], Callable[...
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        one_round = settings(
+        one_round: Callable[..., None] = settings(
             max_examples=max(examples, 100) if SECONDS else examples,
             derandomize=not SECONDS,
             database=None,
@@ -32,12 +32,13 @@ def budgeted(examples: int = 25) -> Callable[[Callable[..., None]], Callable[...
         if not SECONDS:
             return one_round
 
+        @pytest.mark.timeout(SECONDS + MORE_S)
         @functools.wraps(one_round)
         def rounds(*args: Any, **kwargs: Any) -> None:
             end_s = time.monotonic() + SECONDS
             while time.monotonic() < end_s:
                 one_round(*args, **kwargs)
 
-        return pytest.mark.timeout(SECONDS + MORE_S)(rounds)
+        return rounds
 
     return decorate
