@@ -32,13 +32,13 @@ def budgeted(examples: int = 25) -> Callable[[Callable[..., None]], Callable[...
         if not SECONDS:
             return one_round
 
-        @pytest.mark.timeout(SECONDS + MORE_S)
         @functools.wraps(one_round)
         def rounds(*args: Any, **kwargs: Any) -> None:
             end_s = time.monotonic() + SECONDS
             while time.monotonic() < end_s:
                 one_round(*args, **kwargs)
 
-        return rounds
+        limited: Callable[..., None] = pytest.mark.timeout(SECONDS + MORE_S)(rounds)
+        return limited
 
     return decorate
