@@ -16,6 +16,7 @@ import pytest
 
 from configs.serve import Limits, RtcArgs
 from serve_app.http import create_app
+from serve_app.ingress import open_peer
 from serve_app.rtc import Rtc
 from serve_app.service import Service
 from serve_app.stores.voices import FolderVoiceStore
@@ -23,7 +24,6 @@ from tests.serve_app.call_fakes import CallRoom
 from tests.serve_app.fakes import EchoBackend
 from tests.serve_app.test_rtc import SDP, NamedOwners
 from tests.webrtc.clients import Client, until
-from webrtc.peer import Peer
 
 PUBLISH = "/v1/rtc/whip?voice=martin"
 
@@ -45,7 +45,7 @@ class Server:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    room = CallRoom(RtcArgs(max_calls=1), make_peer=partial(Peer, (), lost_after_s=6.0))
+    room = CallRoom(RtcArgs(max_calls=1), make_peer=partial(open_peer, RtcArgs(lost_after_s=6.0)))
     replicas: dict[str, Rtc] = {}
     rtc = replicas["here"] = Rtc(room.calls, NamedOwners("here", replicas), list, room.args)
     app = create_app(Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits()), rtc)
