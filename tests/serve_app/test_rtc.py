@@ -403,6 +403,44 @@ def test_listening_by_whep(here: Replica) -> None:
     assert gone.status_code == 404
 
 
+# --- where a client is
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "local"),
+    [
+        ("127.0.0.1", {}, True),
+        ("::1", {}, True),
+        ("192.0.2.7", {}, False),
+        ("testclient", {}, False),
+        ("127.0.0.1", {"X-Forwarded-For": "192.0.2.7"}, False),
+        ("127.0.0.1", {"Forwarded": "for=192.0.2.7"}, False),
+    ],
+)
+def test_only_a_client_of_this_machine_is_reached_on_it(
+    here: Replica, host: str, headers: dict[str, str], local: bool
+) -> None:
+    with TestClient(here.client.app, client=(host, 4711)) as client:
+        created = client.post("/v1/rtc/whip?voice=martin", content=audio_offer(), headers=SDP | headers)
+        session_id = created.headers["location"].rpartition("/")[2]
+        client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP | headers)
+        with client.websocket_connect("/v1/rtc/ws", headers=headers) as socket:
+            assert start(socket)["type"] == "ready"
+        client.delete(created.headers["location"])
+    assert [peer.loopback for peer in here.room.peers] == [local] * 3
+
+
+def test_the_configuration_says_how_far_a_call_reaches() -> None:
+    async def reach(**options: Any) -> tuple[bool, bool]:
+        args = RtcArgs(private_addresses=options.pop("private"))
+        peer = open_peer(args, on_frame=lambda frame: None, **options)
+        await peer.close()
+        return peer._reach.private, peer._reach.loopback
+
+    assert asyncio.run(reach(private=True)) == (True, False)
+    assert asyncio.run(reach(private=False, loopback=True)) == (False, True)
+
+
 # --- several replicas
 
 
