@@ -47,6 +47,7 @@ _EXTENSIONS = ("urn:ietf:params:rtp-hdrext:sdes:mid", "urn:ietf:params:rtp-hdrex
 # aiortc's DTLS client offers ECDSA ciphers only, which a client with an RSA certificate (GStreamer) does not share: so
 # the client is to be the DTLS client.
 _SETUP = {"actpass": "active", "active": "active", "passive": "passive"}
+_TRANSPORT_LINES = ("a=ice-", "a=fingerprint:", "a=setup:", "a=candidate:", "a=end-of-candidates")
 _NO_SDP = "the offer is not a valid session description (SDP)"
 
 
@@ -62,6 +63,8 @@ class OfferedSection:
     """Empty: it has none."""
     rejection: str | None
     """Its section of the answer where it is not wanted."""
+    stays: bool
+    """Whether it is not wanted, but our sound lives on its connection: it is answered as inactive then."""
     carrier: int | None
     """Which section of aiortc's offer its candidates belong to; None: they are of no use."""
 
@@ -79,7 +82,7 @@ class Offer:
     sections: tuple[OfferedSection, ...]
     """All of them, in order."""
     bundle: tuple[str, ...]
-    """Those of the wanted sections that share one connection, as the offer asks for it."""
+    """The names of those that share one connection in the answer."""
     main: int
     """The section of `sdp` that this connection is negotiated with."""
     candidates: tuple[tuple[str, int], ...]
@@ -148,11 +151,16 @@ class _Section:
         ours = {"UDP/DTLS/SCTP": self.formats == ["webrtc-datachannel"], "DTLS/SCTP": True}
         return self.kind == "application" and ours.get(self.protocol.upper(), False)
 
-    def rejection(self) -> str:
-        """RFC 3264, section 6: the same line, with port 0."""
-        lines = [f"m={self.kind} 0 {self.protocol} {' '.join(self.formats)}", "c=IN IP4 0.0.0.0"]
+    def rejection(self, *, stays: bool = False) -> str:
+        """RFC 3264, section 6: the same line, with port 0; or where it `stays`, one that keeps its connection."""
+        lines = [f"m={self.kind} {9 if stays else 0} {self.protocol} {' '.join(self.formats)}", "c=IN IP4 0.0.0.0"]
         lines += [f"a=mid:{self.mid}"] if self.mid else []
         lines += ["a=inactive"] if "RTP/" in self.protocol else []
+        if stays:
+            lines += [
+                f"a={name}:{value}" for name in ("rtpmap", "fmtp") for value in self.all(name) if _is_plain(value)
+            ]
+            lines += ["a=rtcp-mux"] if self.has("rtcp-mux") else []
         return "".join(f"{line}\r\n" for line in lines)
 
 
@@ -225,6 +233,7 @@ def read_offer(text: str, willing: Direction) -> Offer:
     wanted = [media for media in session.media if media in (audio, data)]
     bundle = [media for media in session.bundle_of(audio) if media in wanted]
     main = wanted.index(bundle[0] if bundle else audio)
+    host = _host(session, audio, wanted)
     carriers = [_carrier(session, media, audio, wanted, main) for media in session.media]
     lines = ["v=0", "o=- 1 1 IN IP4 0.0.0.0", "s=-", "t=0 0"]
     lines += ["a=ice-lite"] if session.common.has("ice-lite") else []
@@ -233,7 +242,9 @@ def read_offer(text: str, willing: Direction) -> Offer:
         lines += _audio_lines(session, audio) if media is audio else _data_lines(media)
         lines += _transport_lines(session, media, bundle[0] if media in bundle else media)
     sections = [
-        OfferedSection(media.mid, None if media in wanted else media.rejection(), carrier)
+        OfferedSection(
+            media.mid, None if media in wanted else media.rejection(stays=media is host), media is host, carrier
+        )
         for media, carrier in zip(session.media, carriers, strict=True)
     ]
     candidates = [
@@ -247,7 +258,7 @@ def read_offer(text: str, willing: Direction) -> Offer:
         direction,
         _max_bps(audio),
         tuple(sections),
-        tuple(media.mid for media in bundle),
+        tuple(media.mid for media in session.bundle_of(audio) if media in wanted or media is host),
         main,
         tuple(candidates),
     )
@@ -255,19 +266,26 @@ def read_offer(text: str, willing: Direction) -> Offer:
 
 def complete_answer(answer: str, offer: Offer) -> str:
     """aiortc's answer with what Opus we want, the rejected sections in their places, and the bundle as it is."""
-    head, *wanted = re.split(r"^(?=m=)", answer, flags=re.MULTILINE)
+    head, *wanted = re.split(r"^(?=m=)", with_opus_parameters(answer), flags=re.MULTILINE)
     lines = [line for line in head.splitlines() if not line.startswith("a=group:")]
     if offer.bundle:
         lines.append(f"a=group:BUNDLE {' '.join(offer.bundle)}")
+    transport = "".join(f"{line}\r\n" for line in wanted[offer.main].splitlines() if line.startswith(_TRANSPORT_LINES))
     ours = iter(wanted)
     sections = [next(ours) if section.rejection is None else section.rejection for section in offer.sections]
-    return with_opus_parameters("".join([*(f"{line}\r\n" for line in lines), *sections]))
+    sections = [text + transport * section.stays for text, section in zip(sections, offer.sections, strict=True)]
+    return "".join([*(f"{line}\r\n" for line in lines), *sections])
 
 
 def with_opus_parameters(answer: str) -> str:
     """The answer, saying that mono Opus with in-band FEC and pauses is welcome."""
     parameters = rf"\g<0>\r\na=fmtp:\g<1> {OPUS_PARAMETERS}\r\na=ptime:20"
     return re.sub(r"^a=rtpmap:(\d+) opus/48000[^\r\n]*", parameters, answer, count=1, flags=re.MULTILINE | re.I)
+
+
+def _is_plain(value: str) -> bool:
+    """Whether it may be said back."""
+    return value.isascii() and value.isprintable()
 
 
 def _audio(session: _Session, willing: Direction) -> tuple[_Section, Direction]:
@@ -301,6 +319,15 @@ def _data(session: _Session, audio: _Section) -> _Section | None:
             continue
         return media
     return None
+
+
+def _host(session: _Session, audio: _Section, wanted: list[_Section]) -> _Section | None:
+    """The unwanted section that our sound lives with from the start, as with the bundle policy max-bundle.
+
+    It may not be rejected: browsers would take down the connection of both.
+    """
+    first = next(iter(session.bundle_of(audio)), audio)
+    return first if audio.port == 0 and first not in wanted and first.port != 0 else None
 
 
 def _carrier(session: _Session, media: _Section, audio: _Section, wanted: list[_Section], main: int) -> int | None:

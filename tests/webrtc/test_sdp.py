@@ -219,8 +219,12 @@ def test_sound_that_lives_on_the_connection_of_rejected_video_takes_it_over() ->
     audio = AUDIO.replace("m=audio 9", "m=audio 0").replace(TRANSPORT, "c=IN IP4 0.0.0.0\r\na=bundle-only\r\n")
     offer = read_offer(HEAD.replace("0 1", "2 0") + video + audio, "sendrecv")
     assert "a=ice-ufrag:abcd" in offer.sdp and "a=fingerprint:sha-256 AA:BB" in offer.sdp
-    assert offer.bundle == ("0",) and [index for _, index in offer.candidates] == [0]
+    assert offer.bundle == ("2", "0") and [index for _, index in offer.candidates] == [0]
     assert offer.carrier("2", 0) == offer.carrier("0", 1) == 0
+    ours = "v=0\r\nm=audio 4711 x 111\r\na=mid:0\r\na=ice-ufrag:ours\r\na=setup:passive\r\n"
+    kept = complete_answer(ours, offer)[: -len(ours) + len("v=0\r\n")]
+    assert "a=group:BUNDLE 2 0\r\nm=video 9 " in kept and "a=inactive\r\n" in kept
+    assert "a=ice-ufrag:ours\r\n" in kept and "a=setup:passive\r\n" in kept
 
 
 def test_candidates_find_their_section() -> None:
