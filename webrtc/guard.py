@@ -84,7 +84,7 @@ class Guard:
         self._secure = Allowance(300, 600)
         self._checks = Allowance(100, 200)
         self._chunks = Allowance(400, 800)
-        self._strangers = Allowance(50, 100)
+        self._askers, self._newcomers = Allowance(50, 100), Allowance(50, 100)
         self._checks_left = MAX_CHECKS
         self._addresses: set[tuple[str, int]] = set()
         """Those that know our password."""
@@ -215,12 +215,10 @@ class Guard:
     ) -> None:
         """Sorts a datagram by its first byte (RFC 7983), and hands on what is the client's."""
         now_s, first = self._clock(), data[0] if data else -1
-        if not self._is_clients(address, connection):
-            if 0 <= first < 4 and self._may_join(data, address, connection, protocol) and self._strangers.take(now_s):
-                take_stun(data, address)
-            else:
-                self.counts.strangers += 1
-        elif 0 <= first < 4:
+        is_stun = 0 <= first < 4
+        if not (address in self._addresses or self._joins(data, is_stun, address, connection, protocol, now_s)):
+            self.counts.strangers += 1
+        elif is_stun:
             if self._allowed(self._checks, now_s):
                 take_stun(data, address)
         elif len(data) > MAX_DATAGRAM or not (_is_dtls(data) or _is_rtp(data)):
@@ -231,11 +229,22 @@ class Guard:
             else:
                 self.counts.flooded += 1
 
-    def _may_join(self, data: bytes, address: tuple[str, int], connection: Connection, protocol: StunProtocol) -> bool:
-        """Whether STUN of a new address may be the client's: it answers a check of ours, or names our user."""
-        if len(self._addresses) >= MAX_ADDRESSES or not self._reach.allows(address[0]):
+    def _joins(
+        self,
+        data: bytes,
+        is_stun: bool,
+        address: tuple[str, int],
+        connection: Connection,
+        protocol: StunProtocol,
+        now_s: float,
+    ) -> bool:
+        """Whether what comes from a new address may be the client's; looks at few of them, as anybody may send many."""
+        if len(self._addresses) >= MAX_ADDRESSES or not data:
             return False
-        return data[8:20] in protocol.transactions or f"{connection.local_username}:".encode() in data
+        if not is_stun:
+            return self._newcomers.take(now_s) and self._is_clients(address, connection)
+        is_ours = data[8:20] in protocol.transactions or f"{connection.local_username}:".encode() in data
+        return is_ours and self._reach.allows(address[0]) and self._askers.take(now_s)
 
     def _of(self, data: bytes) -> Allowance:
         if data[0] < 128:

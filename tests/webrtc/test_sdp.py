@@ -287,6 +287,113 @@ def test_aiortc_gets_little_of_a_large_offer() -> None:
     assert len(offer.sdp.splitlines()) < 40
 
 
+def firefox() -> str:
+    """As Firefox writes it: the fingerprint for all, a second section on the first one's connection."""
+    formats = range(96, 128)
+    return "\r\n".join(
+        [
+            "v=0",
+            "o=mozilla...THIS_IS_SDPARTA-99.0 8281473916400341313 0 IN IP4 0.0.0.0",
+            "s=-",
+            "t=0 0",
+            "a=sendrecv",
+            f"a=fingerprint:sha-256 {':'.join(['AB'] * 32)}",
+            "a=group:BUNDLE 0 1 2",
+            "a=ice-options:trickle",
+            "a=msid-semantic:WMS *",
+            "m=audio 9 UDP/TLS/RTP/SAVPF 109 9 0 8 101",
+            "c=IN IP4 0.0.0.0",
+            "a=sendrecv",
+            "a=extmap:1 urn:ietf:params:rtp-hdrext:ssrc-audio-level",
+            "a=extmap:2/recvonly urn:ietf:params:rtp-hdrext:csrc-audio-level",
+            "a=extmap:3 urn:ietf:params:rtp-hdrext:sdes:mid",
+            "a=fmtp:109 maxplaybackrate=48000;stereo=1;useinbandfec=1",
+            "a=fmtp:101 0-15",
+            "a=ice-pwd:f59fce54b8fc6db3eb8b9eb0fa0ee6d5",
+            "a=ice-ufrag:1a2b3c4d",
+            "a=mid:0",
+            "a=msid:{6f2a} {7b1c}",
+            "a=rtcp-mux",
+            *(
+                f"a=rtpmap:{number} {name}"
+                for number, name in ((109, "opus/48000/2"), (9, "G722/8000/1"), (0, "PCMU/8000"))
+            ),
+            "a=setup:actpass",
+            "a=ssrc:1234 cname:{9a}",
+            f"m=video 0 UDP/TLS/RTP/SAVPF {' '.join(map(str, formats))}",
+            "c=IN IP4 0.0.0.0",
+            "a=bundle-only",
+            "a=sendrecv",
+            *(f"a=fmtp:{number} max-fs=12288;max-fr=60" for number in formats),
+            "a=mid:1",
+            "a=rtcp-mux",
+            *(
+                f"a=rtcp-fb:{number} {kind}"
+                for number in formats
+                for kind in ("nack", "nack pli", "ccm fir", "goog-remb", "transport-cc")
+            ),
+            *(f"a=rtpmap:{number} VP8/90000" for number in formats),
+            "m=application 0 UDP/DTLS/SCTP webrtc-datachannel",
+            "c=IN IP4 0.0.0.0",
+            "a=bundle-only",
+            "a=mid:2",
+            "a=sctp-port:5000",
+            "a=max-message-size:1073741823",
+            "",
+        ]
+    )
+
+
+def gstreamer() -> str:
+    """As webrtcbin writes it: Opus under its first number, names that tell the kind."""
+    return "\r\n".join(
+        [
+            "v=0",
+            "o=- 5226451418346837157 0 IN IP4 0.0.0.0",
+            "s=-",
+            "t=0 0",
+            "a=ice-options:trickle",
+            "a=group:BUNDLE audio0 video1",
+            "m=audio 9 UDP/TLS/RTP/SAVPF 96",
+            "c=IN IP4 0.0.0.0",
+            "a=setup:actpass",
+            "a=ice-ufrag:Jx7s1wFqj2lXyOqNqUzWb6bUnDkHVg+1",
+            "a=ice-pwd:3tM0Zc2v+5XGGd6w3uXbo8W8YdRSYN0M",
+            "a=rtcp-mux",
+            "a=rtcp-rsize",
+            "a=sendrecv",
+            "a=rtpmap:96 OPUS/48000/2",
+            "a=rtcp-fb:96 transport-cc",
+            "a=fmtp:96 sprop-maxcapturerate=48000;sprop-stereo=0",
+            "a=ssrc:3030220164 msid:user1@host webrtctransceiver0",
+            "a=ssrc:3030220164 cname:user1@host",
+            "a=mid:audio0",
+            f"a=fingerprint:sha-256 {':'.join(['0F'] * 32)}",
+            "m=video 0 UDP/TLS/RTP/SAVPF 97",
+            "c=IN IP4 0.0.0.0",
+            "a=setup:actpass",
+            "a=bundle-only",
+            "a=rtcp-mux",
+            "a=sendonly",
+            "a=rtpmap:97 H264/90000",
+            "a=mid:video1",
+            "",
+        ]
+    )
+
+
+def test_firefoxs_offer_with_video_is_taken() -> None:
+    offer = read_offer(firefox(), "sendrecv")
+    assert (offer.direction, offer.bundle) == ("sendrecv", ("0", "2"))
+    assert offer.sdp.count("a=ice-ufrag:1a2b3c4d") == 2  # the data channel lives on the sound's connection
+    assert sections_of(answer_to(firefox()))[::2] == ["m=audio 4711", "m=video 0", "m=application 4711"]
+
+
+def test_gstreamers_offer_with_video_is_taken() -> None:
+    assert "a=rtpmap:96 opus/48000/2" in read_offer(gstreamer(), "sendrecv").sdp
+    assert sections_of(answer_to(gstreamer())) == ["m=audio 4711", "a=mid:audio0", "m=video 0", "a=mid:video1"]
+
+
 def test_bounds_are_above_what_browsers_send() -> None:
     """Chromium of 2026 offers 60 video formats with up to 5 kinds of feedback each."""
     assert MAX_ALIKE_OF["rtcp-fb"] >= 60 * 5
