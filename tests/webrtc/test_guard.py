@@ -1,7 +1,6 @@
 """What strangers and floods do to a call: nothing."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
@@ -260,10 +259,7 @@ async def test_an_offer_sends_few_checks_to_addresses_of_its_choice() -> None:
     async with calling(connect_timeout_s=4.0) as call:
         offer = "\r\n".join(line for line in (await call.client.offer()).splitlines() if "candidate" not in line)
         address = call.client.connection.sctp.transport.transport.iceGatherer.getLocalCandidates()[0].ip  # type: ignore[union-attr]
-        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as one:
-            one.bind((address, 0))
-            one.setblocking(False)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        with closing(a_socket(address)) as one:
             lines = [f"a={host(one)['candidate']}"] * 1 + [
                 f"a=candidate:1 1 udp 9 {address} {port} typ host" for port in range(2, 65)
             ]

@@ -442,14 +442,14 @@ def without_candidates(offer: str) -> str:
 
 def a_socket(address: str) -> socket.socket:
     """Where no client is, but somebody who sees whether he is asked."""
-    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
     one.bind((address, 0))
     one.setblocking(False)
     return one
 
 
 def host(one: socket.socket) -> dict[str, Any]:
-    address, port = one.getsockname()
+    address, port = one.getsockname()[:2]
     return {"candidate": f"candidate:1 1 udp 2130706431 {address} {port} typ host"}
 
 
