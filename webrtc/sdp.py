@@ -234,7 +234,7 @@ def read_offer(text: str, willing: Direction) -> Offer:
     bundle = [media for media in session.bundle_of(audio) if media in wanted]
     main = wanted.index(bundle[0] if bundle else audio)
     host = _host(session, audio, wanted)
-    carriers = [_carrier(session, media, audio, wanted, main) for media in session.media]
+    carriers = [wanted.index(media) if media in wanted else main if media is host else None for media in session.media]
     lines = ["v=0", "o=- 1 1 IN IP4 0.0.0.0", "s=-", "t=0 0"]
     lines += ["a=ice-lite"] if session.common.has("ice-lite") else []
     lines += [f"a=group:BUNDLE {' '.join(media.mid for media in bundle)}"] if bundle else []
@@ -324,17 +324,15 @@ def _data(session: _Session, audio: _Section) -> _Section | None:
 def _host(session: _Session, audio: _Section, wanted: list[_Section]) -> _Section | None:
     """The unwanted section that our sound lives with from the start, as with the bundle policy max-bundle.
 
-    It may not be rejected: browsers would take down the connection of both.
+    It may not be rejected: browsers would take down the connection of both. Chromium says so only by naming all its
+    addresses there, and none for the sound.
     """
     first = next(iter(session.bundle_of(audio)), audio)
-    return first if audio.port == 0 and first not in wanted and first.port != 0 else None
-
-
-def _carrier(session: _Session, media: _Section, audio: _Section, wanted: list[_Section], main: int) -> int | None:
-    """Where a section's candidates belong: to itself, or to our sound where that only lives on its connection."""
-    if media in wanted:
-        return wanted.index(media)
-    return main if audio.port == 0 and media in session.bundle_of(audio) else None
+    if first in wanted or first.port == 0:
+        return None
+    is_shared = session.transport(first, "ice-ufrag") == session.transport(audio, "ice-ufrag")
+    all_there = first.has("candidate") and not audio.has("candidate")
+    return first if audio.port == 0 or (is_shared and all_there) else None
 
 
 def _check_transport(session: _Session, media: _Section) -> None:
