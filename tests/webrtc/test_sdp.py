@@ -1,5 +1,7 @@
 """What is taken of an offer, and what is refused, each with one sentence."""
 
+import pickle
+
 import pytest
 from aiortc.sdp import SessionDescription
 
@@ -141,6 +143,12 @@ def test_what_the_session_says_holds_for_its_sections() -> None:
         "sendrecv",
     )
     assert offer.direction == "sendonly" and offer.sdp.count("a=ice-pwd:0123456789abcdefghijkl") == 2
+
+
+def test_an_offer_travels_between_replicas_and_tells_no_password() -> None:
+    offer = read_offer(OFFER, "sendrecv")
+    assert pickle.loads(pickle.dumps(offer)) == offer
+    assert "0123456789abcdefghijkl" not in repr(offer)
 
 
 # --- sections that a call has no use for
