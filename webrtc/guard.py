@@ -287,10 +287,10 @@ class Guard:
 
 def _is_dtls(data: bytes) -> bool:
     """Whether it is DTLS; of data a single record: OpenSSL is asked for one per datagram, and would keep the rest."""
-    if not 19 < data[0] < 64 or len(data) < 13:
+    if len(data) < 13 or not 19 < data[0] < 64:
         return False
     return data[0] != 23 or int.from_bytes(data[11:13], "big") == len(data) - 13
 
 
 def _is_rtp(data: bytes) -> bool:
-    return 127 < data[0] < 192 and len(data) >= 12
+    return len(data) >= 12 and 127 < data[0] < 192
