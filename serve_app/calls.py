@@ -25,7 +25,8 @@ from serve_app.metrics import SessionMetrics
 from serve_app.stores.voices import VoiceNotFound
 from stages.live import BlockReport, CallSettings, LiveStream, delay_ms
 from stages.types import Samples
-from webrtc.sdp import MAX_CANDIDATES
+from webrtc.candidates import MAX_CANDIDATES
+from webrtc.sdp import Offer
 
 if TYPE_CHECKING:
     from webrtc.peer import PeerStats
@@ -59,8 +60,8 @@ class CallPeer(Protocol):
     reason: str | None
     failed: bool
 
-    async def answer(self, offer_sdp: str) -> str:
-        """The answer to an offer; ValueError where it cannot be answered."""
+    async def answer(self, given: Offer | str) -> str:
+        """The answer to an offer, read or as text; ValueError where it cannot be answered."""
 
     def add_candidate(self, candidate: dict[str, Any] | None) -> None:
         """One more way to reach the client; None: that was the last."""
@@ -200,7 +201,7 @@ class Session:
         elif len(self._early) < MAX_CANDIDATES:
             self._early.append(candidate)
 
-    async def answer_with(self, peer: CallPeer, offer: str) -> None:
+    async def answer_with(self, peer: CallPeer, offer: Offer | str) -> None:
         """Has a peer answer the offer; Refused where it cannot."""
         self.peer = peer
         for candidate in self._early:
@@ -249,7 +250,7 @@ class Call(Session):
             "delay_ms": self._stream.delay_ms,
         }
 
-    async def run(self, offer: str) -> None:
+    async def run(self, offer: Offer | str, local: bool) -> None:
         """The whole call: opens both sides, joins them until the end, closes both."""
         calls, wishes = self._calls, self._wishes
         async with AsyncExitStack() as stack:
@@ -260,7 +261,7 @@ class Call(Session):
             self._stream = open_stream(calls.open_stream, wishes)
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
-            peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv")
+            peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
             try:
@@ -387,10 +388,10 @@ class Call(Session):
 class Listener(Session):
     """Somebody else who hears the converted side of a call."""
 
-    async def run(self, call: Call, calls: Calls, offer: str) -> None:
+    async def run(self, call: Call, calls: Calls, offer: Offer | str, local: bool) -> None:
         """Plays until either side ends."""
         async with AsyncExitStack() as stack:
-            peer = calls.open_peer(on_frame=ignore, on_message=None, direction="sendonly")
+            peer = calls.open_peer(on_frame=ignore, on_message=None, direction="sendonly", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
             follower = asyncio.create_task(self.follow_peer())
@@ -457,8 +458,10 @@ class Calls:
         usual = ("lowest", self._live.lowest.block_ms, self._live.steps)
         return (settings.mode, settings.block_ms, settings.steps) == usual
 
-    def start(self, wishes: Wishes, offer: str, tell: Tell | None = None) -> Call:
+    def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
         """A new call, which is about to answer: see `answered`. `tell` is for what its client is told unasked.
+
+        A `local` client runs on this machine, and may be reached there.
 
         Raises:
             CallsFull: no place is free.
@@ -467,10 +470,10 @@ class Calls:
         call = Call(self._new_id(), self, wishes, tell)
         self._calls[call.session_id] = call
         self.metrics.live.set(self.live)
-        self._begin(call, call.run(offer))
+        self._begin(call, call.run(offer, local))
         return call
 
-    def listen(self, session_id: str, offer: str) -> Listener:
+    def listen(self, session_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
         """One more listener of a call, which is about to answer.
 
         Raises:
@@ -486,7 +489,7 @@ class Calls:
         call.listeners.append(listener)
         self._listeners[listener.session_id] = listener
         listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
-        self._begin(listener, listener.run(call, self, offer))
+        self._begin(listener, listener.run(call, self, offer, local))
         return listener
 
     def find(self, session_id: str) -> Session:

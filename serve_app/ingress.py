@@ -26,6 +26,7 @@ from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
 from serve_app.service import FileStream, Service
 from serve_app.stores.voices import open_voice_store
 from stages.types import STAGE_NAMES, Samples, as_mono
+from webrtc.candidates import Reach
 from webrtc.opus import warm_up
 from webrtc.peer import Peer
 
@@ -146,8 +147,12 @@ def check_ongoing_requests(args: ServeArgs, max_ongoing_requests: int) -> None:
         raise ConfigError(message)
 
 
-def open_peer(args: RtcArgs, **options: Any) -> Peer:
-    """A media connection as the configuration wants it."""
+def open_peer(args: RtcArgs, *, loopback: bool = False, **options: Any) -> Peer:
+    """A media connection as the configuration wants it; `loopback`: to a client that may be on this machine."""
     return Peer(
-        own_ice_servers(args), connect_timeout_s=args.connect_timeout_s, lost_after_s=args.lost_after_s, **options
+        own_ice_servers(args),
+        reach=Reach(loopback=loopback, private=args.private_addresses),
+        connect_timeout_s=args.connect_timeout_s,
+        lost_after_s=args.lost_after_s,
+        **options,
     )

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import ConfigError
@@ -23,6 +25,7 @@ from serve_app.errors import AtCapacity, Refused, Unavailable, refusal
 from serve_app.messages import MAX_MESSAGE_BYTES, Start, Told, Wishes, parse, problem, write
 from serve_app.sdp import check_offer, trickled
 from webrtc.ice import IceServer, time_limited_credential
+from webrtc.sdp import Offer
 
 log = logging.getLogger("seedvc.rtc")
 
@@ -68,7 +71,8 @@ class Patch:
 class Listen:
     """An offer to hear the converted side."""
 
-    offer: str
+    offer: Offer
+    local: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +117,9 @@ class Rtc:
             "default_mode": DEFAULT_MODE,
         }
 
-    async def publish(self, wishes: Wishes, offer: str) -> Opened:
+    async def publish(self, wishes: Wishes, offer: str, *, local: bool = False) -> Opened:
         """A call that no socket keeps: it lasts until its client or its media leave."""
-        check_offer(offer, "sendrecv")
-        call = self.calls.start(wishes, offer)
+        call = self.calls.start(wishes, check_offer(offer, "sendrecv"), local=local)
         await call.answered()
         # In a context of its own: Serve ties calls made in a request's context to that request.
         hold = asyncio.create_task(self._owners.hold("wait_session", call.session_id), context=Context())
@@ -135,7 +138,7 @@ class Rtc:
         """Does it to a session of this replica."""
         match wanted:
             case Listen():
-                listener = self.calls.listen(session_id, wanted.offer)
+                listener = self.calls.listen(session_id, wanted.offer, local=wanted.local)
                 await listener.answered()
                 return opened(listener)
             case Find():
@@ -216,15 +219,14 @@ def rtc_router(rtc: Rtc) -> APIRouter:
         """WHIP: an offer that sends sound; sendrecv also gets the converted sound back."""
         authorise(request)
         offer = await body_of(request, SDP_TYPE)
-        return created(request, await rtc.publish(wishes, offer), rtc.ice_servers())
+        return created(request, await rtc.publish(wishes, offer, local=is_local(request)), rtc.ice_servers())
 
     @router.post("/whep/{session_id}", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
     async def listen(request: Request, session_id: str) -> Response:
         """WHEP: hear the converted side of a session."""
         authorise(request)
-        offer = await body_of(request, SDP_TYPE)
-        check_offer(offer, "sendonly")
-        answer = await rtc.ask(session_id, Listen(offer))
+        offer = check_offer(await body_of(request, SDP_TYPE), "sendonly")
+        answer = await rtc.ask(session_id, Listen(offer, is_local(request)))
         assert answer is not None
         return created(request, answer, rtc.ice_servers())
 
@@ -329,9 +331,9 @@ class SocketCall:
         if start.replaces is not None:
             with suppress(Refused, Unavailable):  # it has ended already, or its server has
                 await self._rtc.ask(start.replaces, HangUp(replaced=True))
-        check_offer(start.sdp, "sendrecv")
+        offer = check_offer(start.sdp, "sendrecv")
         wishes = Wishes.model_validate(start.model_dump(include=set(Wishes.model_fields)))
-        return self._rtc.calls.start(wishes, start.sdp, self.tell)
+        return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket))
 
     async def _read(self, call: Call) -> None:
         """Hands on what the client says, until it leaves, which ends the call."""
@@ -380,6 +382,16 @@ def is_authorised(header: str, api_key: str) -> bool:
     """Whether an Authorization header carries the key, or none is asked for."""
     scheme, _, token = header.partition(" ")
     return not api_key or (scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), api_key.encode()))
+
+
+def is_local(connection: HTTPConnection) -> bool:
+    """Whether a client is on this machine, as far as can be told: behind a proxy, the proxy is the client."""
+    if connection.client is None or {"forwarded", "x-forwarded-for", "x-real-ip"} & set(connection.headers):
+        return False
+    try:
+        return ip_address(connection.client.host).is_loopback
+    except ValueError:
+        return False
 
 
 async def body_of(request: Request, media_type: str) -> str:

@@ -204,7 +204,7 @@ def test_a_socket_that_closes_before_the_answer_frees_the_place(here: Replica) -
         ({"type": "start", "voice": "martin"}, "invalid_message", "sdp"),
         ({"type": "start", "voice": "martin", "sdp": "hello"}, "invalid_offer", "v=0"),
         ({"type": "start", "voice": "martin", "sdp": audio_offer(), "mode": "fast"}, "invalid_message", "'constant'"),
-        ({"type": "start", "voice": "martin", "sdp": audio_offer(more="a=unanswerable")}, "media_failed", "codec"),
+        ({"type": "start", "voice": "martin", "sdp": audio_offer(ufrag="unanswerable")}, "media_failed", "codec"),
         ({"type": "stop"}, "invalid_message", "'start'"),
         ({"type": "sing"}, "invalid_message", "'start'"),
     ],
@@ -312,10 +312,10 @@ def test_publishing_by_whip(here: Replica) -> None:
         (SDP, "hello", "voice=martin", 400, "invalid_offer"),
         (SDP, b"\xff\xfe", "voice=martin", 400, "invalid_body"),
         (SDP, "v=0\r\n" + "a" * 70000, "voice=martin", 413, "body_too_large"),
-        (SDP, audio_offer("sendonly", more="m=video 9 X 96"), "voice=martin", 422, "invalid_offer"),
+        (SDP, audio_offer("sendonly", more="a=rtpmap:1 a/1\r\n" * 200), "voice=martin", 422, "invalid_offer"),
         (SDP, audio_offer("sendonly", codec="PCMU/8000"), "voice=martin", 422, "invalid_offer"),
         (SDP, audio_offer("recvonly"), "voice=martin", 422, "invalid_offer"),
-        (SDP, audio_offer("sendonly", more="a=unanswerable"), "voice=martin", 422, "media_failed"),
+        (SDP, audio_offer("sendonly", ufrag="unanswerable"), "voice=martin", 422, "media_failed"),
         (SDP, audio_offer("sendonly"), "voice=nobody", 404, "voice_not_found"),
     ],
 )
@@ -401,6 +401,44 @@ def test_listening_by_whep(here: Replica) -> None:
     here.client.delete(published)
     gone = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
     assert gone.status_code == 404
+
+
+# --- where a client is
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "local"),
+    [
+        ("127.0.0.1", {}, True),
+        ("::1", {}, True),
+        ("192.0.2.7", {}, False),
+        ("testclient", {}, False),
+        ("127.0.0.1", {"X-Forwarded-For": "192.0.2.7"}, False),
+        ("127.0.0.1", {"Forwarded": "for=192.0.2.7"}, False),
+    ],
+)
+def test_only_a_client_of_this_machine_is_reached_on_it(
+    here: Replica, host: str, headers: dict[str, str], local: bool
+) -> None:
+    with TestClient(here.client.app, client=(host, 4711)) as client:
+        created = client.post("/v1/rtc/whip?voice=martin", content=audio_offer(), headers=SDP | headers)
+        session_id = created.headers["location"].rpartition("/")[2]
+        client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP | headers)
+        with client.websocket_connect("/v1/rtc/ws", headers=headers) as socket:
+            assert start(socket)["type"] == "ready"
+        client.delete(created.headers["location"])
+    assert [peer.loopback for peer in here.room.peers] == [local] * 3
+
+
+def test_the_configuration_says_how_far_a_call_reaches() -> None:
+    async def reach(**options: Any) -> tuple[bool, bool]:
+        args = RtcArgs(private_addresses=options.pop("private"))
+        peer = open_peer(args, on_frame=lambda frame: None, **options)
+        await peer.close()
+        return peer._reach.private, peer._reach.loopback
+
+    assert asyncio.run(reach(private=True)) == (True, False)
+    assert asyncio.run(reach(private=False, loopback=True)) == (False, True)
 
 
 # --- several replicas
