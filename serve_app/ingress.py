@@ -17,6 +17,7 @@ from serve_app.calls import Calls
 from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle
 from serve_app.http import create_app
+from serve_app.keys import KeyMark, checked_access
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
 from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
@@ -35,7 +36,9 @@ class Ingress:
         args: ServeArgs,
         stages: list[DeploymentHandle[Any]],
         voice_maker: DeploymentHandle[Any],
+        key_mark: KeyMark | None,
     ) -> None:
+        self._access = await asyncio.to_thread(checked_access, args.access, key_mark)
         preset, voices = load_preset(args.preset), open_voice_store(args.voices)
         together = stages[0] if args.together else None
         parts = [together.encode, together.diffuse, together.vocode] if together else stages
@@ -62,7 +65,7 @@ class Ingress:
         self._drain = asyncio.create_task(self._retire())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._rtc)
+        return create_app(self._service, self._rtc, self._access)
 
     async def convert(
         self, samples: Samples, sample_rate: int, voice_id: str, *, seed: int = 0, steps: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import time
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import ConfigError
 from configs.serve import RtcArgs
@@ -187,37 +185,26 @@ def own_ice_servers(args: RtcArgs) -> list[IceServer]:
 def rtc_router(rtc: Rtc) -> APIRouter:
     """All routes of calls."""
     router = APIRouter(prefix=PREFIX, tags=["live calls"])
-    api_key = os.environ.get(rtc.args.api_key_env, "")
-
-    def authorise(request: Request) -> None:
-        if not is_authorised(request.headers.get("authorization", ""), api_key):
-            raise Refused(
-                401, "invalid_api_key", "an Authorization: Bearer header with the API key is needed", CHALLENGE
-            )
 
     @router.get("/config")
-    async def config(request: Request) -> dict[str, Any]:
+    async def config() -> dict[str, Any]:
         """ICE servers with fresh credentials, and the latency modes."""
-        authorise(request)
         return rtc.hello
 
     @router.websocket("/ws")
     async def socket(websocket: WebSocket) -> None:
         await websocket.accept()
-        given = websocket.headers.get("authorization") or f"Bearer {websocket.query_params.get('access_token', '')}"
-        await SocketCall(websocket, rtc).run(authorised=is_authorised(given, api_key))
+        await SocketCall(websocket, rtc).run()
 
     @router.post("/whip", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
     async def publish(request: Request, wishes: Annotated[Wishes, Query()]) -> Response:
         """WHIP: an offer that sends sound; sendrecv also gets the converted sound back."""
-        authorise(request)
         offer = await body_of(request, SDP_TYPE)
         return created(request, await rtc.publish(wishes, offer), rtc.ice_servers())
 
     @router.post("/whep/{session_id}", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
     async def listen(request: Request, session_id: str) -> Response:
         """WHEP: hear the converted side of a session."""
-        authorise(request)
         offer = await body_of(request, SDP_TYPE)
         check_offer(offer, "sendonly")
         answer = await rtc.ask(session_id, Listen(offer))
@@ -227,7 +214,6 @@ def rtc_router(rtc: Rtc) -> APIRouter:
     @router.patch("/sessions/{session_id}", status_code=204, openapi_extra=_takes(TRICKLE_TYPE))
     async def trickle(request: Request, session_id: str) -> Response:
         """More ICE candidates of the client."""
-        authorise(request)
         fragment = await body_of(request, TRICKLE_TYPE)
         if_match = request.headers.get("if-match")
         if if_match is None:
@@ -238,9 +224,8 @@ def rtc_router(rtc: Rtc) -> APIRouter:
         return Response(status_code=204)
 
     @router.delete("/sessions/{session_id}")
-    async def hang_up(request: Request, session_id: str) -> Response:
+    async def hang_up(session_id: str) -> Response:
         """Ends a session."""
-        authorise(request)
         await rtc.ask(session_id, HangUp())
         return Response()
 
@@ -250,7 +235,6 @@ def rtc_router(rtc: Rtc) -> APIRouter:
 
     async def nothing(request: Request) -> Response:
         """There is something here; what it plays is not told over HTTP."""
-        authorise(request)
         session_id = request.path_params.get("session_id")
         if session_id is not None:
             await rtc.ask(session_id, Find())
@@ -270,16 +254,12 @@ class SocketCall:
         self._socket, self._rtc = websocket, rtc
         self._unsent: asyncio.Queue[str] = asyncio.Queue(MAX_UNSENT)
 
-    async def run(self, *, authorised: bool) -> None:
+    async def run(self) -> None:
         """Serves the socket until its call is over."""
         writer = asyncio.create_task(self._write())
         reader: asyncio.Task[None] | None = None
         code = CLOSE_NORMAL
         try:
-            if not authorised:
-                raise Refused(
-                    401, "invalid_api_key", "an API key is needed: a Bearer header, or access_token in the URL"
-                )
             self.tell(self._rtc.hello)
             call = await self._start(await self._first())
             reader = asyncio.create_task(self._read(call))
@@ -372,12 +352,6 @@ def close_code(error: Exception) -> int:
     return CLOSE_FAILED if refusal(error) is None else CLOSE_REFUSED
 
 
-def is_authorised(header: str, api_key: str) -> bool:
-    """Whether an Authorization header carries the key, or none is asked for."""
-    scheme, _, token = header.partition(" ")
-    return not api_key or (scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), api_key.encode()))
-
-
 async def body_of(request: Request, media_type: str) -> str:
     """A small text body of that type."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -419,36 +393,8 @@ def _credential(server: IceServer, url: str) -> str:
     return f'; username="{server.username}"; credential="{server.credential}"; credential-type="password"'
 
 
-class Cors:
-    """Lets pages of other origins use the routes of calls, refusals included; no cookies are involved."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Adds the headers that a browser asks for."""
-        if scope["type"] != "http" or f"{PREFIX}/" not in scope["path"]:
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *CORS]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
-
-
 def _takes(media_type: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
 ACCEPT: Mapping[str, str] = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}
-CHALLENGE: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
-CORS = [
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH, DELETE, OPTIONS"),
-    (b"access-control-allow-headers", b"Authorization, Content-Type, If-Match"),
-    (b"access-control-expose-headers", b"Location, ETag, Link, Retry-After, Accept-Post, Accept-Patch"),
-    (b"access-control-max-age", b"600"),
-]

@@ -1,0 +1,241 @@
+"""Who may call: keys on every route, names of the server, pages of other origins, and what answers tell browsers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from configs.serve import AccessArgs, Limits
+from serve_app.access import Access, host_name, is_loopback
+from serve_app.http import PAGE, PAGE_FOLDER
+from serve_app.service import Service
+from serve_app.stores.voices import FolderVoiceStore
+from tests.serve_app.fakes import EchoBackend, tone, wav_file
+from tests.serve_app.test_rtc import replica
+
+HERE = "http://localhost:8000"
+SPEECH = "/v1/speech-to-speech/martin"
+OPEN = ("/", "/app.js", "/style.css", "/healthz", "/readyz", "/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js")
+
+
+@contextmanager
+def client(folder: Path, access: Access | None = None) -> Iterator[TestClient]:
+    with replica(folder, access=access).client as one:
+        yield one
+
+
+# --- the key
+
+
+def test_every_route_asks_for_the_key(tmp_path: Path) -> None:
+    """All that the description names, so that a route that comes later is asked about too."""
+    with client(tmp_path, Access(key="sesame")) as one:
+        routes = [
+            (method.upper(), re.sub(r"{\w+}", "x", path))
+            for path, methods in one.app.openapi()["paths"].items()  # type: ignore[attr-defined]
+            for method in methods
+            if path not in ("/healthz", "/readyz")
+        ]
+        assert len(routes) > 15
+        for method, path in [*routes, ("GET", "/openapi.json"), ("GET", "/v1/rtc/whip"), ("POST", "/nowhere")]:
+            refused = one.request(method, path)
+            assert refused.status_code == 401, (method, path)
+            assert refused.json()["detail"]["status"] == "invalid_api_key"
+        for path in OPEN:
+            assert one.get(path).status_code == 200, path
+        assert one.post("/").status_code == 401, "only reading is open"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"xi-api-key": "sesame"}, 200),
+        ({"Authorization": "Bearer sesame"}, 200),
+        ({"Authorization": "bearer  sesame "}, 200),
+        ({"Authorization": "Basic dTpw", "xi-api-key": "sesame"}, 200),
+        ({"Authorization": "Bearer wrong", "xi-api-key": "sesame"}, 200),
+        ({"Authorization": "sesame"}, 401),
+        ({"Authorization": "Basic sesame"}, 401),
+        ({"xi-api-key": "Sesame"}, 401),
+        ({"xi-api-key": ""}, 401),
+    ],
+)
+def test_the_key_comes_in_either_header(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+    with client(tmp_path, Access(key="sesame")) as one:
+        assert one.get("/v1/voices", headers=headers).status_code == status
+        assert one.get("/v1/voices?access_token=sesame").status_code == 401, "a URL is for sockets only"
+
+
+def test_a_key_may_have_any_letters(tmp_path: Path) -> None:
+    with client(tmp_path, Access(key="schl\u00fcssel")) as one:
+        assert one.get("/v1/voices", headers=[(b"xi-api-key", "schl\u00fcssel".encode())]).status_code == 200  # type: ignore[arg-type]
+
+
+# --- names of the server
+
+LOCAL = ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "127.8.9.1", "page.localhost", "localhost.:80"]
+STRANGE = ["evil.example", "evil.example:8000", "192.0.2.7:8000", "localhost.evil.example", "", "::1:::", "127.0.0.1.x"]
+
+
+@pytest.mark.parametrize(
+    ("access", "known", "unknown"),
+    [
+        (Access(), LOCAL, STRANGE),
+        (Access(key="sesame"), LOCAL, STRANGE),
+        (Access(hosts=("voice.example",)), [*LOCAL, "voice.example", "Voice.Example:443"], STRANGE),
+        (Access(on_loopback=False), [*LOCAL, "192.0.2.7:8000", "[2001:db8::1]:8000"], ["evil.example", ""]),
+        (Access(key="sesame", on_loopback=False), [*LOCAL, "192.0.2.7", "seedvc-serve-svc:8000"], []),
+        (Access(key="sesame", on_loopback=False, hosts=("a.example",)), ["a.example", "127.0.0.1"], STRANGE),
+    ],
+)
+def test_a_server_answers_to_its_own_names(
+    tmp_path: Path, access: Access, known: list[str], unknown: list[str]
+) -> None:
+    key = {"xi-api-key": access.key}
+    with client(tmp_path, access) as one:
+        for host in known:
+            assert one.get("/v1/models", headers={"Host": host, **key}).status_code == 200, host
+        for host in unknown:
+            refused = one.get("/v1/models", headers={"Host": host, **key})
+            assert refused.status_code == 421, host
+            assert "access.hosts" in refused.json()["detail"]["message"]
+            assert one.get("/", headers={"Host": host}).status_code == 421
+            assert one.get("/healthz", headers={"Host": host}).status_code == 200, "probes use the address"
+
+
+def test_what_is_loopback() -> None:
+    assert all(is_loopback(name) for name in ("localhost", "127.0.0.1", "127.1.2.3", "::1"))
+    assert not any(is_loopback(name) for name in ("0.0.0.0", "::", "192.0.2.1", "example.org", "", "localhost.example"))
+    assert host_name("[bad") == ""
+
+
+# --- pages of other origins
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9000", "http://127.0.0.1:8000"])
+def test_pages_of_other_origins_change_nothing(tmp_path: Path, origin: str) -> None:
+    voice = {"name": "x"}, {"files": wav_file(tone(1.5), 22050)}
+    with client(tmp_path) as one:
+        before = one.get("/v1/voices").json()["voices"]
+        refused = one.post("/v1/voices/add", data=voice[0], files=voice[1], headers={"Origin": origin})
+        assert refused.status_code == 403 and "access.origins" in refused.json()["detail"]["message"]
+        assert "access-control-allow-origin" not in refused.headers
+        for method, path in (("DELETE", "/v1/voices/clara"), ("POST", SPEECH), ("POST", "/v1/rtc/whip?voice=martin")):
+            assert one.request(method, path, headers={"Origin": origin}).status_code == 403
+        assert one.get("/v1/voices").json()["voices"] == before
+        read = one.get("/v1/rtc/config", headers={"Origin": origin})
+        assert read.status_code == 200 and "access-control-allow-origin" not in read.headers
+
+
+def test_a_form_of_another_site_is_known_without_its_origin(tmp_path: Path) -> None:
+    with client(tmp_path) as one:
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 422), ("none", 422)):
+            assert one.post("/v1/voices/add", headers={"Sec-Fetch-Site": site}).status_code in (status, 400), site
+
+
+def test_the_servers_own_page_may_call_behind_a_proxy_too(tmp_path: Path) -> None:
+    access = Access(hosts=("voice.example",))
+    with client(tmp_path, access) as one:
+        for host, origin in (
+            ("localhost:8000", "http://localhost:8000"),
+            ("voice.example", "https://voice.example"),
+            ("voice.example:443", "https://voice.example"),
+        ):
+            answer = one.delete("/v1/voices/clara", headers={"Host": host, "Origin": origin})
+            assert answer.json()["detail"]["status"] == "voice_is_read_only"
+
+
+PAGE_ORIGIN = "https://page.example"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", SPEECH),
+        ("POST", f"{SPEECH}/stream"),
+        ("DELETE", "/v1/voices/x"),
+        ("POST", "/v1/voices/add"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/rtc/whip"),
+        ("PATCH", "/v1/rtc/sessions/x"),
+    ],
+)
+def test_pages_of_named_origins_are_told_that_they_may_call(tmp_path: Path, method: str, path: str) -> None:
+    asking = {
+        "Origin": PAGE_ORIGIN,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "xi-api-key, authorization, content-type, if-match, x-fern-language",
+    }
+    with client(tmp_path, Access(key="sesame", origins=(PAGE_ORIGIN,))) as one:
+        told = one.options(path, headers=asking)
+        assert told.status_code == 200
+        assert told.headers["access-control-allow-origin"] == PAGE_ORIGIN
+        assert method in told.headers["access-control-allow-methods"]
+        assert "xi-api-key" in told.headers["access-control-allow-headers"]
+        other = one.options(path, headers=asking | {"Origin": "https://evil.example"})
+        assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
+        refused = one.request(method, path, headers={"Origin": PAGE_ORIGIN})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == PAGE_ORIGIN, "refusals can be read too"
+        exposed = {name.strip().lower() for name in refused.headers["access-control-expose-headers"].split(",")}
+        assert {"x-seedvc-seed", "x-seedvc-warning", "request-id", "location", "etag", "link"} <= exposed
+        assert refused.headers["request-id"]
+    with client(tmp_path) as one:
+        assert "access-control-allow-origin" not in one.options(path, headers=asking).headers
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"origins": ["page.example"]},
+        {"origins": ["https://page.example/"]},
+        {"origins": ["https://Page.example"]},
+        {"origins": ["null"]},
+        {"hosts": ["voice.example:8000"]},
+        {"hosts": ["https://voice.example"]},
+        {"hosts": ["*"]},
+    ],
+)
+def test_what_no_browser_sends_is_a_mistake_of_the_config(wrong: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AccessArgs.model_validate(wrong)
+    AccessArgs.model_validate({"origins": ["https://a.example:8443", "http://[::1]:3000", "*"], "hosts": ["a", "::1"]})
+
+
+# --- what answers tell browsers
+
+
+def test_no_page_may_frame_what_is_answered(tmp_path: Path) -> None:
+    with client(tmp_path) as one:
+        for path in ("/", "/app.js", "/docs", "/v1/voices", "/v1/nothing", "/openapi.json"):
+            headers = one.get(path).headers
+            assert "frame-ancestors 'none'" in headers["content-security-policy"], path
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_pages_own_policy_is_the_one_in_its_header() -> None:
+    """It holds where something else serves the page, but cannot speak of frames."""
+    own = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', (PAGE_FOLDER / "index.html").read_text())
+    assert own is not None and f"{own[1]}; frame-ancestors 'none'" == PAGE
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    with client(tmp_path) as one:
+        page = one.get("/docs")
+        assert page.status_code == 200 and not re.search(r"(src|href)=\"?(https?:)?//", page.text)
+        for file in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+            assert one.get(f"/{file}").status_code == 200, file
+        assert "<script>" not in page.text and "onclick" not in page.text
+
+
+def test_an_app_by_itself_is_for_this_machine_only(tmp_path: Path) -> None:
+    from serve_app.http import create_app
+
+    with TestClient(create_app(Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits()))) as one:
+        assert one.get("/v1/models").status_code == 421, "the test client says that its host is 'testserver'"
