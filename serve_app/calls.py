@@ -174,10 +174,14 @@ class Session:
 
 
 class Call(Session):
-    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners."""
+    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners.
 
-    def __init__(self, session_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
+    Its `listen_id` is for those whom its client lets listen: they cannot end the call, as its `session_id` can.
+    """
+
+    def __init__(self, session_id: str, listen_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
         super().__init__(session_id)
+        self.listen_id = listen_id
         self._calls, self._wishes, self._tell_socket = calls, wishes, tell
         self._stream: LiveStream | None = None
         self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
@@ -344,6 +348,7 @@ class Calls:
         self.carried = Carried()
         self._live = live
         self._calls: dict[str, Call] = {}
+        self._by_listen_id: dict[str, Call] = {}
         self._listeners: dict[str, Listener] = {}
         self._retiring = False
 
@@ -379,21 +384,22 @@ class Calls:
             CallsFull: no place is free.
         """
         self._require_room()
-        call = Call(self._new_id(), self, wishes, tell)
+        call = Call(self._new_id(), self._new_id(), self, wishes, tell)
         self._calls[call.session_id] = call
+        self._by_listen_id[call.listen_id] = call
         self.metrics.live.set(self.live)
         self._begin(call, call.run(offer))
         return call
 
-    def listen(self, session_id: str, offer: str) -> Listener:
-        """One more listener of a call, which is about to answer.
+    def listen(self, call_id: str, offer: str) -> Listener:
+        """One more listener of a call, which is about to answer; the id is the one for listeners, or the call's own.
 
         Raises:
             Refused: there is no such call. CallsFull: it has all the listeners it may have.
         """
-        call = self._calls.get(session_id)
-        if call is None or call.end.done():
-            raise no_session(session_id)
+        call = self.heard_as(call_id)
+        if call.end.done():
+            raise no_session(call_id)
         if len(call.listeners) >= MAX_LISTENERS:
             message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
             raise CallsFull(message, self.args.retry_after_s)
@@ -403,6 +409,13 @@ class Calls:
         listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
         self._begin(listener, listener.run(call, self, offer))
         return listener
+
+    def heard_as(self, call_id: str) -> Call:
+        """The call that can be listened to by that id; Refused where there is none."""
+        call = self._by_listen_id.get(call_id) or self._calls.get(call_id)
+        if call is None:
+            raise no_session(call_id)
+        return call
 
     def find(self, session_id: str) -> Session:
         """The call or listener of that id; Refused where there is none."""
@@ -436,6 +449,8 @@ class Calls:
 
     def _forget(self, session: Session, task: asyncio.Task[None]) -> None:
         self._calls.pop(session.session_id, None)
+        if isinstance(session, Call):
+            self._by_listen_id.pop(session.listen_id)
         self._listeners.pop(session.session_id, None)
         self.metrics.forget(session.session_id)
         self.metrics.live.set(self.live)

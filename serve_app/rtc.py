@@ -74,7 +74,9 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Find:
-    """Whether a session is there."""
+    """Whether a session is there, or a call that can be listened to by this id."""
+
+    to_listen: bool = False
 
 
 Wanted = Patch | Listen | HangUp | Find
@@ -87,6 +89,8 @@ class Opened:
     session_id: str
     etag: str
     answer: str
+    listen_id: str | None
+    """How others listen to it; None for a listener."""
 
 
 class Rtc:
@@ -133,7 +137,7 @@ class Rtc:
                 await listener.answered()
                 return opened(listener)
             case Find():
-                self.calls.find(session_id)
+                (self.calls.heard_as if wanted.to_listen else self.calls.find)(session_id)
             case HangUp():
                 session = self.calls.find(session_id)
                 session.stop(REPLACED if wanted.replaced else STOPPED)
@@ -154,7 +158,8 @@ REPLACED = End("replaced", "the same client called again")
 
 def opened(session: Session) -> Opened:
     """An answered session as its client is told of it."""
-    return Opened(session.session_id, session.etag, session.answer.result())
+    listen_id = session.listen_id if isinstance(session, Call) else None
+    return Opened(session.session_id, session.etag, session.answer.result(), listen_id)
 
 
 def ice_servers_of(args: RtcArgs) -> list[IceServer]:
@@ -202,12 +207,12 @@ def rtc_router(rtc: Rtc) -> APIRouter:
         offer = await body_of(request, SDP_TYPE)
         return created(request, await rtc.publish(wishes, offer), rtc.ice_servers())
 
-    @router.post("/whep/{session_id}", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
-    async def listen(request: Request, session_id: str) -> Response:
-        """WHEP: hear the converted side of a session."""
+    @router.post("/whep/{listen_id}", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
+    async def listen(request: Request, listen_id: str) -> Response:
+        """WHEP: hear the converted side of a call."""
         offer = await body_of(request, SDP_TYPE)
         check_offer(offer, "sendonly")
-        answer = await rtc.ask(session_id, Listen(offer))
+        answer = await rtc.ask(listen_id, Listen(offer))
         assert answer is not None
         return created(request, answer, rtc.ice_servers())
 
@@ -235,14 +240,13 @@ def rtc_router(rtc: Rtc) -> APIRouter:
 
     async def nothing(request: Request) -> Response:
         """There is something here; what it plays is not told over HTTP."""
-        session_id = request.path_params.get("session_id")
-        if session_id is not None:
-            await rtc.ask(session_id, Find())
+        for name, found in request.path_params.items():
+            await rtc.ask(found, Find(to_listen=name == "listen_id"))
         return Response(status_code=204)
 
-    for path in ("/config", "/whip", "/whep/{session_id}", "/sessions/{session_id}"):
+    for path in ("/config", "/whip", "/whep/{listen_id}", "/sessions/{session_id}"):
         router.add_api_route(path, describe, methods=["OPTIONS"], include_in_schema=False)
-    for path in ("/whip", "/whep/{session_id}", "/sessions/{session_id}"):
+    for path in ("/whip", "/whep/{listen_id}", "/sessions/{session_id}"):
         router.add_api_route(path, nothing, methods=["GET", "HEAD"], include_in_schema=False)
     return router
 
@@ -342,7 +346,13 @@ class SocketCall:
 
 def ready(call: Call) -> Told:
     """The answer to a 'start'."""
-    return {"type": "ready", "session": call.session_id, "sdp": call.answer.result(), "settings": call.settings}
+    return {
+        "type": "ready",
+        "session": call.session_id,
+        "listen": call.listen_id,
+        "sdp": call.answer.result(),
+        "settings": call.settings,
+    }
 
 
 def close_code(error: Exception) -> int:
@@ -373,6 +383,8 @@ def created(request: Request, session: Opened, ice_servers: Sequence[IceServer])
     """The answer to an offer over HTTP."""
     root = request.scope.get("root_path", "")
     headers = {"Location": f"{root}{PREFIX}/sessions/{session.session_id}", "ETag": session.etag}
+    if session.listen_id is not None:
+        headers["X-Seedvc-Listen"] = f"{root}{PREFIX}/whep/{session.listen_id}"
     response = Response(session.answer, 201, headers, SDP_TYPE)
     for link in ice_links(ice_servers):
         response.headers.append("Link", link)

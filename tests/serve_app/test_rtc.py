@@ -390,20 +390,53 @@ def test_clients_can_ask_what_is_taken(here: Replica) -> None:
 
 
 def test_listening_by_whep(here: Replica) -> None:
-    published = here.publish().headers["location"]
-    session_id = published.removeprefix("/v1/rtc/sessions/")
-    heard = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
+    created = here.publish()
+    published, address = created.headers["location"], created.headers["x-seedvc-listen"]
+    heard = here.client.post(address, content=audio_offer("recvonly"), headers=SDP)
     assert (heard.status_code, heard.text) == (201, ANSWER)
+    assert "x-seedvc-listen" not in heard.headers
     assert here.room.peers[1].direction == "sendonly"
     here.client.portal.call(here.room.peers[0].speak, 0.5)  # type: ignore[union-attr]
     wait_until(lambda: here.room.peers[1].played, "the listener hears")
     assert here.client.delete(heard.headers["location"]).status_code == 200
     assert here.room.calls.live == 1
-    wrong = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("sendonly"), headers=SDP)
+    wrong = here.client.post(address, content=audio_offer("sendonly"), headers=SDP)
     assert wrong.status_code == 422
+    assert here.client.get(address).status_code == here.client.head(address).status_code == 204
     here.client.delete(published)
-    gone = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
-    assert gone.status_code == 404
+    gone = here.client.post(address, content=audio_offer("recvonly"), headers=SDP)
+    assert gone.status_code == here.client.get(address).status_code == 404
+
+
+def test_a_listener_can_neither_end_nor_change_the_call(here: Replica) -> None:
+    """With anything that it knows: the address it listens at, and what it is answered."""
+    created = here.publish()
+    address, etag = created.headers["x-seedvc-listen"], created.headers["etag"]
+    heard = here.client.post(address, content=audio_offer("recvonly"), headers=SDP)
+    listen_id = address.rpartition("/")[2]
+    assert listen_id not in created.headers["location"]
+    own = heard.headers["location"]
+    for path in (address, f"/v1/rtc/sessions/{listen_id}"):
+        assert here.client.delete(path).status_code in (404, 405)
+        patch = here.client.patch(path, content=FRAGMENT, headers=TRICKLE | {"If-Match": etag})
+        assert patch.status_code in (404, 405)
+    trickled = here.client.patch(own, content=FRAGMENT, headers=TRICKLE | {"If-Match": heard.headers["etag"]})
+    assert trickled.status_code == 204 and here.room.peers[0].candidates == []
+    with here.socket() as socket:
+        assert start(socket, replaces=listen_id)["type"] == "ready"
+        assert here.room.calls.live == 2, "the call goes on beside the new one"
+    here.client.delete(own)
+    wait_until(lambda: here.room.calls.live == 1, "the listener and the socket's call are gone")
+    assert here.client.delete(created.headers["location"]).status_code == 200
+
+
+def test_a_call_on_a_socket_can_be_listened_to(here: Replica) -> None:
+    with here.socket() as socket:
+        ready = start(socket)
+        assert ready["listen"] != ready["session"]
+        for call_id in (ready["listen"], ready["session"]):  # its client may use the other one itself
+            heard = here.client.post(f"/v1/rtc/whep/{call_id}", content=audio_offer("recvonly"), headers=SDP)
+            assert heard.status_code == 201
 
 
 # --- several replicas
