@@ -193,6 +193,11 @@ class Call(Session):
         return self._tell_socket is not None
 
     @property
+    def voice(self) -> str:
+        """The id of the voice that it is heard in."""
+        return self._wishes.voice if self._stream is None else str(self._stream.settings.voice)
+
+    @property
     def settings(self) -> Told:
         """What is in effect."""
         assert self._stream is not None
@@ -356,6 +361,11 @@ class Calls:
     def live(self) -> int:
         """How many calls there are."""
         return len(self._calls)
+
+    @property
+    def voices(self) -> set[str]:
+        """Those that calls are heard in."""
+        return {call.voice for call in self._calls.values()}
 
     @property
     def modes(self) -> Told:

@@ -15,7 +15,7 @@ import fastapi_offline
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, Field, Json
+from pydantic import AfterValidator, BaseModel, Field, Json
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -23,8 +23,9 @@ import webrtc
 from serve_app.access import Access, Guard
 from serve_app.edge import Edge, SafetyHeaders, answer_of
 from serve_app.errors import FieldProblem, InvalidFields, Refusal, refusal
+from serve_app.names import lines_only, seen_only
 from serve_app.rtc import Rtc, rtc_router
-from serve_app.service import MODEL_IDS, Service
+from serve_app.service import LEAST_EXPIRY_S, MODEL_IDS, MOST_EXPIRY_S, Service
 from serve_app.speech import form_schema, header, one_line, parse_fields, speech_router
 from serve_app.stores.voices import VoiceRecord
 from serve_app.uploads import Backlog, MultipartForm, incoming
@@ -54,10 +55,12 @@ EXPOSED = [
 class VoiceForm(BaseModel):
     """The form fields of a new voice, beside its recordings."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
-    description: Annotated[str, Field(max_length=500)] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(seen_only)]
+    description: Annotated[str, Field(max_length=500), AfterValidator(lines_only)] | None = None
     labels: Json[dict[str, str]] = Field(default_factory=dict)
     remove_background_noise: bool = False
+    expires_s: Annotated[int, Field(ge=LEAST_EXPIRY_S, le=MOST_EXPIRY_S)] | None = None
+    """Where given, the voice is forgotten when nothing has used it for so long."""
 
 
 class VoiceQuery(BaseModel):
@@ -179,7 +182,9 @@ def _voices_router(service: Service) -> APIRouter:
             form = parse_fields(VoiceForm, texts)
             uploads = [file.chunks() for file in files]
             try:
-                record, warnings = await service.add_voice(form.name, uploads, form.description, form.labels)
+                record, warnings = await service.add_voice(
+                    form.name, uploads, form.description, form.labels, form.expires_s
+                )
             except (BadAudio, NotAudio) as error:
                 raise InvalidFields([FieldProblem(("body", "files"), str(error), error.reason)]) from error
         if form.remove_background_noise:

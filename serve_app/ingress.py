@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -21,11 +22,13 @@ from serve_app.keys import KeyMark, checked_access
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
 from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
-from serve_app.service import FileStream, Service
+from serve_app.service import TEND_EVERY_S, FileStream, Service
 from serve_app.stores.voices import open_voice_store
 from stages.types import Samples, as_mono
 from webrtc.opus import warm_up
 from webrtc.peer import Peer
+
+log = logging.getLogger("seedvc.ingress")
 
 
 class Ingress:
@@ -63,6 +66,7 @@ class Ingress:
         self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
         await in_thread(warm_up)
         self._drain = asyncio.create_task(self._retire())
+        self._tending = asyncio.create_task(self._tend_voices())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._service, self._rtc, self._access)
@@ -115,6 +119,14 @@ class Ingress:
     async def _retire(self) -> None:
         await stopping()
         await self._calls.retire()
+
+    async def _tend_voices(self) -> None:
+        while True:
+            await asyncio.sleep(TEND_EVERY_S)
+            try:
+                await self._service.tend_voices(self._calls.voices)
+            except Exception:  # the store may come back
+                log.exception("voices were not tended")
 
     async def wait_session(self, session_id: str) -> None:
         """Returns when a session of this replica is over."""

@@ -82,6 +82,8 @@ class VoiceRecord:
     created_at_unix: int = 0
     duration_s: float | None = None
     sample_rate: int | None = None
+    expires_s: int | None = None
+    """How long after its last use the voice is forgotten; None: never."""
 
 
 class VoiceStore(Protocol):
@@ -98,6 +100,12 @@ class VoiceStore(Protocol):
 
     def delete(self, voice_id: str) -> None:
         """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""
+
+    def renew(self, voice_id: str) -> None:
+        """Counts the voice as used now."""
+
+    def sweep(self) -> None:
+        """Forgets the voices whose time is over."""
 
     def reference(self, voice_id: str) -> tuple[np.ndarray, int]:
         """The reference recording, float32 mono in [-1, 1], and its sample rate."""
@@ -164,9 +172,10 @@ class FolderVoiceStore:
         premade = self._premade.get(checked_id(voice_id))
         if premade is not None:
             return premade
-        with _absence_means_not_found(voice_id):
-            text = (self._voices / voice_id / "record.json").read_text(encoding="utf-8")
-        return VoiceRecord(**json.loads(text))
+        record = self._read(voice_id)
+        if self._is_over(record):
+            raise VoiceNotFound(voice_id)
+        return record
 
     def add(self, record: VoiceRecord, samples: np.ndarray, sample_rate: int) -> None:
         """Keeps a new voice with its reference recording; VoiceExists where the id is taken."""
@@ -198,6 +207,32 @@ class FolderVoiceStore:
             _flush_folder(self._voices)
         finally:
             shutil.rmtree(doomed, ignore_errors=True)
+
+    def renew(self, voice_id: str) -> None:
+        """Counts the voice as used now: its record's time of change is the time of its last use."""
+        if self.get(voice_id).expires_s is not None:
+            with _absence_means_not_found(voice_id):
+                os.utime(self._voices / voice_id / "record.json")
+
+    def sweep(self) -> None:
+        """Forgets the voices whose time is over."""
+        for folder in self._voices.iterdir():
+            # Another process may forget it in this moment, and what cannot be read has no time that could be over.
+            with suppress(VoiceNotFound, ValueError, TypeError, OSError):
+                if self._is_over(self._read(checked_id(folder.name))):
+                    self.delete(folder.name)
+
+    def _read(self, voice_id: str) -> VoiceRecord:
+        with _absence_means_not_found(voice_id):
+            text = (self._voices / voice_id / "record.json").read_text(encoding="utf-8")
+        return VoiceRecord(**json.loads(text))
+
+    def _is_over(self, record: VoiceRecord) -> bool:
+        if record.expires_s is None:
+            return False
+        with _absence_means_not_found(record.voice_id):
+            used_s = (self._voices / record.voice_id / "record.json").stat().st_mtime
+        return used_s + record.expires_s < datetime.now(UTC).timestamp()
 
     def reference(self, voice_id: str) -> tuple[np.ndarray, int]:
         """The reference recording, float32 mono in [-1, 1], and its sample rate."""
