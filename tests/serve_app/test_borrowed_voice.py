@@ -63,13 +63,13 @@ def recording(tmp_path: Path) -> str:
     return str(path)
 
 
-def calling(server: Server, recording: str, **options: object) -> subprocess.Popen[str]:
+def calling(server: Server, recording: str) -> subprocess.Popen[str]:
     """A `seedvc call` that has got through."""
     command = [sys.executable, "-m", "serve_app.cli", "call", "--voice", recording, "--server", server.url]
     process = subprocess.Popen(
         [*command, "--in", recording, "--out", str(Path(recording).with_name("call.wav"))],
-        cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options,
-    )  # type: ignore[call-overload]  # fmt: skip
+        cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
     wait_until(lambda: server.room.calls.live == 1 or process.poll() is not None, "the call has begun", limit_s=60)
     assert process.poll() is None, process.stderr.read() if process.stderr else ""
     (record,) = server.own()
