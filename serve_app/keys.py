@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from ray.serve.context import _get_global_client
 from configs.schema import ConfigError
 from configs.serve import AccessArgs
 from serve_app.access import Access, is_loopback
+
+log = logging.getLogger("seedvc.access")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ def checked_access(args: AccessArgs, mark: KeyMark | None) -> Access:
     assert client is not None, "a replica has a controller"
     host = client.http_config.host
     _check_reach(args, key, host)
+    if not key and not _is_here(host):
+        log.warning("no API key is set: whoever reaches %s may use this server, as access.open says", host)
     return Access(key, _is_here(host), args.hosts, args.origins)
 
 
