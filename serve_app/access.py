@@ -47,7 +47,10 @@ class Access:
 
     def knows_origin(self, origin: str, host: str) -> bool:
         """Whether a page of that origin may call a server that it reaches as `host`, which may have a port."""
-        return origin in self.origins or "*" in self.origins or _place(origin) == _place(f"//{host}")
+        if origin in self.origins or "*" in self.origins:
+            return True
+        place = _place(origin)
+        return origin.startswith(("http://", "https://")) and place is not None and place == _place(f"//{host}")
 
     def is_carried_by(self, scope: Scope) -> bool:
         """Whether a request carries the key, or none is asked for."""
@@ -126,11 +129,11 @@ def _address(name: str) -> bool:
     return True
 
 
-def _place(url: str) -> tuple[str | None, int | None] | None:
-    """Host and port of an origin, the default ports left out: a proxy may have ended TLS before us."""
+def _place(url: str) -> tuple[str, int | None] | None:
+    """Host and port of an origin, without the default ports: a proxy may have ended TLS before us. None: no host."""
     try:
         parts = urlsplit(url)
-        return parts.hostname, None if parts.port in (80, 443) else parts.port
+        return (parts.hostname, None if parts.port in (80, 443) else parts.port) if parts.hostname else None
     except ValueError:
         return None
 

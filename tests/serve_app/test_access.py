@@ -51,6 +51,15 @@ def test_every_route_asks_for_the_key(tmp_path: Path) -> None:
         assert one.post("/").status_code == 401, "only reading is open"
 
 
+def test_a_server_below_a_path_asks_for_the_same(tmp_path: Path) -> None:
+    app = replica(tmp_path, access=Access(key="sesame")).client.app
+    with TestClient(app, base_url=HERE, root_path="/voices") as one:
+        for path in OPEN:
+            assert one.get(f"/voices{path}").status_code == 200, path
+        assert one.get("/voices/v1/models").status_code == 401
+        assert one.get("/voices/v1/models", headers={"xi-api-key": "sesame"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -130,6 +139,15 @@ def test_pages_of_other_origins_change_nothing(tmp_path: Path, origin: str) -> N
         assert one.get("/v1/voices").json()["voices"] == before
         read = one.get("/v1/rtc/config", headers={"Origin": origin})
         assert read.status_code == 200 and "access-control-allow-origin" not in read.headers
+
+
+def test_an_origin_that_is_none_is_of_no_server() -> None:
+    access = Access(key="sesame", on_loopback=False)
+    assert not any(access.knows_origin(origin, "") for origin in ("null", "", "file://", "about:blank", "x"))
+    assert not access.knows_origin("ftp://a.example", "a.example")
+    assert not access.knows_origin("http://[", "[") and not access.knows_origin("http://a:x", "a:x")
+    assert access.knows_origin("https://a.example", "A.example") and access.knows_origin("http://[::1]:80", "[::1]")
+    assert Access(origins=("*",)).knows_origin("https://anything.example", "localhost")
 
 
 def test_a_form_of_another_site_is_known_without_its_origin(tmp_path: Path) -> None:
