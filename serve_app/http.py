@@ -108,6 +108,7 @@ def create_app(service: Service, rtc: Rtc | None = None, access: Access | None =
             allow_origins=access.origins,
             allow_methods=["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"],
             allow_headers=["*"],  # xi-api-key, and what SDKs add to say which they are
+            allow_private_network=True,  # a page on the web, a server on this machine: the config says so
             expose_headers=EXPOSED,
         )
     return app

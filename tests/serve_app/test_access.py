@@ -188,6 +188,7 @@ def test_pages_of_named_origins_are_told_that_they_may_call(tmp_path: Path, meth
         "Origin": PAGE_ORIGIN,
         "Access-Control-Request-Method": method,
         "Access-Control-Request-Headers": "xi-api-key, authorization, content-type, if-match, x-fern-language",
+        "Access-Control-Request-Private-Network": "true",
     }
     with client(tmp_path, Access(key="sesame", origins=(PAGE_ORIGIN,))) as one:
         told = one.options(path, headers=asking)
@@ -195,6 +196,7 @@ def test_pages_of_named_origins_are_told_that_they_may_call(tmp_path: Path, meth
         assert told.headers["access-control-allow-origin"] == PAGE_ORIGIN
         assert method in told.headers["access-control-allow-methods"]
         assert "xi-api-key" in told.headers["access-control-allow-headers"]
+        assert told.headers["access-control-allow-private-network"] == "true"
         other = one.options(path, headers=asking | {"Origin": "https://evil.example"})
         assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
         refused = one.request(method, path, headers={"Origin": PAGE_ORIGIN})
