@@ -220,10 +220,14 @@ class Session:
 
 
 class Call(Session):
-    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners."""
+    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners.
 
-    def __init__(self, session_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
+    Its `listen_id` is for those whom its client lets listen: they cannot end the call, as its `session_id` can.
+    """
+
+    def __init__(self, session_id: str, listen_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
         super().__init__(session_id)
+        self.listen_id = listen_id
         self._calls, self._wishes, self._tell_socket = calls, wishes, tell
         self._stream: LiveStream | None = None
         self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
@@ -235,6 +239,11 @@ class Call(Session):
     def has_socket(self) -> bool:
         """Whether its client is told things outside of the media connection too, and may call again."""
         return self._tell_socket is not None
+
+    @property
+    def voice(self) -> str:
+        """The id of the voice that it is heard in."""
+        return self._wishes.voice if self._stream is None else str(self._stream.settings.voice)
 
     @property
     def settings(self) -> Told:
@@ -420,6 +429,7 @@ class Calls:
         self.carried = Carried()
         self._live = live
         self._calls: dict[str, Call] = {}
+        self._by_listen_id: dict[str, Call] = {}
         self._listeners: dict[str, Listener] = {}
         self._retiring = False
 
@@ -437,6 +447,11 @@ class Calls:
     def is_full(self) -> bool:
         """Whether no place is free."""
         return self.live >= self.args.max_calls
+
+    @property
+    def voices(self) -> set[str]:
+        """Those that calls are heard in."""
+        return {call.voice for call in self._calls.values()}
 
     @property
     def modes(self) -> Told:
@@ -467,21 +482,22 @@ class Calls:
             CallsFull: no place is free.
         """
         self._require_room()
-        call = Call(self._new_id(), self, wishes, tell)
+        call = Call(self._new_id(), self._new_id(), self, wishes, tell)
         self._calls[call.session_id] = call
+        self._by_listen_id[call.listen_id] = call
         self.metrics.live.set(self.live)
         self._begin(call, call.run(offer, local))
         return call
 
-    def listen(self, session_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
-        """One more listener of a call, which is about to answer.
+    def listen(self, call_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
+        """One more listener of a call, which is about to answer; the id is the one for listeners, or the call's own.
 
         Raises:
             Refused: there is no such call. CallsFull: it has all the listeners it may have.
         """
-        call = self._calls.get(session_id)
-        if call is None or call.end.done():
-            raise no_session(session_id)
+        call = self.heard_as(call_id)
+        if call.end.done():
+            raise no_session(call_id)
         if len(call.listeners) >= MAX_LISTENERS:
             message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
             raise CallsFull(message, self.args.retry_after_s)
@@ -491,6 +507,13 @@ class Calls:
         listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
         self._begin(listener, listener.run(call, self, offer, local))
         return listener
+
+    def heard_as(self, call_id: str) -> Call:
+        """The call that can be listened to by that id; Refused where there is none."""
+        call = self._by_listen_id.get(call_id) or self._calls.get(call_id)
+        if call is None:
+            raise no_session(call_id)
+        return call
 
     def find(self, session_id: str) -> Session:
         """The call or listener of that id; Refused where there is none."""
@@ -524,6 +547,8 @@ class Calls:
 
     def _forget(self, session: Session, task: asyncio.Task[None]) -> None:
         self._calls.pop(session.session_id, None)
+        if isinstance(session, Call):
+            self._by_listen_id.pop(session.listen_id)
         self._listeners.pop(session.session_id, None)
         self.metrics.forget(session.session_id)
         self.metrics.live.set(self.live)

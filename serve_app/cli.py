@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, note
+from serve_app.commands.ending import ended_by_signals
+from serve_app.names import shown
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
@@ -17,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, shown(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     command = importlib.import_module(f"serve_app.commands.{args.command}")
     try:
-        command.run(args)
+        with ended_by_signals():
+            command.run(args)
     except UserMistake as mistake:
-        print(f"seedvc: {mistake}", file=sys.stderr)
+        note(f"seedvc: {mistake}")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -20,10 +20,11 @@ from serve_app.calls import Calls
 from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle, sign_of_life
 from serve_app.http import create_app
+from serve_app.keys import KeyMark, checked_access
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
 from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
-from serve_app.service import FileStream, Service
+from serve_app.service import TEND_EVERY_S, FileStream, Service
 from serve_app.stores.voices import open_voice_store
 from stages.types import STAGE_NAMES, Samples, as_mono
 from webrtc.candidates import Reach
@@ -41,8 +42,10 @@ class Ingress:
         args: ServeArgs,
         stages: list[DeploymentHandle[Any]],
         voice_maker: DeploymentHandle[Any],
+        key_mark: KeyMark | None,
     ) -> None:
         check_ongoing_requests(args, serve.get_replica_context()._deployment_config.max_ongoing_requests)
+        self._access = await asyncio.to_thread(checked_access, args.access, key_mark)
         preset, voices = load_preset(args.preset), open_voice_store(args.voices)
         together = stages[0] if args.together else None
         parts = [together.encode, together.diffuse, together.vocode] if together else stages
@@ -73,9 +76,10 @@ class Ingress:
         }
         self._drain = asyncio.create_task(self._retire())
         self._drain.add_done_callback(log_failed_drain)
+        self._tending = asyncio.create_task(self._tend_voices())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._rtc, self._signs_of_life)
+        return create_app(self._service, self._rtc, self._access, self._signs_of_life)
 
     async def convert(
         self, samples: Samples, sample_rate: int, voice_id: str, *, seed: int = 0, steps: int | None = None
@@ -125,6 +129,14 @@ class Ingress:
     async def _retire(self) -> None:
         await stopping()
         await self._calls.retire()
+
+    async def _tend_voices(self) -> None:
+        while True:
+            await asyncio.sleep(TEND_EVERY_S)
+            try:
+                await self._service.tend_voices(self._calls.voices)
+            except Exception:  # the store may come back
+                log.exception("voices were not tended")
 
     async def wait_session(self, session_id: str) -> None:
         """Returns when a session of this replica is over."""

@@ -15,6 +15,7 @@ import ray
 import yaml
 
 from configs.schema import ConfigError
+from configs.serve import AccessArgs
 
 ROOT = Path(__file__).parents[1]
 SERVE_CONFIG = ROOT / "configs" / "gpu.yaml"
@@ -22,6 +23,8 @@ MANIFEST = ROOT / "cluster" / "rayservice.yaml"
 CLAIM = "seedvc-data"
 DATA_FOLDER = "/data"
 GPU = "nvidia.com/gpu"
+KEY_SECRET, KEY_ENTRY = "seedvc", "api-key"
+"""The Secret, and what in it is the API key: other machines reach a cluster, so it starts with one only."""
 DRAIN_S = 600
 """How long a replaced pod may finish what it serves; the ingress' own graceful shutdown lasts as long."""
 RAY_CPUS = 1
@@ -48,11 +51,21 @@ def ray_service(config: Tree, image: str) -> Tree:
                 "rayVersion": ray.__version__,
                 "enableInTreeAutoscaling": True,
                 "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": DRAIN_S},
-                "headGroupSpec": _head(image),
-                "workerGroupSpecs": [_workers(application["deployments"], image)],
+                "headGroupSpec": _with_key(_head(image), args),
+                "workerGroupSpecs": [_with_key(_workers(application["deployments"], image), args)],
             },
         },
     }
+
+
+def _with_key(group: Tree, args: Tree) -> Tree:
+    """A group of pods whose containers get the API key from its Secret; as it is where callers need none."""
+    access = AccessArgs.model_validate(args.get("access", {}))
+    if not access.open:
+        source = {"secretKeyRef": {"name": KEY_SECRET, "key": KEY_ENTRY}}
+        for container in group["template"]["spec"]["containers"]:
+            container["env"] = [{"name": access.api_key_env, "valueFrom": source}]
+    return group
 
 
 def _head(image: str) -> Tree:

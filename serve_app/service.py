@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
@@ -18,7 +19,15 @@ from configs.serve import Limits
 from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded, in_thread
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
 from serve_app.places import Place, slowest_of
-from serve_app.stores.voices import NotStored, VoiceRecord, VoiceStore, as_stored, new_voice_id
+from serve_app.stores.voices import (
+    InvalidVoiceId,
+    NotStored,
+    VoiceNotFound,
+    VoiceRecord,
+    VoiceStore,
+    as_stored,
+    new_voice_id,
+)
 from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
 
@@ -27,6 +36,10 @@ _REFERENCES_AT_ONCE = 2
 _REFERENCES_WAITING = 16
 DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
 MAX_SEED = 2**32 - 1
+TEND_EVERY_S = 15.0
+LEAST_EXPIRY_S = 60
+"""Time enough to be renewed twice, or to be used at all."""
+MOST_EXPIRY_S = 86400
 MODEL_IDS = ("seedvc", "eleven_english_sts_v2", "eleven_multilingual_sts_v2")
 """Our one model, and the names that ElevenLabs clients call it by."""
 
@@ -77,6 +90,7 @@ class Service:
         self.voices = voices
         self.limits = limits
         self._running: dict[object, Place | None] = {}
+        self._in_use: Counter[str] = Counter()
         self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._adding = 0
         self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
@@ -87,6 +101,7 @@ class Service:
         files: Sequence[AsyncIterator[bytes] | bytes],
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        expires_s: int | None = None,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
         if self._adding >= _REFERENCES_WAITING:
@@ -98,7 +113,7 @@ class Service:
                 samples, sample_rate, warnings = await self._reference(files)
         finally:
             self._adding -= 1
-        record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels)
+        record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels, expires_s)
         return record, [*warnings, *more_warnings]
 
     async def add_samples(
@@ -108,8 +123,12 @@ class Service:
         sample_rate: int,
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        expires_s: int | None = None,
     ) -> tuple[VoiceRecord, list[str]]:
-        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings."""
+        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings.
+
+        With `expires_s`, it is forgotten when nothing has used it for so long.
+        """
         limit_s = self.limits.max_reference_s
         warnings: list[str] = []
         if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
@@ -128,6 +147,7 @@ class Service:
             created_at_unix=int(datetime.now(UTC).timestamp()),
             duration_s=round(len(samples) / sample_rate, 3),
             sample_rate=sample_rate,
+            expires_s=expires_s,
         )
         await asyncio.to_thread(self.voices.add, record, samples, sample_rate)
         try:
@@ -200,6 +220,23 @@ class Service:
     def _slowest(self) -> Place | None:
         """The upload whose conversion makes room where that is needed."""
         return slowest_of(place for place in self._running.values() if place is not None)
+
+    @asynccontextmanager
+    async def using(self, voice_id: str) -> AsyncIterator[None]:
+        """Keeps a voice that would be forgotten, for as long as something is done with it."""
+        self._in_use[voice_id] += 1
+        try:
+            yield
+        finally:
+            self._in_use[voice_id] -= 1
+            self._in_use += Counter()  # drops what nothing uses
+
+    async def tend_voices(self, in_calls: Iterable[str]) -> None:
+        """Renews the voices that are in use, and forgets those whose time is over; called every TEND_EVERY_S."""
+        for voice_id in {*in_calls, *self._in_use}:
+            with suppress(VoiceNotFound, InvalidVoiceId):  # deleted, or never there
+                await asyncio.to_thread(self.voices.renew, voice_id)
+        await asyncio.to_thread(self.voices.sweep)
 
     async def make_features(self, voice_id: str) -> None:
         """Makes sure that the store has the voice's features: a premade voice, or new weights, may lack them."""

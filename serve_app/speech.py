@@ -145,7 +145,10 @@ class Answer(Response):
         await asyncio.to_thread(self._service.voices.get, self._voice_id)  # before the upload is taken
         limits = self._service.limits
         try:
-            async with incoming(receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body:
+            async with (
+                self._service.using(self._voice_id),
+                incoming(receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body,
+            ):
                 form = MultipartForm(header(scope, b"content-type"), body.chunks())
                 if self._streaming:
                     await self._stream(form, send)

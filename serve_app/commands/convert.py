@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, note, say
 from serve_app.commands.progress import Progress
 from serve_app.commands.remote import Server
 from serve_app.commands.sources import Readable, Source
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     fmt = OUTPUT_FORMATS[FORMAT_OF[out.suffix.lower()]]
     began_s = time.perf_counter()
     seed = (_remote if args.server else _local)(args, source, out, fmt)
-    print(f"wrote {out} in {time.perf_counter() - began_s:.1f} s (seed {seed})")
+    say(f"wrote {out} in {time.perf_counter() - began_s:.1f} s (seed {seed})")
 
 
 def _local(args: argparse.Namespace, source: Source, out: Path, fmt: OutputFormat) -> int:
@@ -195,4 +194,4 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
 def tell(warnings: list[str]) -> None:
     """Says what was odd, beside the result."""
     for warning in warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        note(f"note: {warning}")

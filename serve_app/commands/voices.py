@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, note, say
 from serve_app.commands.remote import Server
 
 
@@ -19,12 +18,12 @@ def run(args: argparse.Namespace) -> None:
             _add(server, args)
         else:
             server.remove_voice(server.voice_id(args.voice))
-            print(f"removed {args.voice}")
+            say(f"removed {args.voice}")
 
 
 def _list(server: Server) -> None:
     for voice in server.voices():
-        print(f"{voice['voice_id']:<24}{voice['name']:<16}{voice['category']:<10}{voice['description'] or ''}".rstrip())
+        say(f"{voice['voice_id']:<24}{voice['name']:<16}{voice['category']:<10}{voice['description'] or ''}".rstrip())
 
 
 def _add(server: Server, args: argparse.Namespace) -> None:
@@ -34,5 +33,5 @@ def _add(server: Server, args: argparse.Namespace) -> None:
             raise UserMistake(f"there is no file {file}")
     voice_id, warnings = server.add_voice(args.name, files, args.description)
     for warning in warnings:
-        print(f"note: {warning}", file=sys.stderr)
-    print(voice_id)
+        note(f"note: {warning}")
+    say(voice_id)

@@ -11,6 +11,7 @@ import time
 import wave
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import uvicorn
@@ -75,11 +76,9 @@ class EchoBackend:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
+def serving(app: FastAPI, *, ws: Literal["none", "websockets-sansio"] = "none") -> Iterator[str]:
     """Runs the app on a free loopback port in a thread of its own; gives its URL."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="none", lifespan="off")
-    )
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws=ws, lifespan="off"))
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:

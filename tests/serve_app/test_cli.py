@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from configs.serve import Limits
+from serve_app.access import Access
 from serve_app.cli import main
 from serve_app.commands.convert import FORMAT_OF
 from serve_app.http import create_app
@@ -217,6 +218,23 @@ def test_voices_are_listed_added_and_removed(url: str, service: Service, capsys:
     assert main(["voices", "remove", other_id, "--server", url]) == 0
     assert main(["voices", "remove", "otto", "--server", url]) == 0
     assert "there is no voice 'otto'" in mistake(capsys, "voices", "remove", "otto", "--server", url)
+
+
+def test_the_key_comes_from_the_environment(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(create_app(service, access=Access(key="sesame"))) as url:
+        for key in (None, "wrong"):
+            if key is not None:
+                monkeypatch.setenv("SEEDVC_API_KEY", key)
+            told = mistake(capsys, "voices", "list", "--server", url)
+            assert "API key is needed" in told and "wrong" not in told
+        monkeypatch.setenv("SEEDVC_API_KEY", "sesame")
+        behind_proxy = url.replace("http://", "http://user:password@")  # what a proxy asks for goes along
+        for address in (url, behind_proxy):
+            assert main(["voices", "list", "--server", address]) == 0
+        monkeypatch.setenv("SEEDVC_API_KEY", "ses\x1bame")
+        assert "cannot carry" in mistake(capsys, "voices", "list", "--server", url)
 
 
 def test_presets_and_plan(preset: str, capsys: pytest.CaptureFixture[str]) -> None:

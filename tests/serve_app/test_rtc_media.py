@@ -51,7 +51,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     rtc = replicas["here"] = Rtc(room.calls, NamedOwners("here", replicas), list, room.args)
     app = create_app(Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits()), rtc)
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         yield Server(http, room)
     await until(lambda: room.calls.live == 0, "no call is left")
     assert all(peer.closed.is_set() for peer in room.peers)
@@ -87,8 +87,7 @@ async def test_a_call_both_ways_with_changes_on_the_data_channel(server: Server)
 async def test_one_speaks_another_listens(server: Server) -> None:
     speaker, listener = Client(direction="sendonly", channel=False), Client(direction="recvonly", channel=False)
     published = await server.call(speaker)
-    session_id = published.headers["location"].rpartition("/")[2]
-    heard = await server.call(listener, f"/v1/rtc/whep/{session_id}")
+    heard = await server.call(listener, published.headers["x-seedvc-listen"])
     await until(lambda: loudness(listener) > 0.02, "the converted sound arrives")
     assert not speaker.heard
     assert (await server.http.delete(heard.headers["location"])).status_code == 200
