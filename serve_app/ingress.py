@@ -17,6 +17,7 @@ from serve_app.calls import Calls
 from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle
 from serve_app.http import create_app
+from serve_app.listen import listen_at_node
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
 from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
@@ -36,6 +37,7 @@ class Ingress:
         stages: list[DeploymentHandle[Any]],
         voice_maker: DeploymentHandle[Any],
     ) -> None:
+        listen_at_node()
         preset, voices = load_preset(args.preset), open_voice_store(args.voices)
         together = stages[0] if args.together else None
         parts = [together.encode, together.diffuse, together.vocode] if together else stages
