@@ -13,6 +13,7 @@ PRESET_FOLDER = Path(__file__).parent / "presets"
 Positive = Annotated[int, Field(gt=0)]
 WHISPER_MS = 30000
 MAX_YAML_BYTES = 1 << 20
+MAX_YAML_ALIASES = 100
 LONGEST_QUOTE = 400
 """Characters of somebody's text in a message."""
 
@@ -280,12 +281,25 @@ def load_preset(name: str | Path) -> Preset:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases: a few lines of them make a tree that no memory holds."""
+    """Bounds aliases: a few lines of them, one within another, make a tree that no memory holds."""
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._n_aliases = self._n_anchors_open = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
+            self._n_aliases += 1
+            if self._n_anchors_open:
+                raise yaml.YAMLError("aliases (*name) within what has a name (&name) are not allowed")
+            if self._n_aliases > MAX_YAML_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases (*name)")
+            return super().compose_node(parent, index)
+        is_named = self.peek_event().anchor is not None  # type: ignore[no-untyped-call]
+        self._n_anchors_open += is_named
+        node = super().compose_node(parent, index)
+        self._n_anchors_open -= is_named
+        return node
 
 
 def read_yaml(path: Path) -> Any:

@@ -124,6 +124,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     [
         (BOMB, "aliases"),
         ("name: &a [*a]", "aliases"),
+        (f"a: &a [1]\nb: [{'*a,' * 101}]", "aliases"),
         ("[" * 5000, "nested"),
         ("{a: " * 5000, "nested"),
         ("a: 2026-13-45", "not YAML"),

@@ -20,7 +20,7 @@ from serve_app.instance import free_port
 from tests.serve_app.processes import descendants, listening, nobody, python_below
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-START_TIMEOUT_S = 150.0
+START_TIMEOUT_S = 240.0
 JOB = {"entrypoint": "true"}
 
 
