@@ -77,6 +77,12 @@ def parser() -> Parser:
     call.add_argument("--microphone", metavar="NAME", help="input device (default: the system's)")
     call.add_argument("--speaker", metavar="NAME", help="output device (default: the system's)")
 
+    serve = commands.add_parser("serve", help="serve a Serve config on this machine until Ctrl-C")
+    serve.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="its YAML file (default: local.yaml of this package)"
+    )
+    serve.add_argument("--metrics-port", type=_whole(1, 65535), metavar="PORT", help="for Prometheus, on 127.0.0.1")
+
     commands.add_parser("presets", help="list the presets")
 
     pull = commands.add_parser("pull", help="fetch the weights of a preset from the model hub")

@@ -16,6 +16,7 @@ from configs.schema import Preset, load_preset
 from configs.serve import ServeArgs
 from serve_app.batching import BatchGate, Watch
 from serve_app.conversion import in_thread
+from serve_app.listen import listen_at_node
 from serve_app.metrics import StageMetrics
 from serve_app.stores.cache import VoiceCache
 from serve_app.stores.voices import open_voice_store
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
 
 def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
-    """What every stage loads from: the preset and its weights. Also settles how torch computes in this process."""
+    """What every stage loads from: the preset and its weights. Also settles how this process computes and listens."""
     from stages.local import open_weights, set_threads
 
+    listen_at_node()
     set_threads(args.torch_threads)
     preset = load_preset(args.preset)
     return preset, open_weights(preset, args.weights)

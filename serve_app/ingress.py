@@ -21,6 +21,7 @@ from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle, sign_of_life
 from serve_app.http import create_app
 from serve_app.keys import KeyMark, checked_access
+from serve_app.listen import listen_at_node
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
 from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
@@ -44,6 +45,7 @@ class Ingress:
         voice_maker: DeploymentHandle[Any],
         key_mark: KeyMark | None,
     ) -> None:
+        listen_at_node()
         check_ongoing_requests(args, serve.get_replica_context()._deployment_config.max_ongoing_requests)
         self._access = await asyncio.to_thread(checked_access, args.access, key_mark)
         preset, voices = load_preset(args.preset), open_voice_store(args.voices)

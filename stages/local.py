@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,6 @@ from stages.vocoder import Vocoder
 from stages.voice import VoiceMaker
 
 Item = TypeVar("Item")
-CACHE_FOLDER = Path.home() / ".cache" / "seedvc-serve"
 
 
 def set_threads(n_threads: int) -> None:
@@ -34,8 +34,27 @@ def set_threads(n_threads: int) -> None:
 
 
 def weights_folder(preset: Preset) -> Path:
-    """Where a preset's weights are: beside its YAML, or in the cache that `seedvc pull` fills."""
-    return preset.weights or CACHE_FOLDER / preset.name
+    """Where a preset's weights are: beside its YAML, or in the cache that `seedvc pull` fills.
+
+    ConfigError where there is no place for a cache.
+    """
+    return preset.weights or _cache_folder(preset.name) / preset.name
+
+
+def _cache_folder(wanted_for: str) -> Path:
+    """SEEDVC_CACHE, else `seedvc-serve` in XDG_CACHE_HOME or in ~/.cache."""
+    if own := os.environ.get("SEEDVC_CACHE"):
+        return Path(own).absolute()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # unset, or against its specification
+        try:
+            caches = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise ConfigError(
+                f"there is no home folder to keep the weights of {wanted_for} in: HOME is not set, and this user has"
+                " none; set SEEDVC_CACHE to a folder"
+            ) from error
+    return caches / "seedvc-serve"
 
 
 def open_weights(preset: Preset, weights: str | Path | None = None) -> Checkpoint:

@@ -460,7 +460,7 @@ def test_only_a_client_of_this_machine_is_reached_on_it(
         created = client.post("/v1/rtc/whip?voice=martin", content=audio_offer(), headers=SDP | headers)
         session_id = created.headers["location"].rpartition("/")[2]
         client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP | headers)
-        with client.websocket_connect("/v1/rtc/ws", headers=headers) as socket:
+        with client.websocket_connect("ws://localhost:8000/v1/rtc/ws", headers=headers) as socket:
             assert start(socket)["type"] == "ready"
         client.delete(created.headers["location"])
     assert [peer.loopback for peer in here.room.peers] == [local] * 3
