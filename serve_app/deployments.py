@@ -23,6 +23,7 @@ from stages.types import STAGE_NAMES, Block, Content, DiffuseRequest, EncodeRequ
 
 if TYPE_CHECKING:
     from stages.checkpoints import Checkpoint
+    from stages.reference import ReferenceReport
 
 
 def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
@@ -172,7 +173,7 @@ class VoiceMaker:
         """Names the weights and settings that voices are made with."""
         return self._maker.fingerprint
 
-    async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """The voice of a reference and warnings; BadAudio where it holds none."""
+    async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """The voice of a reference, warnings, and how good it is; BadAudio where it holds none."""
         async with self._busy:
             return await in_thread(self._maker, samples, sample_rate)

@@ -226,12 +226,14 @@ def _voices_router(service: Service) -> APIRouter:
             form = parse_fields(VoiceForm, texts)
             uploads = [file.chunks() for file in files]
             try:
-                record, warnings = await service.add_voice(form.name, uploads, form.description, form.labels)
+                record, warnings = await service.add_voice(
+                    form.name, uploads, form.description, form.labels, form.remove_background_noise
+                )
             except (BadAudio, NotAudio) as error:
                 raise InvalidFields([FieldProblem(("body", "files"), str(error), error.reason)]) from error
-        if form.remove_background_noise:
-            warnings.append("remove_background_noise is not supported and was ignored")
-        answer = JSONResponse({"voice_id": record.voice_id, "requires_verification": False})
+        answer = JSONResponse(
+            {"voice_id": record.voice_id, "requires_verification": False, "reference": record.reference}
+        )
         for warning in warnings:
             answer.headers.append("X-Seedvc-Warning", one_line(warning))
         return answer
@@ -359,6 +361,7 @@ def _described(record: VoiceRecord) -> dict[str, Any]:
         "created_at_unix": record.created_at_unix,
         "is_owner": record.category == "cloned",
         "is_legacy": False,
+        "reference": record.reference,
     }
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import soxr
 
 from configs.serve import Limits
-from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded
+from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded, in_thread
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
 from serve_app.stores.voices import VoiceRecord, VoiceStore, as_stored, new_voice_id
+from stages.denoise import without_noise
+from stages.reference import SEARCHED_S, ReferenceReport, spoken
 from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
 
@@ -47,8 +49,8 @@ class Backend(Protocol):
     def fingerprint(self) -> str:
         """Names the weights that make a voice's features."""
 
-    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """Features of a reference recording, and warnings about it; BadAudio where it cannot serve as one."""
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """Features of a reference, warnings, and how good it is; BadAudio where it cannot serve as one."""
 
     def open_file(
         self,
@@ -81,10 +83,11 @@ class Service:
         files: Sequence[AsyncIterator[bytes] | bytes],
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        remove_noise: bool = False,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
         samples, sample_rate, warnings = await self._reference(files)
-        record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels)
+        record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels, remove_noise)
         return record, [*warnings, *more_warnings]
 
     async def add_samples(
@@ -94,18 +97,21 @@ class Service:
         sample_rate: int,
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        remove_noise: bool = False,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from samples that are already decoded, and keeps it; also returns warnings."""
-        limit_s = self.limits.max_reference_s
-        warnings: list[str] = []
+        limit_s, warnings = self.limits.max_reference_s, list[str]()
         if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
-            warnings.append(f"the reference was cut to its first {limit_s:g} s")
-        samples = as_stored(samples[: round(limit_s * sample_rate)])
+            samples, sample_rate, warnings = await in_thread(spoken, samples, sample_rate, limit_s)
+        samples = samples[: round(limit_s * sample_rate)]
+        if remove_noise:
+            samples = await in_thread(without_noise, samples, sample_rate)
+        samples = as_stored(samples)
         if len(samples) < self.limits.min_reference_s * sample_rate:
             got_s = len(samples) / sample_rate
             message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
             raise BadAudio("too_short", message)
-        voice, more_warnings = await self.backend.make_voice(samples, sample_rate)
+        voice, more_warnings, report = await self.backend.make_voice(samples, sample_rate)
         record = VoiceRecord(
             voice_id=new_voice_id(),
             name=name,
@@ -114,6 +120,7 @@ class Service:
             created_at_unix=int(datetime.now(UTC).timestamp()),
             duration_s=round(len(samples) / sample_rate, 3),
             sample_rate=sample_rate,
+            reference=report.described(),
         )
         await asyncio.to_thread(self.voices.add, record, samples, sample_rate)
         await asyncio.to_thread(self.voices.save_features, record.voice_id, self.backend.fingerprint, voice)
@@ -130,6 +137,7 @@ class Service:
         file_format: str = "other",
         live: bool = False,
         streaming: bool = False,
+        remove_noise: bool = False,
     ) -> Conversion:
         """A conversion that runs while it is entered; the voice is known to exist and its features are made."""
         fmt = OUTPUT_FORMATS.get(output_format)
@@ -143,7 +151,7 @@ class Service:
         else:
             open_stream = partial(self.backend.open_file, voice_id, seed=seed, steps=steps, streaming=streaming)
         sound = Decoded(upload, file_format, self.limits.max_source_s)
-        return Conversion(sound, open_stream, fmt, seed, self.admitted())
+        return Conversion(sound, open_stream, fmt, seed, self.admitted(), remove_noise)
 
     def require_room(self) -> None:
         """AtCapacity where one more conversion would be refused; asked before an upload is taken."""
@@ -168,12 +176,12 @@ class Service:
         async with lock:
             if await asyncio.to_thread(self.voices.features, voice_id, fingerprint) is None:
                 samples, sample_rate = await asyncio.to_thread(self.voices.reference, voice_id)
-                voice, _ = await self.backend.make_voice(samples, sample_rate)
+                voice, _, _ = await self.backend.make_voice(samples, sample_rate)
                 await asyncio.to_thread(self.voices.save_features, voice_id, fingerprint, voice)
 
     async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
-        """The recordings as one, at the rate of the first, as far as a reference may reach; and warnings."""
-        enough_s = self.limits.max_reference_s + 2 * LENGTH_TOLERANCE_S  # so that the cut is noticed, and told
+        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings."""
+        enough_s = SEARCHED_S
         warnings: list[str] = []
         wholes: list[Samples] = []
         rate, taken_s = 0, 0.0

@@ -74,13 +74,17 @@ class Server:
             raise UserMistake(f"there is no voice {wanted!r}; there are: {', '.join(sorted(ids))}")
         return named[0]
 
-    def add_voice(self, name: str, files: Sequence[Path], description: str | None = None) -> tuple[str, list[str]]:
-        """Adds a voice; its id, and warnings."""
+    def add_voice(
+        self, name: str, files: Sequence[Path], description: str | None = None, remove_noise: bool = False
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Adds a voice; the server's answer with its id, and warnings."""
         fields = {"name": name} | ({"description": description} if description else {})
+        if remove_noise:
+            fields["remove_background_noise"] = "true"
         parts = [("files", (path.name, path.read_bytes())) for path in files]
         with self.request("POST", "/v1/voices/add", data=fields, files=parts) as answer:
             answer.read()
-            return answer.json()["voice_id"], answer.headers.get_list("x-seedvc-warning")
+            return answer.json(), answer.headers.get_list("x-seedvc-warning")
 
     def remove_voice(self, voice_id: str) -> None:
         """Removes a voice."""
@@ -92,7 +96,8 @@ class Server:
         if not Path(wanted).is_file():
             yield self.voice_id(wanted), []
             return
-        voice_id, warnings = self.add_voice(Path(wanted).stem[:100], [Path(wanted)])
+        added, warnings = self.add_voice(Path(wanted).stem[:100], [Path(wanted)])
+        voice_id = str(added["voice_id"])
         try:
             yield voice_id, warnings
         finally:

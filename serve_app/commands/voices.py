@@ -32,7 +32,9 @@ def _add(server: Server, args: argparse.Namespace) -> None:
     for file in files:
         if not file.is_file():
             raise UserMistake(f"there is no file {file}")
-    voice_id, warnings = server.add_voice(args.name, files, args.description)
+    added, warnings = server.add_voice(args.name, files, args.description, args.remove_background_noise)
+    if reference := added.get("reference"):  # a server of an older version has none
+        print(f"reference: {reference['summary']}", file=sys.stderr)
     for warning in warnings:
         print(f"note: {warning}", file=sys.stderr)
-    print(voice_id)
+    print(added["voice_id"])

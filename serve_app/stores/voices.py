@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -82,6 +82,8 @@ class VoiceRecord:
     created_at_unix: int = 0
     duration_s: float | None = None
     sample_rate: int | None = None
+    reference: Mapping[str, Any] | None = None
+    """How good the reference is (stages.reference.ReferenceReport); unknown for premade and for older voices."""
 
 
 class VoiceStore(Protocol):
