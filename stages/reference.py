@@ -68,7 +68,7 @@ class ReferenceReport:
 
     def described(self) -> dict[str, Any]:
         """The figures, rounded, with a line and advice in words: what is stored with a voice and shown."""
-        figures = {name: round(value, 4) for name, value in asdict(self).items()}
+        figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
         return {**figures, "summary": self.summary, "advice": self.warnings}
 
     @property
