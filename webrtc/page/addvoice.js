@@ -12,10 +12,10 @@ const MOST_S = 15;
 
 const $ = (id) => document.getElementById(id);
 
-/** One line on a reference, and what would sound better. */
-function told(name, { summary, advice }) {
-  const all = advice.length ? advice : ["a good recording"];
-  return `${name}: ${[summary, ...all].map(sentence).join(" ")}`;
+/** What would sound better than this reference, or that it is good. */
+function told(name, { speech_s: speechS, advice }) {
+  const all = advice.length ? advice : [`A good recording, ${speechS.toFixed(1)} s of speech`];
+  return `${name}: ${all.map(sentence).join(" ")}`;
 }
 
 export class AddVoice {
