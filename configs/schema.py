@@ -245,6 +245,8 @@ class Preset(Strict):
     calibrate_voices: bool = False
     """Whether each voice keeps a gain and an offset per mel band that make the reference, converted to itself, as
     bright and as lively as it is: a cure for small networks."""
+    reference_dbfs: tuple[float, float] = (-30.0, -12.0)
+    """Lowest and highest level of the speech that a voice is made of; a reference outside is brought to the nearer."""
     live: LiveSettings = LiveSettings()
     file: FileSettings = FileSettings()
 

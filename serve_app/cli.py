@@ -52,6 +52,7 @@ def parser() -> Parser:
     convert.add_argument("--preset", default="tiny", help="preset, or its YAML file (default: tiny); not with --server")
     convert.add_argument("--steps", type=_whole(1, 100), help="sampling steps (default: the preset's)")
     convert.add_argument("--seed", type=_whole(0, 2**32 - 1), help="same seed, same sound (default: drawn)")
+    convert.add_argument("--remove-background-noise", action="store_true", help="clean the recording first")
     convert.add_argument("--live", action="store_true", help="take the path of a call")
 
     voices = commands.add_parser("voices", help="list, add and remove the voices of a server")
@@ -59,8 +60,9 @@ def parser() -> Parser:
     listing = actions.add_parser("list", help="list the voices")
     adding = actions.add_parser("add", help="add a voice")
     adding.add_argument("name", metavar="NAME")
-    adding.add_argument("files", metavar="FILE", nargs="+", help="recordings of the voice, 1 to 30 s in all")
+    adding.add_argument("files", metavar="FILE", nargs="+", help="recordings of the voice; 10 s of speech or more")
     adding.add_argument("--description")
+    adding.add_argument("--remove-background-noise", action="store_true", help="clean the recordings first")
     removing = actions.add_parser("remove", help="remove a voice")
     removing.add_argument("voice", metavar="VOICE", help="its id or name")
     for action in (listing, adding, removing):

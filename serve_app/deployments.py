@@ -24,6 +24,7 @@ from stages.types import STAGE_NAMES, Block, Content, DiffuseRequest, EncodeRequ
 
 if TYPE_CHECKING:
     from stages.checkpoints import Checkpoint
+    from stages.reference import ReferenceReport
 
 
 def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
@@ -175,8 +176,8 @@ class VoiceMaker:
         """Names the weights and settings that voices are made with."""
         return self._maker.fingerprint
 
-    async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """The voice of a reference and warnings; BadAudio where it holds none."""
+    async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """The voice of a reference, warnings, and how good it is; BadAudio where it holds none."""
         async with self._busy:
             return await in_thread(self._make, samples, sample_rate)
 
@@ -184,7 +185,7 @@ class VoiceMaker:
         """Serve replaces this replica where it raises."""
         self._watch.check()
 
-    def _make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+    def _make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
         self._watch.begin(self._stuck_after_s)
         result: object = None
         try:

@@ -24,6 +24,7 @@ from stages.geometry import Geometry
 from stages.live import CallSettings, LiveStream, Mode
 from stages.offline import FileSampling, FileStream, LiveFileStream
 from stages.pipeline import BlockLost, Sampling, Stream
+from stages.reference import ReferenceReport
 from stages.types import STAGE_NAMES, Block, DiffuseRequest, EncodeRequest, Samples, VocodeRequest, Voice
 
 MAX_ATTEMPTS = 5
@@ -366,11 +367,11 @@ class ServeBackend:
         """Names the weights that make a voice's features."""
         return self._fingerprint
 
-    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
         """Features of a reference, by a VoiceMaker replica; BadAudio where it cannot serve as one."""
         response: Any = self._voice_maker.make.remote(samples, sample_rate)
         try:
-            made: tuple[Voice, list[str]] = await response
+            made: tuple[Voice, list[str], ReferenceReport] = await response
         except asyncio.CancelledError:
             response.cancel()
             raise

@@ -230,13 +230,18 @@ def _voices_router(service: Service) -> APIRouter:
             uploads = [file.chunks() for file in files]
             try:
                 record, warnings = await service.add_voice(
-                    form.name, uploads, form.description, form.labels, form.expires_s
+                    form.name,
+                    uploads,
+                    form.description,
+                    form.labels,
+                    expires_s=form.expires_s,
+                    remove_noise=form.remove_background_noise,
                 )
             except (BadAudio, NotAudio) as error:
                 raise InvalidFields([FieldProblem(("body", "files"), str(error), error.reason)]) from error
-        if form.remove_background_noise:
-            warnings.append("remove_background_noise is not supported and was ignored")
-        answer = JSONResponse({"voice_id": record.voice_id, "requires_verification": False})
+        answer = JSONResponse(
+            {"voice_id": record.voice_id, "requires_verification": False, "reference": record.reference}
+        )
         for warning in warnings:
             answer.headers.append("X-Seedvc-Warning", one_line(warning))
         return answer
@@ -426,6 +431,7 @@ def _described(record: VoiceRecord) -> dict[str, Any]:
         "created_at_unix": record.created_at_unix,
         "is_owner": record.category == "cloned",
         "is_legacy": False,
+        "reference": record.reference,
     }
 
 

@@ -28,6 +28,8 @@ from serve_app.stores.voices import (
     as_stored,
     new_voice_id,
 )
+from stages.denoise import without_noise
+from stages.reference import SEARCHED_S, ReferenceReport, spoken
 from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
 
@@ -64,8 +66,8 @@ class Backend(Protocol):
     def fingerprint(self) -> str:
         """Names the weights that make a voice's features."""
 
-    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """Features of a reference recording, and warnings about it; BadAudio where it cannot serve as one."""
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """Features of a reference, warnings, and how good it is; BadAudio where it cannot serve as one."""
 
     def open_file(
         self,
@@ -101,7 +103,9 @@ class Service:
         files: Sequence[AsyncIterator[bytes] | bytes],
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        *,
         expires_s: int | None = None,
+        remove_noise: bool = False,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
         if self._adding >= _REFERENCES_WAITING:
@@ -113,7 +117,9 @@ class Service:
                 samples, sample_rate, warnings = await self._reference(files)
         finally:
             self._adding -= 1
-        record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels, expires_s)
+        record, more_warnings = await self.add_samples(
+            name, samples, sample_rate, description, labels, expires_s=expires_s, remove_noise=remove_noise
+        )
         return record, [*warnings, *more_warnings]
 
     async def add_samples(
@@ -123,7 +129,9 @@ class Service:
         sample_rate: int,
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        *,
         expires_s: int | None = None,
+        remove_noise: bool = False,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from samples that are already decoded, and keeps it; also returns warnings.
 
@@ -132,13 +140,16 @@ class Service:
         limit_s = self.limits.max_reference_s
         warnings: list[str] = []
         if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
-            warnings.append(f"the reference was cut to its first {limit_s:g} s")
-        samples = as_stored(samples[: round(limit_s * sample_rate)])
+            samples, sample_rate, warnings = await in_thread(spoken, samples, sample_rate, limit_s)
+        samples = samples[: round(limit_s * sample_rate)]
+        if remove_noise:
+            samples = await in_thread(without_noise, samples, sample_rate)
+        samples = as_stored(samples)
         if len(samples) < self.limits.min_reference_s * sample_rate:
             got_s = len(samples) / sample_rate
             message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
             raise BadAudio("too_short", message)
-        voice, more_warnings = await self.backend.make_voice(samples, sample_rate)
+        voice, more_warnings, report = await self.backend.make_voice(samples, sample_rate)
         record = VoiceRecord(
             voice_id=new_voice_id(),
             name=name,
@@ -148,6 +159,7 @@ class Service:
             duration_s=round(len(samples) / sample_rate, 3),
             sample_rate=sample_rate,
             expires_s=expires_s,
+            reference=report.described(),
         )
         await asyncio.to_thread(self.voices.add, record, samples, sample_rate)
         try:
@@ -169,6 +181,7 @@ class Service:
         live: bool = False,
         streaming: bool = False,
         place: Place | None = None,
+        remove_noise: bool = False,
     ) -> Conversion:
         """A conversion that runs while it is entered; the voice is known to exist and its features are made.
 
@@ -185,7 +198,7 @@ class Service:
         else:
             open_stream = partial(self.backend.open_file, voice_id, seed=seed, steps=steps, streaming=streaming)
         sound = Decoded(upload, file_format, self.limits.max_source_s)
-        return Conversion(sound, open_stream, fmt, seed, self.admitted(place))
+        return Conversion(sound, open_stream, fmt, seed, self.admitted(place), remove_noise)
 
     @property
     def running_conversions(self) -> int:
@@ -245,12 +258,12 @@ class Service:
         async with lock:
             if await asyncio.to_thread(self.voices.features, voice_id, fingerprint) is None:
                 samples, sample_rate = await asyncio.to_thread(self.voices.reference, voice_id)
-                voice, _ = await self.backend.make_voice(samples, sample_rate)
+                voice, _, _ = await self.backend.make_voice(samples, sample_rate)
                 await asyncio.to_thread(self.voices.save_features, voice_id, fingerprint, voice)
 
     async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
-        """The recordings as one, at the rate of the first, as far as a reference may reach; and warnings."""
-        enough_s = self.limits.max_reference_s + 2 * LENGTH_TOLERANCE_S  # so that the cut is noticed, and told
+        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings."""
+        enough_s = SEARCHED_S
         warnings: list[str] = []
         wholes: list[Samples] = []
         rate, taken_s = 0, 0.0

@@ -65,8 +65,6 @@ class SpeechForm(BaseModel):
     def warnings(self) -> list[str]:
         """What was asked for and is not done."""
         found = []
-        if self.remove_background_noise:
-            found.append("remove_background_noise is not supported and was ignored")
         if self.voice_settings:
             found.append("voice_settings is not supported and was ignored")
         return found
@@ -245,6 +243,7 @@ class Answer(Response):
             steps=fields.steps,
             file_format=fields.file_format,
             place=self._place,
+            remove_noise=fields.remove_background_noise,
             **self._options,
         )
 

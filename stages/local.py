@@ -20,6 +20,7 @@ from stages.geometry import Geometry
 from stages.live import CallSettings, LiveStream, Mode
 from stages.offline import FileSampling, FileStream, LiveFileStream
 from stages.pipeline import BlockRequests, Sampling, Stream
+from stages.reference import ReferenceReport
 from stages.threaded import ThreadedStages
 from stages.types import Content, DiffuseRequest, EncodeRequest, Mel, Samples, VocodeRequest, Voice, as_mono
 from stages.vocoder import Vocoder
@@ -115,11 +116,11 @@ class LocalStages:
         """Nothing is under way in process."""
 
     def voice(self, samples: Samples, sample_rate: int) -> Voice:
-        """The voice of a reference (mono, 1 to 30 s, longer is cut); BadAudio where it holds none."""
+        """The voice of a reference (mono, 1 s or more; 30 s of its speech are used); BadAudio where it holds none."""
         return self.make_voice(samples, sample_rate)[0]
 
-    def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """The voice of a reference, and what was done to the reference in words."""
+    def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """The voice of a reference, what would sound better in words, and how good the reference is."""
         return self._voice_maker(samples, sample_rate)
 
     def block(self, source_16k: Samples, voice: Voice, noise: np.ndarray | None = None, seed: int = 0) -> Samples:

@@ -16,7 +16,7 @@ class UserMistake(Exception):
 
 def say(line: str = "") -> None:
     """One line on standard output. Names in it may be strangers': what would command the terminal is made visible."""
-    print(shown(line))
+    print(shown(line), flush=True)
 
 
 def note(line: str, *, before: str = "") -> None:

@@ -35,7 +35,6 @@ FORMAT_OF = {
     ".alaw": "alaw_8000",
 }
 _READ_BYTES = 1 << 16
-_REFERENCE_S = 31.0  # a little more than is used, so that the cut is noticed
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,13 +83,25 @@ def _waves(
     from stages.local import drain
 
     stream: FileStream | LiveFileStream | None = None
-    for samples, rate in source:
+    for samples, rate in _cleaned(source) if args.remove_background_noise else source:
         if stream is None:
             open_stream = stages.open_live if args.live else stages.open_file
             stream = open_stream(voice, sample_rate=rate, seed=seed, steps=args.steps)
         yield from drain(partial(stream.push, samples))
     assert stream is not None, "a decoder that finds nothing raises"
     yield from drain(stream.finish)
+
+
+def _cleaned(source: Iterator[tuple[Samples, int]]) -> Iterator[tuple[Samples, int]]:
+    """The same sound without the noise in it."""
+    from stages.denoise import NoiseRemover
+
+    remover: NoiseRemover | None = None
+    for samples, rate in source:
+        remover = remover or NoiseRemover(rate)
+        yield remover.push(samples), rate
+    assert remover is not None, "a decoder that finds nothing raises"
+    yield remover.push(np.zeros(0, np.float32), last=True), rate
 
 
 def _decoded(source: Source, progress: Progress | None = None) -> Generator[tuple[Samples, int]]:
@@ -125,16 +136,18 @@ def _reference(wanted: str) -> Source:
 
 
 def _made_voice(stages: LocalStages, reference: Source) -> Voice:
-    """The voice of as much of a recording as is used."""
+    """The voice of a recording, as far into it as speech is looked for."""
+    from stages.reference import SEARCHED_S
+
     pieces: list[Samples] = []
     taken_s = 0.0
     with closing(_decoded(reference)) as sound:
         for samples, rate in sound:
             pieces.append(samples)
             taken_s += len(samples) / rate
-            if taken_s > _REFERENCE_S:
+            if taken_s > SEARCHED_S:
                 break
-    voice, warnings = stages.make_voice(np.concatenate(pieces), rate)
+    voice, warnings, _ = stages.make_voice(np.concatenate(pieces), rate)
     tell(warnings)
     return voice
 
@@ -142,6 +155,8 @@ def _made_voice(stages: LocalStages, reference: Source) -> Voice:
 def _remote(args: argparse.Namespace, source: Source, out: Path, fmt: OutputFormat) -> int:
     """Converts on a server; the seed."""
     fields = {name: str(value) for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
+    if args.remove_background_noise:
+        fields["remove_background_noise"] = "true"
     query = {"output_format": fmt.name, "live": str(args.live).lower()}
     with (
         Server(args.server) as server,

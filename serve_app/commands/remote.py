@@ -89,15 +89,23 @@ class Server:
         return named[0]
 
     def add_voice(
-        self, name: str, files: Sequence[Path], description: str | None = None, expires_s: int | None = None
-    ) -> tuple[str, list[str]]:
-        """Adds a voice, which the server forgets when it was not used for `expires_s`; its id, and warnings."""
+        self,
+        name: str,
+        files: Sequence[Path],
+        description: str | None = None,
+        *,
+        expires_s: int | None = None,
+        remove_noise: bool = False,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Adds a voice, which the server forgets when it was not used for `expires_s`; its answer, and warnings."""
         given = {"name": name, "description": description, "expires_s": expires_s}
         fields = {field: str(value) for field, value in given.items() if value}
+        if remove_noise:
+            fields["remove_background_noise"] = "true"
         parts = [("files", (path.name, path.read_bytes())) for path in files]
         with self.request("POST", "/v1/voices/add", data=fields, files=parts) as answer:
             answer.read()
-            return answer.json()["voice_id"], answer.headers.get_list("x-seedvc-warning")
+            return answer.json(), answer.headers.get_list("x-seedvc-warning")
 
     def remove_voice(self, voice_id: str) -> None:
         """Removes a voice."""
@@ -110,7 +118,8 @@ class Server:
             yield self.voice_id(wanted), []
             return
         name = shown(Path(wanted).stem)[:100]
-        voice_id, warnings = self.add_voice(name, [Path(wanted)], expires_s=_BORROWED_S)
+        added, warnings = self.add_voice(name, [Path(wanted)], expires_s=_BORROWED_S)
+        voice_id = str(added["voice_id"])
         try:
             yield voice_id, warnings
         finally:

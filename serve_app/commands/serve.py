@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from configs.schema import ConfigError, first_problem, read_yaml
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, say
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -52,7 +52,7 @@ def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any]) -> None:
     try:
         instance.start_serve(schema, logging_config=logging_config)
         instance.deploy(schema)
-        print(f"serving at http://{schema.http_options.host}:{schema.http_options.port}; Ctrl-C ends it", flush=True)
+        say(f"serving at http://{schema.http_options.host}:{schema.http_options.port}; Ctrl-C ends it")
         signal.pause()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves its signature open

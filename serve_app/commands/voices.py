@@ -31,7 +31,9 @@ def _add(server: Server, args: argparse.Namespace) -> None:
     for file in files:
         if not file.is_file():
             raise UserMistake(f"there is no file {file}")
-    voice_id, warnings = server.add_voice(args.name, files, args.description)
+    added, warnings = server.add_voice(args.name, files, args.description, remove_noise=args.remove_background_noise)
+    if reference := added.get("reference"):  # a server of an older version has none
+        note(f"reference: {reference['summary']}")
     for warning in warnings:
         note(f"note: {warning}")
-    say(voice_id)
+    say(added["voice_id"])

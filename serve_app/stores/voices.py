@@ -110,6 +110,8 @@ class VoiceRecord:
     """Fields that another version wrote: not read, and kept when the record is written again."""
     expires_s: int | None = None
     """How long after its last use the voice is forgotten; None: never."""
+    reference: Mapping[str, Any] | None = None
+    """How good the reference is (stages.reference.ReferenceReport); unknown for premade and for older voices."""
 
 
 class VoiceStore(Protocol):

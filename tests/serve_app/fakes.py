@@ -17,9 +17,9 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
+from stages.reference import ReferenceReport, check_reference
 from stages.resample import ModelRateStream
 from stages.types import Prompt, Samples, Voice
-from stages.voice import check_reference
 from webrtc.files import OUTPUT_FORMATS, Encoder, encode_file
 
 
@@ -60,11 +60,12 @@ class EchoBackend:
         self.calls: list[dict[str, object]] = []
         self.failure: Exception | None = None
 
-    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        _, warnings = check_reference(samples, sample_rate)
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        check_reference(samples, sample_rate)
+        report = ReferenceReport(speech_s=4.1, level_dbfs=-20.04, snr_db=40.0)
         self.made_voices += 1
         nothing = Prompt(*(np.zeros(shape, np.float32) for shape in ((80, 4), (4, 8), (192,), (1,), (80, 81))))
-        return Voice(nothing, nothing, self.fingerprint), warnings
+        return Voice(nothing, nothing, self.fingerprint), report.warnings, report
 
     def open_file(self, voice_id: str, *, sample_rate: int, **options: object) -> EchoStream:
         self.calls.append({"path": "file", "voice_id": voice_id, "sample_rate": sample_rate, **options})
