@@ -1,26 +1,32 @@
-# Every command works in a fresh clone: the first one makes .venv and installs what pyproject.toml pins.
+# Every command works in a fresh clone: it makes .venv and installs what it uses, in the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-programs check bench clean
+.PHONY: help demo serve test test-programs check fuzz bench lock clean
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python3` overrides.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
-STAMP := .venv/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# What is installed already: the service itself, and what else the demo, the benchmarks and the tests use.
+SERVICE := .venv/.installed
+DEMO := .venv/.installed-demo
+BENCH := .venv/.installed-bench
+TESTS := .venv/.installed-test
 
-# A replica computes with one thread (two cores must serve three stages); no usage reports, no token file in the home folder.
+# A replica computes with one thread (two cores must serve three stages); no usage reports.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
-export RAY_AUTH_MODE ?= disabled
 
 help:
 	@echo "make demo    convert the recordings of samples/ through the graph into demo-out/"
 	@echo "make serve   serve configs/local.yaml on 127.0.0.1:8000 until Ctrl-C"
 	@echo "make test    run all tests"
 	@echo "make check   format, lint and type checks"
+	@echo "make fuzz    look for new inputs that break something, SECONDS=60 for each kind"
 	@echo "make bench   run the benchmarks that fit this machine into benchmarks/results/"
+	@echo "make lock    renew constraints.txt, and check that each supported Python gets wheels"
 
-$(STAMP): pyproject.toml
+$(SERVICE): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found; set PYTHON=/path/to/python3"; exit 1; }
 	@# Debian and Ubuntu ship Python without ensurepip: fetch it where that is allowed.
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
@@ -28,21 +34,33 @@ $(STAMP): pyproject.toml
 		|| { echo "$(PYTHON) cannot make virtual environments; install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	# torch first: by far the largest download, so a later failure does not repeat it
-	$(BIN)/python -m pip install --quiet "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
-	$(BIN)/python -m pip install --quiet --editable '.[test,quality]'
-	# the judge of voices; its requirements are pinned in pyproject.toml, but for one that has to be compiled
-	$(BIN)/python -m pip install --quiet --no-deps resemblyzer==0.1.4
+	$(INSTALL) "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
+	$(INSTALL) --editable .
 	# torchaudio's compiled files are linked against CUDA: beside a CPU build of torch they stop its import, and
 	# nothing here needs them, so they go, only there
 	$(BIN)/python -c 'import torch, sysconfig, pathlib; torch.version.cuda is None and [f.unlink() for f in \
 		pathlib.Path(sysconfig.get_path("platlib"), "torchaudio", "lib").glob("*.so")]'
 	@touch $@
 
-demo: $(STAMP)
+$(DEMO): $(SERVICE)
+	$(INSTALL) --editable '.[demo]'
+	# the judge of voices; its requirements are the extra above, but for one that has to be compiled
+	$(INSTALL) --no-deps resemblyzer==0.1.4
+	@touch $@
+
+$(BENCH): $(DEMO)
+	$(INSTALL) --editable '.[demo,quality]'
+	@touch $@
+
+$(TESTS): $(BENCH)
+	$(INSTALL) --editable '.[demo,quality,test]'
+	@touch $@
+
+demo: $(DEMO)
 	$(BIN)/python -m benchmarks.demo
 
-serve: $(STAMP)
-	$(BIN)/serve run configs/local.yaml
+serve: $(SERVICE)
+	$(BIN)/python -m serve_app.cli serve configs/local.yaml
 
 # What the end-to-end tests drive: a browser, a TURN server, somebody else's WHIP client and the compiler it needs.
 TEST_PROGRAMS := chromium turnserver whip-client gcc
@@ -57,17 +75,24 @@ test-programs:
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(TEST_PACKAGES); } \
 		|| echo "not installed:" $$missing "- the tests that need them are left out (on Debian: apt-get install $(TEST_PACKAGES))"
 
-test: $(STAMP) test-programs
+test: $(TESTS) test-programs
 	$(BIN)/python -m pytest
 
-check: $(STAMP)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+check: $(TESTS)
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
-bench: $(STAMP)
+SECONDS ?= 60
+fuzz: $(TESTS)
+	SEEDVC_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/fuzz
+
+bench: $(BENCH)
 	$(BIN)/python -m benchmarks.blocks
 	$(BIN)/python -m benchmarks.latency --minutes 5
+
+lock: $(SERVICE)
+	$(BIN)/python .ci/lock.py
 
 clean:
 	rm -rf .venv demo-out build *.egg-info

@@ -107,7 +107,7 @@ def _recogniser() -> Any:
         from moonshine_voice.transcriber import Transcriber
         from moonshine_voice.utils import get_model_path
     except ImportError as error:
-        raise JudgeMissing("hearing words needs moonshine-voice: pip install 'seedvc-serve[test]'") from error
+        raise JudgeMissing("hearing words needs moonshine-voice: pip install 'seedvc-serve[quality]'") from error
     model = get_model_path(RECOGNISER)
     if not model.is_dir():
         raise JudgeMissing(f"this moonshine-voice comes without its model {RECOGNISER}; 0.1.0 has it")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
@@ -22,6 +22,10 @@ MAX_STEPS = 100
 Mode = Literal["lowest", "constant"]
 """How a call is held: each block out as soon as it is there, or every block equally late."""
 MODES: tuple[Mode, ...] = get_args(Mode)
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_ALIASES = 100
+LONGEST_QUOTE = 400
+"""Characters of somebody's text in a message."""
 
 
 class ConfigError(ValueError):
@@ -31,7 +35,7 @@ class ConfigError(ValueError):
 class Strict(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MelSettings(Strict):
@@ -256,7 +260,8 @@ class HubFile(Strict):
 class Preset(Strict):
     """A complete, runnable choice of networks and settings."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    """Names a folder of the cache too."""
     description: str
     licence: str
     weights: Path | None = None
@@ -276,8 +281,17 @@ class Preset(Strict):
     calibrate_voices: bool = False
     """Whether each voice keeps a gain and an offset per mel band that make the reference, converted to itself, as
     bright and as lively as it is: a cure for small networks."""
+    reference_dbfs: tuple[float, float] = (-30.0, -12.0)
+    """Lowest and highest level of the speech that a voice is made of; a reference outside is brought to the nearer."""
     live: LiveSettings = LiveSettings()
     file: FileSettings = FileSettings()
+
+    @field_validator("weights")
+    @classmethod
+    def _is_path(cls, weights: Path | None) -> Path | None:
+        if weights is not None and "\0" in str(weights):
+            raise ValueError("a path has no NUL in it")
+        return weights
 
 
 def preset_names() -> list[str]:
@@ -291,9 +305,12 @@ def load_preset(name: str | Path) -> Preset:
     Raises:
         ConfigError: no such preset, or a setting that the schema refuses.
     """
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PRESET_FOLDER / f"{name}.yaml"
-    if path.parent == PRESET_FOLDER and path.stem not in preset_names():
-        raise ConfigError(f"no preset named {str(name)!r}; there are: {', '.join(preset_names())}")
+    if str(name).endswith((".yaml", ".yml")):
+        path = Path(name)
+    elif str(name) in preset_names():
+        path = PRESET_FOLDER / f"{name}.yaml"
+    else:
+        raise ConfigError(f"no preset named {_short(repr(str(name)))}; there are: {', '.join(preset_names())}")
     tree = read_yaml(path)
     try:
         preset = Preset.model_validate(tree)
@@ -304,14 +321,45 @@ def load_preset(name: str | Path) -> Preset:
     return preset
 
 
+class _Loader(yaml.SafeLoader):
+    """Bounds aliases: a few lines of them, one within another, make a tree that no memory holds."""
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._n_aliases = self._n_anchors_open = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self._n_aliases += 1
+            if self._n_anchors_open:
+                raise yaml.YAMLError("aliases (*name) within what has a name (&name) are not allowed")
+            if self._n_aliases > MAX_YAML_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases (*name)")
+            return super().compose_node(parent, index)
+        is_named = self.peek_event().anchor is not None  # type: ignore[no-untyped-call]
+        self._n_anchors_open += is_named
+        node = super().compose_node(parent, index)
+        self._n_anchors_open -= is_named
+        return node
+
+
 def read_yaml(path: Path) -> Any:
     """The tree of a YAML file; ConfigError where it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text())
+        with path.open("rb") as file:
+            data = file.read(MAX_YAML_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name} is not YAML: {error}") from error
+        raise ConfigError(f"cannot read {_short(str(path))}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{_short(repr(str(path)))} is no file name: {error}") from error
+    if len(data) > MAX_YAML_BYTES:
+        raise ConfigError(f"{path.name} has more than {MAX_YAML_BYTES} bytes")
+    try:
+        return yaml.load(data, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that there is not
+        raise ConfigError(f"{path.name} is not YAML: {_short(str(error))}") from error
+    except RecursionError:
+        raise ConfigError(f"{path.name} is nested too deeply") from None
 
 
 def first_problem(error: ValidationError) -> str:
@@ -319,4 +367,9 @@ def first_problem(error: ValidationError) -> str:
     problems = error.errors()
     place = ".".join(str(part) for part in problems[0]["loc"]) or "top level"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {problems[0]['msg']}{more}"
+    return f"{_short(place)}: {_short(problems[0]['msg'])}{more}"
+
+
+def _short(text: str) -> str:
+    """A text as a message can hold it."""
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."

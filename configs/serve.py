@@ -9,6 +9,10 @@ from pydantic import Field, model_validator
 from configs.schema import Positive, Strict
 
 Seconds = Annotated[float, Field(gt=0)]
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$|^[0-9a-f:]*:[0-9a-f:.]*$")]
+"""A name in small letters or an address, without a port."""
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?)$")]
+"""As browsers send it: scheme, host in small letters, port where it is not the scheme's own; no path."""
 ReferenceSeconds = Annotated[float, Field(ge=1, le=30)]
 """What a stage can make a voice of."""
 MAX_REFUSING = 16
@@ -75,12 +79,15 @@ class RtcArgs(Strict):
     behind_nat: bool = False
     """Whether neither clients nor the TURN servers reach this machine's own addresses. It then asks the servers above
     for one that they do reach, at the start of each call; one of them that does not answer costs each call 5 s."""
+    private_addresses: bool = True
+    """Whether media may go to addresses of private networks (10.0.0.0/8, 192.168.0.0/16, fd00::/8 and the like), where
+    clients in the same network are. Where all clients come from the internet, `false` keeps them from making this
+    server send connectivity checks into the network that it stands in. Link-local and multicast addresses are never
+    sent to, this machine's own only for a client that has called from it."""
     turn_secret_env: str = "SEEDVC_TURN_SECRET"
     """The environment variable that holds coturn's `static-auth-secret`."""
     credential_s: Positive = 3600
     """How long a TURN credential made from it is good for; a call may last longer."""
-    api_key_env: str = "SEEDVC_API_KEY"
-    """Where this environment variable is set, the routes of calls ask for its value as a Bearer token."""
     max_calls: Positive = 8
     """Calls at once per ingress replica."""
     max_waiting: Positive = 64
@@ -101,6 +108,21 @@ class RtcArgs(Strict):
     """The same where the blocks are late or not answered, as while a replica is replaced."""
     page: bool = True
     """Whether the browser page is served at `/`."""
+
+
+class AccessArgs(Strict):
+    """Who may call: with which key, under which names of this server, from which pages."""
+
+    api_key_env: str = "SEEDVC_API_KEY"
+    """Where this environment variable is set, every route but health, documentation and the page's own files asks for
+    its value."""
+    open: bool = False
+    """Whether a server that other machines reach may do without a key."""
+    hosts: tuple[HostName, ...] = ()
+    """Names, beside those of this machine itself, that clients know the server by. A server without a key, or on
+    loopback, answers to no others; one with a key answers to any unless some are named here."""
+    origins: tuple[Origin, ...] = ()
+    """Pages of other origins that may call, such as https://page.example; "*" is any, and needs a key."""
 
 
 class ServeArgs(Strict):
@@ -126,6 +148,7 @@ class ServeArgs(Strict):
     """Bound of the voices that a Diffusion replica keeps in memory."""
     limits: Limits = Limits()
     rtc: RtcArgs = RtcArgs()
+    access: AccessArgs = AccessArgs()
 
     @property
     def ongoing_requests(self) -> int:

@@ -12,10 +12,12 @@ from ray.serve.config import RequestRouterConfig
 from configs.serve import ServeArgs
 from serve_app.deployments import Diffusion, Encoder, Stages, Vocoder, VoiceMaker
 from serve_app.ingress import Ingress
+from serve_app.keys import checked_mark
 
 
 def build(args: ServeArgs) -> Application:
     """Ingress -> Encoder -> Diffusion -> Vocoder (or all three in one), and VoiceMaker beside them."""
+    key_mark = checked_mark(args.access)
 
     def stage(kind: type[Any]) -> Application:
         return serve.deployment()(kind).bind(args)
@@ -27,4 +29,5 @@ def build(args: ServeArgs) -> Application:
         args,
         stages=[stage(Stages)] if args.together else [stage(Encoder), stage(Diffusion), stage(Vocoder)],
         voice_maker=stage(VoiceMaker),
+        key_mark=key_mark,
     )

@@ -26,7 +26,8 @@ from serve_app.stores.voices import VoiceNotFound
 from stages.call import BlockReport, CallStream
 from stages.settings import CallSettings, delay_ms
 from stages.types import Samples
-from webrtc.sdp import MAX_CANDIDATES
+from webrtc.candidates import MAX_CANDIDATES
+from webrtc.sdp import Offer
 
 if TYPE_CHECKING:
     from webrtc.peer import PeerStats
@@ -59,8 +60,8 @@ class CallPeer(Protocol):
     reason: str | None
     failed: bool
 
-    async def answer(self, offer_sdp: str) -> str:
-        """The answer to an offer; ValueError where it cannot be answered."""
+    async def answer(self, given: Offer | str) -> str:
+        """The answer to an offer, read or as text; ValueError where it cannot be answered."""
 
     def add_candidate(self, candidate: dict[str, Any] | None) -> None:
         """One more way to reach the client; None: that was the last."""
@@ -200,7 +201,7 @@ class Session:
         elif len(self._early) < MAX_CANDIDATES:
             self._early.append(candidate)
 
-    async def answer_with(self, peer: CallPeer, offer: str) -> None:
+    async def answer_with(self, peer: CallPeer, offer: Offer | str) -> None:
         """Has a peer answer the offer; Refused where it cannot."""
         self.peer = peer
         for candidate in self._early:
@@ -219,10 +220,14 @@ class Session:
 
 
 class Call(Session):
-    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners."""
+    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners.
 
-    def __init__(self, session_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
+    Its `listen_id` is for those whom its client lets listen: they cannot end the call, as its `session_id` can.
+    """
+
+    def __init__(self, session_id: str, listen_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
         super().__init__(session_id)
+        self.listen_id = listen_id
         self._calls, self._wishes, self._tell_socket = calls, wishes, tell
         self._stream: CallStream | None = None
         self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
@@ -234,6 +239,11 @@ class Call(Session):
     def has_socket(self) -> bool:
         """Whether its client is told things outside of the media connection too, and may call again."""
         return self._tell_socket is not None
+
+    @property
+    def voice(self) -> str:
+        """The id of the voice that it is heard in."""
+        return self._wishes.voice if self._stream is None else str(self._stream.settings.voice)
 
     @property
     def settings(self) -> Told:
@@ -249,7 +259,7 @@ class Call(Session):
             "delay_ms": self._stream.delay_ms,
         }
 
-    async def run(self, offer: str) -> None:
+    async def run(self, offer: Offer | str, local: bool) -> None:
         """The whole call: opens both sides, joins them until the end, closes both."""
         calls, wishes = self._calls, self._wishes
         async with AsyncExitStack() as stack:
@@ -260,7 +270,7 @@ class Call(Session):
             self._stream = open_stream(calls.open_stream, wishes)
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
-            peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv")
+            peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
             try:
@@ -387,10 +397,10 @@ class Call(Session):
 class Listener(Session):
     """Somebody else who hears the converted side of a call."""
 
-    async def run(self, call: Call, calls: Calls, offer: str) -> None:
+    async def run(self, call: Call, calls: Calls, offer: Offer | str, local: bool) -> None:
         """Plays until either side ends."""
         async with AsyncExitStack() as stack:
-            peer = calls.open_peer(on_frame=ignore, on_message=None, direction="sendonly")
+            peer = calls.open_peer(on_frame=ignore, on_message=None, direction="sendonly", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
             follower = asyncio.create_task(self.follow_peer())
@@ -419,6 +429,7 @@ class Calls:
         self.carried = Carried()
         self._live = live
         self._calls: dict[str, Call] = {}
+        self._by_listen_id: dict[str, Call] = {}
         self._listeners: dict[str, Listener] = {}
         self._retiring = False
 
@@ -436,6 +447,11 @@ class Calls:
     def is_full(self) -> bool:
         """Whether no place is free."""
         return self.live >= self.args.max_calls
+
+    @property
+    def voices(self) -> set[str]:
+        """Those that calls are heard in."""
+        return {call.voice for call in self._calls.values()}
 
     @property
     def modes(self) -> Told:
@@ -457,28 +473,31 @@ class Calls:
         usual = ("lowest", self._live.lowest.block_ms, self._live.steps)
         return (settings.mode, settings.block_ms, settings.steps) == usual
 
-    def start(self, wishes: Wishes, offer: str, tell: Tell | None = None) -> Call:
+    def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
         """A new call, which is about to answer: see `answered`. `tell` is for what its client is told unasked.
+
+        A `local` client runs on this machine, and may be reached there.
 
         Raises:
             CallsFull: no place is free.
         """
         self._require_room()
-        call = Call(self._new_id(), self, wishes, tell)
+        call = Call(self._new_id(), self._new_id(), self, wishes, tell)
         self._calls[call.session_id] = call
+        self._by_listen_id[call.listen_id] = call
         self.metrics.live.set(self.live)
-        self._begin(call, call.run(offer))
+        self._begin(call, call.run(offer, local))
         return call
 
-    def listen(self, session_id: str, offer: str) -> Listener:
-        """One more listener of a call, which is about to answer.
+    def listen(self, call_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
+        """One more listener of a call, which is about to answer; the id is the one for listeners, or the call's own.
 
         Raises:
             Refused: there is no such call. CallsFull: it has all the listeners it may have.
         """
-        call = self._calls.get(session_id)
-        if call is None or call.end.done():
-            raise no_session(session_id)
+        call = self.heard_as(call_id)
+        if call.end.done():
+            raise no_session(call_id)
         if len(call.listeners) >= MAX_LISTENERS:
             message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
             raise CallsFull(message, self.args.retry_after_s)
@@ -486,8 +505,15 @@ class Calls:
         call.listeners.append(listener)
         self._listeners[listener.session_id] = listener
         listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
-        self._begin(listener, listener.run(call, self, offer))
+        self._begin(listener, listener.run(call, self, offer, local))
         return listener
+
+    def heard_as(self, call_id: str) -> Call:
+        """The call that can be listened to by that id; Refused where there is none."""
+        call = self._by_listen_id.get(call_id) or self._calls.get(call_id)
+        if call is None:
+            raise no_session(call_id)
+        return call
 
     def find(self, session_id: str) -> Session:
         """The call or listener of that id; Refused where there is none."""
@@ -521,6 +547,8 @@ class Calls:
 
     def _forget(self, session: Session, task: asyncio.Task[None]) -> None:
         self._calls.pop(session.session_id, None)
+        if isinstance(session, Call):
+            self._by_listen_id.pop(session.listen_id)
         self._listeners.pop(session.session_id, None)
         self.metrics.forget(session.session_id)
         self.metrics.live.set(self.live)

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, note
+from serve_app.commands.ending import ended_by_signals
+from serve_app.names import shown
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
@@ -17,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, shown(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     command = importlib.import_module(f"serve_app.commands.{args.command}")
     try:
-        command.run(args)
+        with ended_by_signals():
+            command.run(args)
     except UserMistake as mistake:
-        print(f"seedvc: {mistake}", file=sys.stderr)
+        note(f"seedvc: {mistake}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -49,6 +52,7 @@ def parser() -> Parser:
     convert.add_argument("--preset", default="tiny", help="preset, or its YAML file (default: tiny); not with --server")
     convert.add_argument("--steps", type=_whole(1, 100), help="sampling steps (default: the preset's)")
     convert.add_argument("--seed", type=_whole(0, 2**32 - 1), help="same seed, same sound (default: drawn)")
+    convert.add_argument("--remove-background-noise", action="store_true", help="clean the recording first")
     convert.add_argument("--live", action="store_true", help="take the path of a call")
 
     voices = commands.add_parser("voices", help="list, add and remove the voices of a server")
@@ -56,8 +60,9 @@ def parser() -> Parser:
     listing = actions.add_parser("list", help="list the voices")
     adding = actions.add_parser("add", help="add a voice")
     adding.add_argument("name", metavar="NAME")
-    adding.add_argument("files", metavar="FILE", nargs="+", help="recordings of the voice, 1 to 30 s in all")
+    adding.add_argument("files", metavar="FILE", nargs="+", help="recordings of the voice; 10 s of speech or more")
     adding.add_argument("--description")
+    adding.add_argument("--remove-background-noise", action="store_true", help="clean the recordings first")
     removing = actions.add_parser("remove", help="remove a voice")
     removing.add_argument("voice", metavar="VOICE", help="its id or name")
     for action in (listing, adding, removing):
@@ -73,6 +78,12 @@ def parser() -> Parser:
     call.add_argument("--out", metavar="FILE", help="write a .wav file instead of playing on a speaker")
     call.add_argument("--microphone", metavar="NAME", help="input device (default: the system's)")
     call.add_argument("--speaker", metavar="NAME", help="output device (default: the system's)")
+
+    serve = commands.add_parser("serve", help="serve a Serve config on this machine until Ctrl-C")
+    serve.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="its YAML file (default: local.yaml of this package)"
+    )
+    serve.add_argument("--metrics-port", type=_whole(1, 65535), metavar="PORT", help="for Prometheus, on 127.0.0.1")
 
     commands.add_parser("presets", help="list the presets")
 

@@ -12,8 +12,11 @@ from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asyncco
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
+import numpy as np
+
 from serve_app.decoders import decode_process
 from serve_app.errors import SourceTooLong, first_cause
+from stages.denoise import NoiseRemover
 from stages.types import Samples
 from webrtc.files import Encoder, OutputFormat
 
@@ -81,12 +84,14 @@ class Conversion:
         output_format: OutputFormat,
         seed: int,
         admission: AbstractContextManager[None],
+        remove_noise: bool = False,
     ) -> None:
         self.output_format = output_format
         self.seed = seed
         self._sound = sound
         self._open_stream = open_stream
         self._admission = admission
+        self._remove_noise = remove_noise
         self._pieces: asyncio.Queue[tuple[Samples, int] | None] = asyncio.Queue(_QUEUED)
         self._encoded: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED)
         self._encoder = Encoder(output_format)
@@ -132,8 +137,9 @@ class Conversion:
                 raise first_cause(failures) from None
 
     async def _decode(self) -> None:
-        async with aclosing(self._sound.pieces()) as pieces:
-            async for piece in pieces:
+        pieces = self._sound.pieces()
+        async with aclosing(_cleaned(pieces) if self._remove_noise else pieces) as source:
+            async for piece in source:
                 await self._pieces.put(piece)
         await self._pieces.put(None)
 
@@ -161,6 +167,19 @@ class Conversion:
         finally:
             if isinstance(waves, AsyncGenerator):
                 await waves.aclose()  # now, not when the garbage collector finds it
+
+
+async def _cleaned(pieces: AsyncGenerator[tuple[Samples, int]]) -> AsyncGenerator[tuple[Samples, int]]:
+    """The same sound without the noise in it, cleaned in a worker thread as it comes."""
+    remover: NoiseRemover | None = None
+    async with aclosing(pieces) as source:
+        async for samples, rate in source:
+            if remover is None:
+                remover = await in_thread(NoiseRemover, rate)
+            if len(clean := await in_thread(remover.push, samples)):
+                yield clean, rate
+    if remover is not None:
+        yield await in_thread(remover.push, np.zeros(0, np.float32), True), rate
 
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

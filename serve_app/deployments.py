@@ -16,6 +16,7 @@ from configs.schema import Preset, load_preset
 from configs.serve import ServeArgs
 from serve_app.batching import BatchGate, Watch
 from serve_app.conversion import in_thread
+from serve_app.listen import listen_at_node
 from serve_app.metrics import StageMetrics
 from serve_app.stores.cache import VoiceCache
 from serve_app.stores.voices import open_voice_store
@@ -33,12 +34,14 @@ from stages.types import (
 
 if TYPE_CHECKING:
     from stages.checkpoints import Checkpoint
+    from stages.reference import ReferenceReport
 
 
 def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
-    """What every stage loads from: the preset and its weights. Also settles how torch computes in this process."""
+    """What every stage loads from: the preset and its weights. Also settles how this process computes and listens."""
     from stages.local import open_weights, set_threads
 
+    listen_at_node()
     set_threads(args.torch_threads)
     preset = load_preset(args.preset)
     return preset, open_weights(preset, args.weights)
@@ -183,8 +186,8 @@ class VoiceMaker:
         """Names the weights and settings that voices are made with."""
         return self._maker.fingerprint
 
-    async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """The voice of a reference and warnings; BadAudio where it holds none."""
+    async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """The voice of a reference, warnings, and how good it is; BadAudio where it holds none."""
         async with self._busy:
             return await in_thread(self._make, samples, sample_rate)
 
@@ -192,7 +195,7 @@ class VoiceMaker:
         """Serve replaces this replica where it raises."""
         self._watch.check()
 
-    def _make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+    def _make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
         self._watch.begin(self._stuck_after_s)
         result: object = None
         try:

@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from configs.schema import Preset
 from serve_app.errors import AtCapacity, Unavailable
 from serve_app.metrics import BlockMetrics
+from stages.reference import ReferenceReport
 from stages.streams import Streams
 from stages.types import (
     STAGE_NAMES,
@@ -364,11 +365,11 @@ class ServeBackend:
         """Names the weights that make a voice's features."""
         return self._fingerprint
 
-    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
         """Features of a reference, by a VoiceMaker replica; BadAudio where it cannot serve as one."""
         response: Any = self._voice_maker.make.remote(samples, sample_rate)
         try:
-            made: tuple[Voice, list[str]] = await response
+            made: tuple[Voice, list[str], ReferenceReport] = await response
         except asyncio.CancelledError:
             response.cancel()
             raise

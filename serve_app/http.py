@@ -7,43 +7,58 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response, WebSocketDisconnect
+import fastapi_offline
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import AfterValidator, BaseModel, Field, Json
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
 
 import webrtc
-from configs.serve import MAX_REFUSING, RtcArgs
-from serve_app.admission import Admission, Drains
-from serve_app.errors import BadUpload, ClientGone, FieldProblem, InvalidFields, Refusal, internal_error, refusal
-from serve_app.messages import problem, write
+from configs.serve import RtcArgs
+from serve_app.access import Access, Guard
+from serve_app.admission import Admission
+from serve_app.edge import Edge, SafetyHeaders, answer_of
+from serve_app.errors import BadUpload, FieldProblem, InvalidFields, Refusal, refusal
+from serve_app.names import lines_only, seen_only
 from serve_app.readiness import Ask, Readiness
-from serve_app.rtc import Cors, Rtc, close_code, rtc_router
-from serve_app.service import MODEL_IDS, Service
+from serve_app.rtc import Rtc, rtc_router
+from serve_app.service import LEAST_EXPIRY_S, MODEL_IDS, MOST_EXPIRY_S, Service
 from serve_app.speech import form_schema, header, one_line, parse_fields, speech_router
 from serve_app.stores.voices import VoiceRecord
 from serve_app.uploads import MAX_FIELD_BYTES, MEMORY_BYTES, Backlog, MultipartForm, incoming
 from stages.types import BadAudio
 from webrtc.files import NotAudio
 
-log = logging.getLogger("seedvc.http")
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_FILES = 25
 """Recordings of one voice."""
 FILE_FIELDS = ("files", "files[]")
 PAGE_FOLDER = Path(webrtc.__file__).parent / "page"
+DOCS_FOLDER = Path(__file__).parent / "docs"
+PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "media-src 'self' blob: mediastream:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+"""What the page may load, and that no other may frame it."""
+DOCS = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The same for the description of the API, whose library styles its elements."""
+EXPOSED = [
+    "X-Seedvc-Seed", "X-Seedvc-Warning", "X-Seedvc-Listen", "Request-Id", "Location", "ETag", "Link", "Retry-After",
+    "Accept-Post", "Accept-Patch",
+]  # fmt: skip
+"""What pages of the configured origins may read of an answer's headers."""
 
 
 def without_null(labels: dict[str, str | None]) -> dict[str, str]:
@@ -51,10 +66,10 @@ def without_null(labels: dict[str, str | None]) -> dict[str, str]:
     return {name: text for name, text in labels.items() if text is not None}
 
 
-VoiceName = Annotated[str, Field(min_length=1, max_length=100)]
-VoiceDescription = Annotated[str, Field(max_length=500)]
-LabelName = Annotated[str, Field(min_length=1, max_length=100)]
-LabelText = Annotated[str, Field(max_length=500)]
+VoiceName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(seen_only)]
+VoiceDescription = Annotated[str, Field(max_length=500), AfterValidator(lines_only)]
+LabelName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(seen_only)]
+LabelText = Annotated[str, Field(max_length=500), AfterValidator(seen_only)]
 Labels = Annotated[
     Json[Annotated[dict[LabelName, LabelText | None], Field(max_length=50)]], AfterValidator(without_null)
 ]
@@ -67,6 +82,8 @@ class VoiceForm(BaseModel):
     description: VoiceDescription | None = None
     labels: Labels = Field(default_factory=dict)
     remove_background_noise: bool = False
+    expires_s: Annotated[int, Field(ge=LEAST_EXPIRY_S, le=MOST_EXPIRY_S)] | None = None
+    """Where given, the voice is forgotten when nothing has used it for so long."""
 
 
 class VoiceEdit(BaseModel):
@@ -90,127 +107,80 @@ class VoiceQuery(BaseModel):
     voice_ids: list[str] | None = None
 
 
-def create_app(service: Service, rtc: Rtc | None = None, stages: Mapping[str, Ask] | None = None) -> FastAPI:
+def create_app(
+    service: Service,
+    rtc: Rtc | None = None,
+    access: Access | None = None,
+    stages: Mapping[str, Ask] | None = None,
+) -> FastAPI:
     """The whole HTTP app around one service, with live calls and their page where there are any.
 
-    `stages` asks those behind it, by name, for a sign of life.
+    Without `access`, it is for callers on this machine. `stages` asks those behind it, by name, for a sign of life.
     """
-    app = FastAPI(title="seedvc-serve", description="Speak, and be heard in another voice.", version="1")
+    access = access or Access()
+    app = FastAPI(
+        title="seedvc-serve",
+        description="Speak, and be heard in another voice.",
+        version="1",
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        redoc_url=None,
+    )
     app.include_router(speech_router(service), prefix="/v1")
     app.include_router(_voices_router(service))
     app.include_router(_models_router(), prefix="/v1")
     app.include_router(_user_router(service), prefix="/v1")
     app.include_router(_health_router(service, rtc, stages or {}))
+    public = add_docs(app)
     if rtc is not None:
         app.include_router(rtc_router(rtc))
         if rtc.args.page:
-            add_page(app)
+            public |= add_page(app)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     max_waiting = (RtcArgs() if rtc is None else rtc.args).max_waiting
     app.add_middleware(Admission, limits=service.limits, max_waiting=max_waiting)
+    app.add_middleware(Guard, access=access, public=frozenset(public))
     app.add_middleware(Edge)
-    app.add_middleware(Cors)
+    app.add_middleware(SafetyHeaders)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"],
+            allow_headers=["*"],  # xi-api-key, and what SDKs add to say which they are
+            allow_private_network=True,  # a page on the web, a server on this machine: the config says so
+            expose_headers=EXPOSED,
+        )
     return app
 
 
-def add_page(app: FastAPI, folder: Path = PAGE_FOLDER) -> None:
-    """Serves the files of the page, its index at `/`. Each has a route: unknown paths stay the API's to refuse."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-
-        app.add_route("/" if name == "index.html" else f"/{name}", _page_file(path), methods=["GET", "HEAD"])
+def add_page(app: FastAPI, folder: Path = PAGE_FOLDER) -> set[str]:
+    """Serves the files of the page, its index at `/`; the paths. Unknown paths stay the API's to refuse."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return _add_files(app, {"/" if name == "index.html" else f"/{name}": path for name, path in files.items()}, PAGE)
 
 
-def _page_file(path: Path) -> Callable[[Request], Awaitable[Response]]:
+def add_docs(app: FastAPI) -> set[str]:
+    """Serves the description of the API for people, with nothing from elsewhere; the paths."""
+    swagger = Path(fastapi_offline.__file__).parent / "static"
+    files = {"/docs": DOCS_FOLDER / "index.html", "/docs/docs.js": DOCS_FOLDER / "docs.js"}
+    files |= {f"/docs/{name}": swagger / name for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon.png")}
+    return _add_files(app, files, DOCS)
+
+
+def _add_files(app: FastAPI, files: Mapping[str, Path], policy: str) -> set[str]:
+    for url, path in files.items():
+        app.add_route(url, _file(path, policy), methods=["GET", "HEAD"])
+    return set(files)
+
+
+def _file(path: Path, policy: str) -> Callable[[Request], Awaitable[Response]]:
+    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}  # a new version is seen at once
+
     async def serve(request: Request) -> Response:
-        return FileResponse(path, headers={"Cache-Control": "no-cache"})  # a new version is seen at once
+        return FileResponse(path, headers=headers)
 
     return serve
-
-
-class Edge:
-    """The outermost layer: names the request, and makes every error an answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._drains = Drains(MAX_REFUSING)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on; a failure of ours is logged once, and told without its inside."""
-        if scope["type"] == "websocket":
-            await self._serve_socket(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given_id = header(scope, b"x-request-id")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        exchange = Exchange(receive, send, self._drains)
-        try:
-            await self._app(scope, exchange.receive, exchange.send)
-        except ClientGone:
-            log.info("client hung up", extra={"request_id": request_id})
-        except Exception as error:
-            known = refusal(error)
-            if known is None:
-                log.error("request failed", exc_info=error, extra={"request_id": request_id})
-            if not exchange.started:
-                await _answer(known or internal_error(request_id))(scope, exchange.receive, exchange.send)
-
-    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A socket's own handler tells its errors; what is left becomes an `error` message, and closes the socket."""
-        accepted = False
-
-        async def noting_send(message: Message) -> None:
-            nonlocal accepted
-            accepted = accepted or message["type"] == "websocket.accept"
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting_send)
-        except (ClientGone, WebSocketDisconnect):
-            log.info("client left its socket")
-        except Exception as error:
-            if refusal(error) is None:
-                log.error("socket failed", exc_info=error)
-            with suppress(Exception):  # the socket may be closed already
-                if accepted:
-                    await send({"type": "websocket.send", "text": write(problem(error))})
-                await send({"type": "websocket.close", "code": close_code(error), "reason": ""})
-
-
-class Exchange:
-    """One request and its answer. A refusal holds its end back until the client has sent what it was sending.
-
-    A server closes the connection on an answer that ends before the upload, and a client that is still writing then
-    sees a broken pipe in place of the refusal.
-    """
-
-    def __init__(self, receive: Receive, send: Send, drains: Drains) -> None:
-        self._receive, self._send, self._drains = receive, send, drains
-        self._uploaded = False
-        self._refused = False
-        self.started = False
-
-    async def receive(self) -> Message:
-        """The next message of the client."""
-        message = await self._receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            self._uploaded = True
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Sends one message of the answer."""
-        if message["type"] == "http.response.start":
-            self.started = True
-            self._refused = message["status"] >= 400
-        elif self._refused and not self._uploaded and not message.get("more_body", False):
-            await self._send({**message, "more_body": True})
-            await self._drains.drain(self._receive)
-            message = {"type": "http.response.body", "body": b""}
-        await self._send(message)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -219,7 +189,7 @@ async def _answer_http_error(request: Request, error: Exception) -> JSONResponse
     message = str(error.detail)
     if error.status_code in (404, 405) and _NOT_OFFERED.match(request.url.path):
         message = f"{request.method} {request.url.path[:80]} is not offered; {_OFFERED}"
-    return _answer(Refusal(error.status_code, {"status": status, "message": message}, error.headers or {}))
+    return answer_of(Refusal(error.status_code, {"status": status, "message": message}, error.headers or {}))
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -227,11 +197,7 @@ async def _answer_validation_error(request: Request, error: Exception) -> JSONRe
     problems = [FieldProblem(tuple(p["loc"]), p["msg"], p["type"]) for p in error.errors()]
     known = refusal(InvalidFields(problems))
     assert known is not None
-    return _answer(known)
-
-
-def _answer(refused: Refusal) -> JSONResponse:
-    return JSONResponse({"detail": refused.detail}, refused.status_code, dict(refused.headers))
+    return answer_of(known)
 
 
 def _voices_router(service: Service) -> APIRouter:
@@ -263,12 +229,19 @@ def _voices_router(service: Service) -> APIRouter:
             form = parse_fields(VoiceForm, texts)
             uploads = [file.chunks() for file in files]
             try:
-                record, warnings = await service.add_voice(form.name, uploads, form.description, form.labels)
+                record, warnings = await service.add_voice(
+                    form.name,
+                    uploads,
+                    form.description,
+                    form.labels,
+                    expires_s=form.expires_s,
+                    remove_noise=form.remove_background_noise,
+                )
             except (BadAudio, NotAudio) as error:
                 raise InvalidFields([FieldProblem(("body", "files"), str(error), error.reason)]) from error
-        if form.remove_background_noise:
-            warnings.append("remove_background_noise is not supported and was ignored")
-        answer = JSONResponse({"voice_id": record.voice_id, "requires_verification": False})
+        answer = JSONResponse(
+            {"voice_id": record.voice_id, "requires_verification": False, "reference": record.reference}
+        )
         for warning in warnings:
             answer.headers.append("X-Seedvc-Warning", one_line(warning))
         return answer
@@ -458,6 +431,7 @@ def _described(record: VoiceRecord) -> dict[str, Any]:
         "created_at_unix": record.created_at_unix,
         "is_owner": record.category == "cloned",
         "is_legacy": False,
+        "reference": record.reference,
     }
 
 

@@ -20,12 +20,15 @@ from serve_app.calls import Calls
 from serve_app.conversion import in_thread
 from serve_app.graph import ServeBackend, ServeStages, StageHandle, sign_of_life
 from serve_app.http import create_app
+from serve_app.keys import KeyMark, checked_access
+from serve_app.listen import listen_at_node
 from serve_app.metrics import BlockMetrics, SessionMetrics
 from serve_app.owners import ServeOwners, stopping
 from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
-from serve_app.service import Service, SourceStream
+from serve_app.service import TEND_EVERY_S, Service, SourceStream
 from serve_app.stores.voices import open_voice_store
 from stages.types import STAGE_NAMES, Samples, as_mono
+from webrtc.candidates import Reach
 from webrtc.opus import warm_up
 from webrtc.peer import Peer
 
@@ -40,8 +43,11 @@ class Ingress:
         args: ServeArgs,
         stages: list[DeploymentHandle[Any]],
         voice_maker: DeploymentHandle[Any],
+        key_mark: KeyMark | None,
     ) -> None:
+        listen_at_node()
         check_ongoing_requests(args, serve.get_replica_context()._deployment_config.max_ongoing_requests)
+        self._access = await asyncio.to_thread(checked_access, args.access, key_mark)
         preset, voices = load_preset(args.preset), open_voice_store(args.voices)
         together = stages[0] if args.together else None
         parts = [together.encode, together.diffuse, together.vocode] if together else stages
@@ -72,9 +78,10 @@ class Ingress:
         }
         self._drain = asyncio.create_task(self._retire())
         self._drain.add_done_callback(log_failed_drain)
+        self._tending = asyncio.create_task(self._tend_voices())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._rtc, self._signs_of_life)
+        return create_app(self._service, self._rtc, self._access, self._signs_of_life)
 
     async def convert(
         self, samples: Samples, sample_rate: int, voice_id: str, *, seed: int = 0, steps: int | None = None
@@ -122,6 +129,14 @@ class Ingress:
         await stopping()
         await self._calls.retire()
 
+    async def _tend_voices(self) -> None:
+        while True:
+            await asyncio.sleep(TEND_EVERY_S)
+            try:
+                await self._service.tend_voices(self._calls.voices)
+            except Exception:  # the store may come back
+                log.exception("voices were not tended")
+
     async def wait_session(self, session_id: str) -> None:
         """Returns when a session of this replica is over."""
         await self._calls.wait(session_id)
@@ -143,8 +158,12 @@ def check_ongoing_requests(args: ServeArgs, max_ongoing_requests: int) -> None:
         raise ConfigError(message)
 
 
-def open_peer(args: RtcArgs, **options: Any) -> Peer:
-    """A media connection as the configuration wants it."""
+def open_peer(args: RtcArgs, *, loopback: bool = False, **options: Any) -> Peer:
+    """A media connection as the configuration wants it; `loopback`: to a client that may be on this machine."""
     return Peer(
-        own_ice_servers(args), connect_timeout_s=args.connect_timeout_s, lost_after_s=args.lost_after_s, **options
+        own_ice_servers(args),
+        reach=Reach(loopback=loopback, private=args.private_addresses),
+        connect_timeout_s=args.connect_timeout_s,
+        lost_after_s=args.lost_after_s,
+        **options,
     )

@@ -15,6 +15,8 @@ import ray
 import yaml
 
 from configs.schema import ConfigError
+from configs.serve import AccessArgs
+from serve_app.instance import REPLICA_SETTINGS
 
 ROOT = Path(__file__).parents[1]
 SERVE_CONFIG = ROOT / "configs" / "gpu.yaml"
@@ -22,10 +24,16 @@ MANIFEST = ROOT / "cluster" / "rayservice.yaml"
 CLAIM = "seedvc-data"
 DATA_FOLDER = "/data"
 GPU = "nvidia.com/gpu"
+KEY_SECRET, KEY_ENTRY = "seedvc", "api-key"
+"""The Secret, and what in it is the API key: other machines reach a cluster, so it starts with one only."""
 DRAIN_S = 600
 """How long a replaced pod may finish what it serves; the ingress' own graceful shutdown lasts as long."""
 RAY_CPUS = 1
 """Cores of a worker that Ray itself and the HTTP proxy take."""
+LABEL = {"app": "seedvc"}
+"""Of every pod; cluster/network.yaml selects them by it."""
+WGET = "wget --tries 1 -T 4 -q -O-"
+TOKEN = ' --header "Authorization: Bearer $RAY_AUTH_TOKEN"'
 
 Tree = dict[str, Any]
 
@@ -46,13 +54,25 @@ def ray_service(config: Tree, image: str) -> Tree:
             "rayClusterDeletionDelaySeconds": DRAIN_S,
             "rayClusterConfig": {
                 "rayVersion": ray.__version__,
+                # KubeRay makes the token and hands it to all pods; without it, who reaches a pod runs what he likes
+                "authOptions": {"mode": "token"},
                 "enableInTreeAutoscaling": True,
                 "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": DRAIN_S},
-                "headGroupSpec": _head(image),
-                "workerGroupSpecs": [_workers(application["deployments"], image)],
+                "headGroupSpec": _with_key(_head(image), args),
+                "workerGroupSpecs": [_with_key(_workers(application["deployments"], image), args)],
             },
         },
     }
+
+
+def _with_key(group: Tree, args: Tree) -> Tree:
+    """A group of pods whose containers get the API key from its Secret; as it is where callers need none."""
+    access = AccessArgs.model_validate(args.get("access", {}))
+    if not access.open:
+        source = {"secretKeyRef": {"name": KEY_SECRET, "key": KEY_ENTRY}}
+        for container in group["template"]["spec"]["containers"]:
+            container["env"] = [{"name": access.api_key_env, "valueFrom": source}]
+    return group
 
 
 def _head(image: str) -> Tree:
@@ -60,7 +80,7 @@ def _head(image: str) -> Tree:
     ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": 8000, "metrics": 8080}
     container = _container("ray-head", image, {"cpu": "2", "memory": "8Gi"}, ports)
     container |= _probes("localhost:52365/api/local_raylet_healthz", "localhost:8265/api/gcs_healthz")
-    return {"rayStartParams": {"num-cpus": "0"}, "template": {"spec": _pod(container)}}
+    return {"rayStartParams": {"num-cpus": "0"}, "template": _template(_pod(container))}
 
 
 def _workers(deployments: list[Tree], image: str) -> Tree:
@@ -85,7 +105,7 @@ def _workers(deployments: list[Tree], image: str) -> Tree:
         "minReplicas": fewest,
         "maxReplicas": most,
         "rayStartParams": {},
-        "template": {"spec": pod},
+        "template": _template(pod),
     }
 
 
@@ -102,6 +122,7 @@ def _container(name: str, image: str, resources: Tree, ports: dict[str, int]) ->
         "name": name,
         "image": image,
         "resources": {"requests": resources, "limits": dict(resources)},
+        "env": [{"name": name, "value": value} for name, value in REPLICA_SETTINGS.items()],
         "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
         "volumeMounts": [{"name": "data", "mountPath": DATA_FOLDER}],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -112,7 +133,7 @@ def _probes(*addresses: str, ready: str | None = None) -> Tree:
     """Alive while Ray answers; ready when, beyond that, `ready` does (a worker's proxy runs where a replica does)."""
 
     def probe(urls: tuple[str, ...], failures: int) -> Tree:
-        command = " && ".join(f"wget --tries 1 -T 4 -q -O- http://{url} | grep -q success" for url in urls)
+        command = " && ".join(f"{WGET}{'' if url == ready else TOKEN} http://{url} | grep -q success" for url in urls)
         return {
             "exec": {"command": ["bash", "-c", command]},
             "initialDelaySeconds": 30,
@@ -133,6 +154,10 @@ def _pod(container: Tree) -> Tree:
         "containers": [container],
         "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": CLAIM}}],
     }
+
+
+def _template(pod: Tree) -> Tree:
+    return {"metadata": {"labels": dict(LABEL)}, "spec": pod}
 
 
 class _Dumper(yaml.SafeDumper):

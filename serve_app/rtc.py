@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import time
@@ -11,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import HTTPConnection
 
 from configs.schema import ConfigError
 from configs.serve import RtcArgs
@@ -23,6 +23,7 @@ from serve_app.errors import AtCapacity, Refused, Unavailable, refusal
 from serve_app.messages import MAX_MESSAGE_BYTES, Start, Told, Wishes, parse, problem, write
 from serve_app.sdp import check_offer, trickled
 from webrtc.ice import IceServer, time_limited_credential
+from webrtc.sdp import Offer
 
 log = logging.getLogger("seedvc.rtc")
 
@@ -68,7 +69,8 @@ class Patch:
 class Listen:
     """An offer to hear the converted side."""
 
-    offer: str
+    offer: Offer
+    local: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Find:
-    """Whether a session is there."""
+    """Whether a session is there, or a call that can be listened to by this id."""
+
+    to_listen: bool = False
 
 
 Wanted = Patch | Listen | HangUp | Find
@@ -93,6 +97,8 @@ class Opened:
     session_id: str
     etag: str
     answer: str
+    listen_id: str | None
+    """How others listen to it; None for a listener."""
 
 
 class Rtc:
@@ -113,10 +119,9 @@ class Rtc:
             "default_mode": DEFAULT_MODE,
         }
 
-    async def publish(self, wishes: Wishes, offer: str) -> Opened:
+    async def publish(self, wishes: Wishes, offer: str, *, local: bool = False) -> Opened:
         """A call that no socket keeps: it lasts until its client or its media leave."""
-        check_offer(offer, "sendrecv")
-        call = self.calls.start(wishes, offer)
+        call = self.calls.start(wishes, check_offer(offer, "sendrecv"), local=local)
         await call.answered()
         # In a context of its own: Serve ties calls made in a request's context to that request.
         hold = asyncio.create_task(self._owners.hold("wait_session", call.session_id), context=Context())
@@ -135,11 +140,11 @@ class Rtc:
         """Does it to a session of this replica."""
         match wanted:
             case Listen():
-                listener = self.calls.listen(session_id, wanted.offer)
+                listener = self.calls.listen(session_id, wanted.offer, local=wanted.local)
                 await listener.answered()
                 return opened(listener)
             case Find():
-                self.calls.find(session_id)
+                (self.calls.heard_as if wanted.to_listen else self.calls.find)(session_id)
             case HangUp():
                 session = self.calls.find(session_id)
                 session.stop(REPLACED if wanted.replaced else STOPPED)
@@ -160,7 +165,8 @@ REPLACED = End("replaced", "the same client called again")
 
 def opened(session: Session) -> Opened:
     """An answered session as its client is told of it."""
-    return Opened(session.session_id, session.etag, session.answer.result())
+    listen_id = session.listen_id if isinstance(session, Call) else None
+    return Opened(session.session_id, session.etag, session.answer.result(), listen_id)
 
 
 def ice_servers_of(args: RtcArgs) -> list[IceServer]:
@@ -191,47 +197,34 @@ def own_ice_servers(args: RtcArgs) -> list[IceServer]:
 def rtc_router(rtc: Rtc) -> APIRouter:
     """All routes of calls."""
     router = APIRouter(prefix=PREFIX, tags=["live calls"])
-    api_key = os.environ.get(rtc.args.api_key_env, "")
-
-    def authorise(request: Request) -> None:
-        if not is_authorised(request.headers.get("authorization", ""), api_key):
-            raise Refused(
-                401, "invalid_api_key", "an Authorization: Bearer header with the API key is needed", CHALLENGE
-            )
 
     @router.get("/config")
-    async def config(request: Request) -> dict[str, Any]:
+    async def config() -> dict[str, Any]:
         """ICE servers with fresh credentials, and the latency modes."""
-        authorise(request)
         return rtc.hello
 
     @router.websocket("/ws")
     async def socket(websocket: WebSocket) -> None:
         await websocket.accept()
-        given = websocket.headers.get("authorization") or f"Bearer {websocket.query_params.get('access_token', '')}"
-        await SocketCall(websocket, rtc).run(authorised=is_authorised(given, api_key))
+        await SocketCall(websocket, rtc).run()
 
     @router.post("/whip", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
     async def publish(request: Request, wishes: Annotated[Wishes, Query()]) -> Response:
         """WHIP: an offer that sends sound; sendrecv also gets the converted sound back."""
-        authorise(request)
         offer = await body_of(request, SDP_TYPE)
-        return created(request, await rtc.publish(wishes, offer), rtc.ice_servers())
+        return created(request, await rtc.publish(wishes, offer, local=is_local(request)), rtc.ice_servers())
 
-    @router.post("/whep/{session_id}", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
-    async def listen(request: Request, session_id: str) -> Response:
-        """WHEP: hear the converted side of a session."""
-        authorise(request)
-        offer = await body_of(request, SDP_TYPE)
-        check_offer(offer, "sendonly")
-        answer = await rtc.ask(session_id, Listen(offer))
+    @router.post("/whep/{listen_id}", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
+    async def listen(request: Request, listen_id: str) -> Response:
+        """WHEP: hear the converted side of a call."""
+        offer = check_offer(await body_of(request, SDP_TYPE), "sendonly")
+        answer = await rtc.ask(listen_id, Listen(offer, is_local(request)))
         assert answer is not None
         return created(request, answer, rtc.ice_servers())
 
     @router.patch("/sessions/{session_id}", status_code=204, openapi_extra=_takes(TRICKLE_TYPE))
     async def trickle(request: Request, session_id: str) -> Response:
         """More ICE candidates of the client."""
-        authorise(request)
         fragment = await body_of(request, TRICKLE_TYPE)
         if_match = request.headers.get("if-match")
         if if_match is None:
@@ -242,9 +235,8 @@ def rtc_router(rtc: Rtc) -> APIRouter:
         return Response(status_code=204)
 
     @router.delete("/sessions/{session_id}")
-    async def hang_up(request: Request, session_id: str) -> Response:
+    async def hang_up(session_id: str) -> Response:
         """Ends a session."""
-        authorise(request)
         await rtc.ask(session_id, HangUp())
         return Response()
 
@@ -254,15 +246,13 @@ def rtc_router(rtc: Rtc) -> APIRouter:
 
     async def nothing(request: Request) -> Response:
         """There is something here; what it plays is not told over HTTP."""
-        authorise(request)
-        session_id = request.path_params.get("session_id")
-        if session_id is not None:
-            await rtc.ask(session_id, Find())
+        for name, found in request.path_params.items():
+            await rtc.ask(found, Find(to_listen=name == "listen_id"))
         return Response(status_code=204)
 
-    for path in ("/config", "/whip", "/whep/{session_id}", "/sessions/{session_id}"):
+    for path in ("/config", "/whip", "/whep/{listen_id}", "/sessions/{session_id}"):
         router.add_api_route(path, describe, methods=["OPTIONS"], include_in_schema=False)
-    for path in ("/whip", "/whep/{session_id}", "/sessions/{session_id}"):
+    for path in ("/whip", "/whep/{listen_id}", "/sessions/{session_id}"):
         router.add_api_route(path, nothing, methods=["GET", "HEAD"], include_in_schema=False)
     return router
 
@@ -274,16 +264,12 @@ class SocketCall:
         self._socket, self._rtc = websocket, rtc
         self._unsent: asyncio.Queue[str] = asyncio.Queue(MAX_UNSENT)
 
-    async def run(self, *, authorised: bool) -> None:
+    async def run(self) -> None:
         """Serves the socket until its call is over."""
         writer = asyncio.create_task(self._write())
         reader: asyncio.Task[None] | None = None
         code = CLOSE_NORMAL
         try:
-            if not authorised:
-                raise Refused(
-                    401, "invalid_api_key", "an API key is needed: a Bearer header, or access_token in the URL"
-                )
             self.tell(self._rtc.hello)
             call = await self._start(await self._first())
             reader = asyncio.create_task(self._read(call))
@@ -329,9 +315,9 @@ class SocketCall:
         if start.replaces is not None:
             with suppress(Refused, Unavailable):  # it has ended already, or its server has
                 await self._rtc.ask(start.replaces, HangUp(replaced=True))
-        check_offer(start.sdp, "sendrecv")
+        offer = check_offer(start.sdp, "sendrecv")
         wishes = Wishes.model_validate(start.model_dump(include=set(Wishes.model_fields)))
-        return self._rtc.calls.start(wishes, start.sdp, self.tell)
+        return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket))
 
     async def _read(self, call: Call) -> None:
         """Hands on what the client says, until it leaves, which ends the call."""
@@ -366,7 +352,13 @@ class SocketCall:
 
 def ready(call: Call) -> Told:
     """The answer to a 'start'."""
-    return {"type": "ready", "session": call.session_id, "sdp": call.answer.result(), "settings": call.settings}
+    return {
+        "type": "ready",
+        "session": call.session_id,
+        "listen": call.listen_id,
+        "sdp": call.answer.result(),
+        "settings": call.settings,
+    }
 
 
 def close_code(error: Exception) -> int:
@@ -376,10 +368,14 @@ def close_code(error: Exception) -> int:
     return CLOSE_FAILED if refusal(error) is None else CLOSE_REFUSED
 
 
-def is_authorised(header: str, api_key: str) -> bool:
-    """Whether an Authorization header carries the key, or none is asked for."""
-    scheme, _, token = header.partition(" ")
-    return not api_key or (scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), api_key.encode()))
+def is_local(connection: HTTPConnection) -> bool:
+    """Whether a client is on this machine, as far as can be told: behind a proxy, the proxy is the client."""
+    if connection.client is None or {"forwarded", "x-forwarded-for", "x-real-ip"} & set(connection.headers):
+        return False
+    try:
+        return ip_address(connection.client.host).is_loopback
+    except ValueError:
+        return False
 
 
 async def body_of(request: Request, media_type: str) -> str:
@@ -403,6 +399,8 @@ def created(request: Request, session: Opened, ice_servers: Sequence[IceServer])
     """The answer to an offer over HTTP."""
     root = request.scope.get("root_path", "")
     headers = {"Location": f"{root}{PREFIX}/sessions/{session.session_id}", "ETag": session.etag}
+    if session.listen_id is not None:
+        headers["X-Seedvc-Listen"] = f"{root}{PREFIX}/whep/{session.listen_id}"
     response = Response(session.answer, 201, headers, SDP_TYPE)
     for link in ice_links(ice_servers):
         response.headers.append("Link", link)
@@ -423,36 +421,8 @@ def _credential(server: IceServer, url: str) -> str:
     return f'; username="{server.username}"; credential="{server.credential}"; credential-type="password"'
 
 
-class Cors:
-    """Lets pages of other origins use the routes of calls, refusals included; no cookies are involved."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Adds the headers that a browser asks for."""
-        if scope["type"] != "http" or f"{PREFIX}/" not in scope["path"]:
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *CORS]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
-
-
 def _takes(media_type: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
 ACCEPT: Mapping[str, str] = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}
-CHALLENGE: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
-CORS = [
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH, DELETE, OPTIONS"),
-    (b"access-control-allow-headers", b"Authorization, Content-Type, If-Match"),
-    (b"access-control-expose-headers", b"Location, ETag, Link, Retry-After, Accept-Post, Accept-Patch"),
-    (b"access-control-max-age", b"600"),
-]

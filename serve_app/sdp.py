@@ -7,27 +7,28 @@ from collections.abc import Iterator
 
 from serve_app.errors import Refused
 from serve_app.messages import MAX_CANDIDATE, Candidate, IceCandidate
-from webrtc.sdp import Direction, OfferError, read_offer
+from webrtc.sdp import Direction, Offer, OfferError, read_offer
 
 _LINE = re.compile(r"[a-z]=.*")
 
 
-def check_offer(sdp: str, willing: Direction) -> None:
-    """Refused where no call can be made of an offer: with 400 where it is no SDP, else with 422."""
+def check_offer(sdp: str, willing: Direction) -> Offer:
+    """An offer, read; Refused where no call can be made of it: with 400 where it is no SDP, else with 422."""
     if not sdp.startswith("v=0"):
         raise Refused(400, "invalid_offer", "the offer is not SDP; its first line must be 'v=0'")
     try:
-        direction = read_offer(sdp, willing).direction
+        offer = read_offer(sdp, willing)
     except OfferError as error:
         raise Refused(422, "invalid_offer", str(error)) from None
-    if willing == "sendrecv" and direction == "sendonly":
+    if willing == "sendrecv" and offer.direction == "sendonly":
         raise Refused(422, "invalid_offer", "the offer's audio is recvonly; a speaker offers sendrecv or sendonly")
+    return offer
 
 
 def trickled(fragment: str) -> Iterator[Candidate]:
     """The candidates of a trickle-ice-sdpfrag, in order; Refused with 400 where it is none.
 
-    There is one section only, so a fragment that names none, as some clients send, means that one.
+    A fragment that names no section, as some clients send, means the one that the call is held on.
     """
     lines = [line.strip() for line in fragment.splitlines() if line.strip()]
     if not lines or not all(_LINE.fullmatch(line) for line in lines):
@@ -38,7 +39,7 @@ def trickled(fragment: str) -> Iterator[Candidate]:
         if name == "a=mid":
             mid = value
         elif name == "a=candidate" and len(line) <= MAX_CANDIDATE:
-            ice = IceCandidate(candidate=line[2:], sdpMid=mid, sdpMLineIndex=0)
+            ice = IceCandidate(candidate=line[2:], sdpMid=mid)
             yield Candidate(type="candidate", candidate=ice)
         elif name == "a=end-of-candidates":
             yield Candidate(type="candidate", candidate=None)

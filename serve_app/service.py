@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
@@ -18,7 +19,17 @@ from configs.serve import Limits
 from serve_app.conversion import LENGTH_TOLERANCE_S, Conversion, Decoded, in_thread
 from serve_app.errors import AtCapacity, FieldProblem, InvalidFields
 from serve_app.places import Place, slowest_of
-from serve_app.stores.voices import NotStored, VoiceRecord, VoiceStore, as_stored, new_voice_id
+from serve_app.stores.voices import (
+    InvalidVoiceId,
+    NotStored,
+    VoiceNotFound,
+    VoiceRecord,
+    VoiceStore,
+    as_stored,
+    new_voice_id,
+)
+from stages.denoise import without_noise
+from stages.reference import SEARCHED_S, ReferenceReport, spoken
 from stages.types import BadAudio, Samples, StoredVoice, Voice
 from webrtc.files import OUTPUT_FORMATS
 
@@ -27,6 +38,10 @@ _REFERENCES_AT_ONCE = 2
 _REFERENCES_WAITING = 16
 DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
 MAX_SEED = 2**32 - 1
+TEND_EVERY_S = 15.0
+LEAST_EXPIRY_S = 60
+"""Time enough to be renewed twice, or to be used at all."""
+MOST_EXPIRY_S = 86400
 MODEL_IDS = ("seedvc", "eleven_english_sts_v2", "eleven_multilingual_sts_v2")
 """Our one model, and the names that ElevenLabs clients call it by."""
 
@@ -63,8 +78,8 @@ class Backend(Protocol):
     def fingerprint(self) -> str:
         """Names the weights that make a voice's features."""
 
-    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """Features of a reference recording, and warnings about it; BadAudio where it cannot serve as one."""
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """Features of a reference, warnings, and how good it is; BadAudio where it cannot serve as one."""
 
     @property
     def streams(self) -> RecordingStreams:
@@ -79,6 +94,7 @@ class Service:
         self.voices = voices
         self.limits = limits
         self._running: dict[object, Place | None] = {}
+        self._in_use: Counter[str] = Counter()
         self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._adding = 0
         self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
@@ -89,6 +105,9 @@ class Service:
         files: Sequence[AsyncIterator[bytes] | bytes],
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        *,
+        expires_s: int | None = None,
+        remove_noise: bool = False,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
         if self._adding >= _REFERENCES_WAITING:
@@ -100,7 +119,9 @@ class Service:
                 samples, sample_rate, warnings = await self._reference(files)
         finally:
             self._adding -= 1
-        record, more_warnings = await self.add_samples(name, samples, sample_rate, description, labels)
+        record, more_warnings = await self.add_samples(
+            name, samples, sample_rate, description, labels, expires_s=expires_s, remove_noise=remove_noise
+        )
         return record, [*warnings, *more_warnings]
 
     async def add_samples(
@@ -110,18 +131,27 @@ class Service:
         sample_rate: int,
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        *,
+        expires_s: int | None = None,
+        remove_noise: bool = False,
     ) -> tuple[VoiceRecord, list[str]]:
-        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings."""
+        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings.
+
+        With `expires_s`, it is forgotten when nothing has used it for so long.
+        """
         limit_s = self.limits.max_reference_s
         warnings: list[str] = []
         if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
-            warnings.append(f"the reference was cut to its first {limit_s:g} s")
-        samples = as_stored(samples[: round(limit_s * sample_rate)])
+            samples, sample_rate, warnings = await in_thread(spoken, samples, sample_rate, limit_s)
+        samples = samples[: round(limit_s * sample_rate)]
+        if remove_noise:
+            samples = await in_thread(without_noise, samples, sample_rate)
+        samples = as_stored(samples)
         if len(samples) < self.limits.min_reference_s * sample_rate:
             got_s = len(samples) / sample_rate
             message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
             raise BadAudio("too_short", message)
-        voice, more_warnings = await self.backend.make_voice(samples, sample_rate)
+        voice, more_warnings, report = await self.backend.make_voice(samples, sample_rate)
         record = VoiceRecord(
             voice_id=new_voice_id(),
             name=name,
@@ -130,6 +160,8 @@ class Service:
             created_at_unix=int(datetime.now(UTC).timestamp()),
             duration_s=round(len(samples) / sample_rate, 3),
             sample_rate=sample_rate,
+            expires_s=expires_s,
+            reference=report.described(),
         )
         await asyncio.to_thread(self.voices.add, record, samples, sample_rate)
         try:
@@ -151,6 +183,7 @@ class Service:
         live: bool = False,
         streaming: bool = False,
         place: Place | None = None,
+        remove_noise: bool = False,
     ) -> Conversion:
         """A conversion that runs while it is entered; the voice is known to exist and its features are made.
 
@@ -167,7 +200,7 @@ class Service:
         else:
             open_stream = partial(self.backend.streams.recording, voice, seed=seed, steps=steps, streaming=streaming)
         sound = Decoded(upload, file_format, self.limits.max_source_s)
-        return Conversion(sound, open_stream, fmt, seed, self.admitted(place))
+        return Conversion(sound, open_stream, fmt, seed, self.admitted(place), remove_noise)
 
     @property
     def running_conversions(self) -> int:
@@ -203,6 +236,23 @@ class Service:
         """The upload whose conversion makes room where that is needed."""
         return slowest_of(place for place in self._running.values() if place is not None)
 
+    @asynccontextmanager
+    async def using(self, voice_id: str) -> AsyncIterator[None]:
+        """Keeps a voice that would be forgotten, for as long as something is done with it."""
+        self._in_use[voice_id] += 1
+        try:
+            yield
+        finally:
+            self._in_use[voice_id] -= 1
+            self._in_use += Counter()  # drops what nothing uses
+
+    async def tend_voices(self, in_calls: Iterable[str]) -> None:
+        """Renews the voices that are in use, and forgets those whose time is over; called every TEND_EVERY_S."""
+        for voice_id in {*in_calls, *self._in_use}:
+            with suppress(VoiceNotFound, InvalidVoiceId):  # deleted, or never there
+                await asyncio.to_thread(self.voices.renew, voice_id)
+        await asyncio.to_thread(self.voices.sweep)
+
     async def make_features(self, voice_id: str) -> StoredVoice:
         """The voice as streams take it. Makes its features where a premade voice, or new weights, lack them."""
         fingerprint = self.backend.fingerprint
@@ -211,13 +261,13 @@ class Service:
             voice = await asyncio.to_thread(self.voices.features, voice_id, fingerprint)
             if voice is None:
                 samples, sample_rate = await asyncio.to_thread(self.voices.reference, voice_id)
-                voice, _ = await self.backend.make_voice(samples, sample_rate)
+                voice, _, _ = await self.backend.make_voice(samples, sample_rate)
                 await asyncio.to_thread(self.voices.save_features, voice_id, fingerprint, voice)
         return StoredVoice(voice_id, voice.file_frames)
 
     async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
-        """The recordings as one, at the rate of the first, as far as a reference may reach; and warnings."""
-        enough_s = self.limits.max_reference_s + 2 * LENGTH_TOLERANCE_S  # so that the cut is noticed, and told
+        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings."""
+        enough_s = SEARCHED_S
         warnings: list[str] = []
         wholes: list[Samples] = []
         rate, taken_s = 0, 0.0

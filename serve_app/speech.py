@@ -66,8 +66,6 @@ class SpeechForm(BaseModel):
     def warnings(self) -> list[str]:
         """What was asked for and is not done."""
         found = []
-        if self.remove_background_noise:
-            found.append("remove_background_noise is not supported and was ignored")
         if self.voice_settings:
             found.append("voice_settings is not supported and was ignored")
         return found
@@ -146,7 +144,10 @@ class Answer(Response):
         await asyncio.to_thread(self._service.voices.get, self._voice_id)  # before the upload is taken
         limits = self._service.limits
         try:
-            async with incoming(receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body:
+            async with (
+                self._service.using(self._voice_id),
+                incoming(receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body,
+            ):
                 form = MultipartForm(header(scope, b"content-type"), body.chunks())
                 if self._streaming:
                     await self._stream(form, send)
@@ -243,6 +244,7 @@ class Answer(Response):
             steps=fields.steps,
             file_format=fields.file_format,
             place=self._place,
+            remove_noise=fields.remove_background_noise,
             **self._options,
         )
 

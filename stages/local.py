@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from stages.encoder import Encoder
 from stages.geometry import Geometry
 from stages.line import BlockRequests, Sampling
 from stages.recording import LiveRecordingStream, RecordingStream
+from stages.reference import ReferenceReport
 from stages.streams import Streams
 from stages.threaded import ThreadedStages
 from stages.types import (
@@ -35,7 +37,6 @@ from stages.vocoder import Vocoder
 from stages.voice import VoiceMaker
 
 Item = TypeVar("Item")
-CACHE_FOLDER = Path.home() / ".cache" / "seedvc-serve"
 
 
 def set_threads(n_threads: int) -> None:
@@ -44,8 +45,27 @@ def set_threads(n_threads: int) -> None:
 
 
 def weights_folder(preset: Preset) -> Path:
-    """Where a preset's weights are: beside its YAML, or in the cache that `seedvc pull` fills."""
-    return preset.weights or CACHE_FOLDER / preset.name
+    """Where a preset's weights are: beside its YAML, or in the cache that `seedvc pull` fills.
+
+    ConfigError where there is no place for a cache.
+    """
+    return preset.weights or _cache_folder(preset.name) / preset.name
+
+
+def _cache_folder(wanted_for: str) -> Path:
+    """SEEDVC_CACHE, else `seedvc-serve` in XDG_CACHE_HOME or in ~/.cache."""
+    if own := os.environ.get("SEEDVC_CACHE"):
+        return Path(own).absolute()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # unset, or against its specification
+        try:
+            caches = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise ConfigError(
+                f"there is no home folder to keep the weights of {wanted_for} in: HOME is not set, and this user has"
+                " none; set SEEDVC_CACHE to a folder"
+            ) from error
+    return caches / "seedvc-serve"
 
 
 def open_weights(preset: Preset, weights: str | Path | None = None) -> Checkpoint:
@@ -129,11 +149,11 @@ class LocalStages:
         return self._vocoder([mel], [request])[0]
 
     def voice(self, samples: Samples, sample_rate: int) -> Voice:
-        """The voice of a reference (mono, 1 to 30 s, longer is cut); BadAudio where it holds none."""
+        """The voice of a reference (mono, 1 s or more; 30 s of its speech are used); BadAudio where it holds none."""
         return self.make_voice(samples, sample_rate)[0]
 
-    def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """The voice of a reference, and what was done to the reference in words."""
+    def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """The voice of a reference, what would sound better in words, and how good the reference is."""
         return self._voice_maker(samples, sample_rate)
 
     def block(self, source_16k: Samples, voice: Voice, noise: np.ndarray | None = None, seed: int = 0) -> Samples:

@@ -16,15 +16,22 @@ from stages.geometry import MODEL_RATE, TICK_16K, TICK_MODEL, mel_frames, prompt
 from stages.models.campplus import Campplus, centred_fbank
 from stages.models.mel import MelSpectrogram
 from stages.pitch import median_hz, pitch_hz
-from stages.resample import to_content_rate, to_model_rate
-from stages.types import BadAudio, DiffuseRequest, EncodeRequest, Prompt, Samples, Voice, as_mono
+from stages.reference import (
+    STYLE_STEP_S,
+    STYLE_WINDOW_S,
+    ReferenceReport,
+    brought_into,
+    check_reference,
+    level_dbfs,
+    prepared,
+    several_speakers,
+    spoken,
+)
+from stages.resample import to_content_rate
+from stages.types import DiffuseRequest, EncodeRequest, Prompt, Samples, Voice
 
-RECIPE = 3
+RECIPE = 4
 """Counts the changes of this file that make other voices of the same recording."""
-MIN_REFERENCE_S = 1.0
-MAX_REFERENCE_S = 30.0
-SILENCE_PEAK = 1e-3
-"""A reference whose loudest sample is below -60 dB of full scale holds no voice."""
 CALIBRATION_S = 8.0
 QUIET_SHARE, BAND_GAINS, HELD = 0.4, (0.6, 2.2), 1.0
 """Frames left aside; bounds of a band's gain; how much a map of all bands is held near to none (nepers squared)."""
@@ -44,6 +51,7 @@ def fingerprint(preset: Preset, checkpoint: Checkpoint) -> str:
         preset.file.prompt_ms,
         preset.calibrate_voices,
         preset.temperature if preset.calibrate_voices else None,
+        preset.reference_dbfs,
     )
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 
@@ -117,27 +125,6 @@ def blank_voice(preset: Preset, sizes: ModelSizes) -> Voice:
     return Voice(live=prompt(preset.live.prompt_ms), file=prompt(preset.file.prompt_ms), fingerprint="blank")
 
 
-def check_reference(samples: Samples, sample_rate: int) -> tuple[Samples, list[str]]:
-    """A reference fit to make a voice of, and what was done to it in words.
-
-    Raises:
-        BadAudio: shorter than 1 s, silent, not finite.
-    """
-    samples = as_mono(samples)
-    duration_s = len(samples) / sample_rate
-    if duration_s < MIN_REFERENCE_S:
-        raise BadAudio(
-            "too_short", f"the reference lasts {duration_s:.2f} s; at least {MIN_REFERENCE_S:.0f} s is needed"
-        )
-    if float(np.abs(samples).max()) < SILENCE_PEAK:
-        raise BadAudio("silent", "the reference is silent; a recording of one voice is needed")
-    warnings = []
-    if duration_s > MAX_REFERENCE_S:
-        samples = samples[: int(MAX_REFERENCE_S * sample_rate)]
-        warnings.append(f"the reference lasts {duration_s:.1f} s; only its first {MAX_REFERENCE_S:.0f} s are used")
-    return samples, warnings
-
-
 class VoiceMaker:
     """Whisper, mel and CAM++ over a reference, in the prompts' two lengths."""
 
@@ -153,10 +140,13 @@ class VoiceMaker:
         self._file_samples = prompt_samples(preset.file.prompt_ms)
         self.fingerprint = fingerprint(preset, checkpoint)
 
-    def __call__(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        """The voice of a mono recording of 1 to 30 s, and warnings; BadAudio where there is none."""
-        samples, warnings = check_reference(samples, sample_rate)
-        wave = without_leading_silence(to_model_rate(samples, sample_rate))
+    def __call__(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """The voice of a mono recording of at least 1 s, warnings, and how good it is; BadAudio where there is none."""
+        speech, rate, warnings = spoken(check_reference(samples, sample_rate), sample_rate)
+        reference = prepared(speech, rate)
+        wave = without_leading_silence(reference.wave)
+        report = replace(reference.report, several_speakers=self._hears_several(wave))
+        wave = brought_into(wave, level_dbfs(wave), *self._preset.reference_dbfs)
         content_wave = to_content_rate(wave)
         pitch = np.array([median_hz(pitch_hz(content_wave, len(content_wave) // TICK_16K + 1))], np.float32)
         live = self._prompt(np.resize(wave, self._live_samples), pitch)
@@ -164,7 +154,17 @@ class VoiceMaker:
             live = replace(live, style=self._style(wave[: self._style_samples]))
         file = self._prompt(wave[: self._file_samples], pitch)
         voice = Voice(live=live, file=file, fingerprint=self.fingerprint)
-        return self._calibrated(voice, wave) if self._preset.calibrate_voices else voice, warnings
+        if self._preset.calibrate_voices:
+            voice = self._calibrated(voice, wave)
+        return voice, [*warnings, *report.warnings], report
+
+    def _hears_several(self, wave: Samples) -> bool:
+        """Whether a reference, compared with itself second by second, is of more than one speaker."""
+        size, step = int(STYLE_WINDOW_S * MODEL_RATE), int(STYLE_STEP_S * MODEL_RATE)
+        starts = range(0, max(1, len(wave) - size + 1), step)
+        windows = [wave[start : start + size] for start in starts]
+        pitches = [median_hz(pitch_hz(to_content_rate(window), size // TICK_MODEL)) for window in windows]
+        return several_speakers(np.stack([self._style(window) for window in windows]), np.array(pitches))
 
     def _prompt(self, wave: Samples, pitch: np.ndarray) -> Prompt:
         content = self._encoder([EncodeRequest(to_content_rate(wave))])[0]

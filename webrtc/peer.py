@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aioice import Connection as IceConnection
+from aiortc import RTCDataChannel, RTCIceCandidate, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.rtcrtptransceiver import RTCRtpTransceiver
-from aiortc.sdp import candidate_from_sdp
 from aiortc.stats import RTCStatsReport, RTCTransportStats
 from numpy.typing import NDArray
 
+from webrtc.candidates import MAX_CANDIDATES, Reach, read_candidate
+from webrtc.guard import Allowance, Guard
 from webrtc.ice import HANG_UP_S, IceServer, configuration
 from webrtc.opus import OpusEncoder
 from webrtc.playout import Playout
 from webrtc.rate import RateControl
 from webrtc.receive import AudioReceiver
 from webrtc.reports import SenderReports
-from webrtc.sdp import MAX_CANDIDATES, OPUS, Direction, Offer, OfferError, is_usable, read_offer, with_opus_parameters
+from webrtc.sdp import OPUS, Direction, Offer, OfferError, complete_answer, read_offer
 from webrtc.send import SendTrack
 
 log = logging.getLogger("seedvc.media")
@@ -31,6 +33,8 @@ CHANNEL = "control"
 MAX_MESSAGE = 65536  # characters
 MAX_UNSENT_BYTES = 262144
 """Messages that the network has not taken; beyond it new ones are dropped."""
+MESSAGES_PER_S, MESSAGES_AT_ONCE = 20, 100
+"""What a client may say on the data channel; the rest is left out."""
 MEASURE_EVERY_S = 1.0
 CONNECT_TIMEOUT_S = 20.0
 LOST_AFTER_S = 15.0
@@ -63,6 +67,8 @@ class PeerStats:
     bridged: int = 0
     """How often converted sound came late and had to be bridged, since the start."""
     messages_dropped: int = 0
+    left_out: int = 0
+    """Datagrams of strangers, malformed ones, and what was more than a call has, messages included; since the start."""
 
 
 class Peer:
@@ -74,6 +80,7 @@ class Peer:
         on_frame: called each 20 ms with 320 samples of the client at 16 kHz, silence included, from the answer on.
         on_message: called with each text that the client sends on the data channel `control`.
         direction: what this side is willing to do; the offer decides whether it comes to that.
+        reach: which addresses packets are sent to: without it, all but this machine's own and those of no use.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Peer:
         on_frame: Callable[[Samples], None],
         on_message: Callable[[str], None] | None = None,
         direction: Direction = "sendrecv",
+        reach: Reach = Reach(),  # noqa: B008 - frozen
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         lost_after_s: float = LOST_AFTER_S,
         measure_every_s: float = MEASURE_EVERY_S,
@@ -104,8 +112,10 @@ class Peer:
         self._seen = _Seen()
         self._channel: RTCDataChannel | None = None
         self._messages_dropped = 0
-        self._mids: tuple[str, ...] = ()
-        self._candidates: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_CANDIDATES)
+        self._reach, self._guard = reach, Guard(reach)
+        self._heard = Allowance(MESSAGES_PER_S, MESSAGES_AT_ONCE)
+        self._messages_left_out = 0
+        self._candidates: asyncio.Queue[tuple[RTCIceCandidate, Mapping[str, Any] | int]] = asyncio.Queue(MAX_CANDIDATES)
         self._n_candidates = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._negotiation: asyncio.Task[str] | None = None
@@ -114,15 +124,15 @@ class Peer:
         self._connection.on("connectionstatechange", self._follow_state)
         self._connection.on("datachannel", self._adopt)
 
-    async def answer(self, offer_sdp: str) -> str:
-        """The answer, with all candidates of this side in it.
+    async def answer(self, given: Offer | str) -> str:
+        """The answer to an offer, read or as text, with all candidates of this side in it.
 
         Raises:
             OfferError: the offer cannot be answered; the peer is closed then.
             ConnectionError: the peer was closed meanwhile.
         """
         try:
-            offer = read_offer(offer_sdp, self.direction)
+            offer = read_offer(given, self.direction) if isinstance(given, str) else given
             self.direction = offer.direction
             self._negotiation = asyncio.create_task(self._negotiate(offer))
             return await asyncio.shield(self._negotiation)
@@ -133,17 +143,20 @@ class Peer:
     def add_candidate(self, candidate: Mapping[str, Any] | None) -> None:
         """One more address of the client, in the form browsers have; used in the order of the calls.
 
-        None and the empty candidate, the end of them all, change nothing: see `webrtc.sdp`. What cannot be read or
+        None and the empty candidate, the end of them all, change nothing: after it aioice would report failure where no
+        known candidate works, though one that it learns from the client's own checks may yet. What cannot be read or
         reached, and what comes after 64 of them, is left out: each costs connectivity checks.
         """
-        line = str((candidate or {}).get("candidate") or "")
-        if not line:
-            return
-        if not is_usable(line) or self._n_candidates == MAX_CANDIDATES:
+        if line := str((candidate or {}).get("candidate") or ""):
+            self._add_candidate(line, candidate or {})
+
+    def _add_candidate(self, line: str, place: Mapping[str, Any] | int) -> None:
+        candidate = read_candidate(line, self._reach)
+        if candidate is None or self._n_candidates == MAX_CANDIDATES:
             log.debug("candidate left out")
             return
         self._n_candidates += 1
-        self._candidates.put_nowait(dict(candidate or {}))
+        self._candidates.put_nowait((candidate, place))
 
     def play(self, samples: Samples) -> None:
         """Sends sound at 22.05 kHz; never waits."""
@@ -205,7 +218,6 @@ class Peer:
 
     async def _negotiate(self, offer: Offer) -> str:
         connection = self._connection
-        self._mids = offer.mids
         sends, receives = offer.direction != "recvonly", offer.direction != "sendonly"
         transceiver = connection.addTransceiver(self._track if sends else "audio", direction=offer.direction)
         codecs = RTCRtpSender.getCapabilities("audio").codecs
@@ -219,12 +231,29 @@ class Peer:
             raise OfferError("the offer is not one that a WebRTC audio call can be made of") from error
         if receives:
             self._receiver.attach(transceiver.receiver)
+        sockets = self._guarded(transceiver)
         await connection.setLocalDescription(await connection.createAnswer())
+        for ice in sockets:
+            self._guard.after_gathering(ice)
         if self._closing is not None:
             raise ConnectionError("the peer was closed while it answered")
-        self._start(self._pass_candidates(), "candidates")
+        for line, index in offer.candidates:
+            self._add_candidate(line, index)
+        self._start(self._pass_candidates(offer), "candidates")
         self._start(self._watch(transceiver), "watch")
-        return with_opus_parameters(connection.localDescription.sdp)
+        return complete_answer(connection.localDescription.sdp, offer)
+
+    def _guarded(self, transceiver: RTCRtpTransceiver) -> list[IceConnection]:
+        """Puts the guard before all that aiortc has made for the call; its connections, which have no sockets yet."""
+        transports = {transceiver.receiver.transport}
+        self._guard.guard_media(transceiver.receiver, transceiver.sender)
+        if self._connection.sctp is not None:
+            transports.add(self._connection.sctp.transport)
+            self._guard.guard_data(self._connection.sctp)
+        for transport in transports:
+            self._guard.guard_dtls(transport)
+            self._guard.before_gathering(transport.transport._connection)
+        return [transport.transport._connection for transport in transports]
 
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(coroutine, name=f"peer-{name}")
@@ -242,23 +271,18 @@ class Peer:
             self.failed = True
             self._close_because("something failed on this side")
 
-    async def _pass_candidates(self) -> None:
+    async def _pass_candidates(self, offer: Offer) -> None:
         """Hands candidates on one by one."""
         while True:
-            given = await self._candidates.get()
-            try:
-                candidate = candidate_from_sdp(given["candidate"].removeprefix("candidate:"))
-                candidate.sdpMid, candidate.sdpMLineIndex = self._section(given)
-                await self._connection.addIceCandidate(candidate)
-            except (AssertionError, ValueError):
-                log.debug("candidate left out", exc_info=True)
-
-    def _section(self, given: Mapping[str, Any]) -> tuple[str | None, int | None]:
-        """Which section of the offer a candidate belongs to: the first where it does not say (WHIP fragments)."""
-        mid, index = given.get("sdpMid"), given.get("sdpMLineIndex")
-        if mid in self._mids:
-            return mid, None
-        return None, index if isinstance(index, int) and 0 <= index < len(self._mids) else 0
+            candidate, place = await self._candidates.get()
+            section = (
+                place if isinstance(place, int) else offer.carrier(place.get("sdpMid"), place.get("sdpMLineIndex"))
+            )
+            if section is None:
+                log.debug("candidate of a rejected section left out")
+                continue
+            candidate.sdpMLineIndex = section
+            await self._connection.addIceCandidate(candidate)
 
     async def _watch(self, transceiver: RTCRtpTransceiver) -> None:
         """Gives up on a connection that does not come about or goes quiet; measures one that works."""
@@ -304,6 +328,7 @@ class Peer:
             target_bps=self._rate.rate.bitrate if self.direction != "recvonly" else 0,
             bridged=self._playout.counts.bridged,
             messages_dropped=self._messages_dropped,
+            left_out=self._guard.counts.all + self._messages_left_out,
         )
         self._seen = seen
         return seen.bytes_in > before.bytes_in
@@ -330,6 +355,9 @@ class Peer:
         self._channel = None
 
     def _hear(self, message: str | bytes) -> None:
+        if not self._heard.take(asyncio.get_running_loop().time()):
+            self._messages_left_out += 1
+            return
         if not isinstance(message, str) or len(message) > MAX_MESSAGE:
             wrong = f"a message is text of at most {MAX_MESSAGE} characters"
             self.send_message({"type": "error", "code": "invalid_message", "message": wrong})

@@ -20,6 +20,6 @@ class SenderReports:
                 self._last = entry
                 self.loss = entry.fractionLost / 256  # aiortc hands on RTCP's fixed-point byte
                 if entry.roundTripTime is not None:  # aiortc's type does not say so
-                    self.rtt_ms = 1000 * entry.roundTripTime
+                    self.rtt_ms = max(0.0, 1000 * entry.roundTripTime)
                 return True
         return False

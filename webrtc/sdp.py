@@ -1,21 +1,54 @@
-"""What a call takes of an offer, and what its answer says about Opus. Pure text work."""
+"""What a call takes of an offer, and what is answered to the rest of it. Pure text work.
+
+An offer is read once, line by line and with bounds for everything in it, before anything is made of it. aiortc gets a
+short offer of its own, with the sound and the data channel in it: its parser looks through all codecs for each of
+their attributes, and it knows no rejected sections. Those are put back into its answer.
+"""
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from aiortc.sdp import MediaDescription, SessionDescription
-
+from webrtc.candidates import MAX_CANDIDATES
 from webrtc.rate import MAX_BPS
 
 Direction = Literal["sendrecv", "recvonly", "sendonly"]
 
 MAX_OFFER = 65536  # characters
-MAX_CANDIDATES = 64
+MAX_LINES = 2000
+MAX_LINE = 4096  # characters
+MAX_SECTIONS = 32
+MAX_ALIKE = 128
+"""Lines of one attribute in one section: a browser's video has sixty codecs ..."""
+MAX_ALIKE_OF: Mapping[str, int] = {
+    "rtcp-fb": 512,  # ... with five of these each
+    "candidate": MAX_CANDIDATES,
+    "fingerprint": 16,
+    "group": 16,
+    **dict.fromkeys(("ice-ufrag", "ice-pwd", "mid", "setup"), 1),
+}
 OPUS = "audio/opus"
 # What our decoder and jitter buffer want: aiortc's own answers say nothing, and browsers then send neither FEC nor DTX.
 OPUS_PARAMETERS = f"minptime=10;useinbandfec=1;usedtx=1;maxaveragebitrate={MAX_BPS};stereo=0;sprop-stereo=0"
+SCTP_PORT = 5000  # where an offer names none
+
 _REVERSE = {"sendrecv": "sendrecv", "recvonly": "sendonly", "sendonly": "recvonly"}
+_MEDIA = re.compile(
+    r"m=(?P<kind>[!-~]+) (?P<port>[0-9]{1,5})(/[0-9]{1,5})? (?P<protocol>[!-~]+) (?P<formats>[!-~]+( [!-~]+)*)"
+)
+_WORD = re.compile(r"[!-~]{1,256}")
+_FINGERPRINT = re.compile(r"(sha-256|sha-384|sha-512) [0-9a-f]{2}(:[0-9a-f]{2})*", re.IGNORECASE)
+_RTPMAP = re.compile(r"(?P<format>[0-9]{1,3}) (?P<codec>[!-~]+)")
+_OPUS = re.compile(r"opus/48000(/[0-9]{1,2})?", re.IGNORECASE)
+_EXTENSION = re.compile(r"(?P<id>[0-9]{1,2})(/[a-z]+)? (?P<uri>[!-~]+)( .*)?")
+# What aiortc makes use of in sound: which section a packet belongs to, and how loud it is
+_EXTENSIONS = ("urn:ietf:params:rtp-hdrext:sdes:mid", "urn:ietf:params:rtp-hdrext:ssrc-audio-level")
+# aiortc's DTLS client offers ECDSA ciphers only, which a client with an RSA certificate (GStreamer) does not share: so
+# the client is to be the DTLS client.
+_SETUP = {"actpass": "active", "active": "active", "passive": "passive"}
+_TRANSPORT_LINES = ("a=ice-", "a=fingerprint:", "a=setup:", "a=candidate:", "a=end-of-candidates")
+_NO_SDP = "the offer is not a valid session description (SDP)"
 
 
 class OfferError(ValueError):
@@ -23,39 +56,225 @@ class OfferError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """An offer as aiortc is given it."""
+class OfferedSection:
+    """One media section of an offer, as the answer takes it up."""
 
-    sdp: str
+    mid: str
+    """Empty: it has none."""
+    rejection: str | None
+    """Its section of the answer where it is not wanted."""
+    stays: bool
+    """Whether it is not wanted, but our sound lives on its connection: it is answered as inactive then."""
+    carrier: int | None
+    """Which section of aiortc's offer its candidates belong to; None: they are of no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An offer as it was read."""
+
+    sdp: str = field(repr=False)
+    """What aiortc is given: the wanted sections, without candidates."""
     direction: Direction
     """The answer's, which both sides want."""
     max_bps: int
     """What the client takes at most."""
-    mids: tuple[str, ...]
+    sections: tuple[OfferedSection, ...]
+    """All of them, in order."""
+    bundle: tuple[str, ...]
+    """The names of those that share one connection in the answer."""
+    main: int
+    """The section of `sdp` that this connection is negotiated with."""
+    candidates: tuple[tuple[str, int], ...]
+    """Lines that name addresses, with the section of `sdp` that each belongs to."""
+
+    @property
+    def mids(self) -> tuple[str, ...]:
+        """Names of all sections."""
+        return tuple(section.mid for section in self.sections)
+
+    def carrier(self, mid: Any, index: Any) -> int | None:
+        """Which section of `sdp` a candidate belongs to that comes later, by what it names; None: to none.
+
+        Where it names nothing that was offered (fragments of WHIP clients), it belongs to the main one.
+        """
+        for section in self.sections:
+            if section.mid and section.mid == mid:
+                return section.carrier
+        if isinstance(index, int) and 0 <= index < len(self.sections):
+            return self.sections[index].carrier
+        return self.main
+
+
+class _Section:
+    """The lines of the session or of one of its media, by attribute."""
+
+    def __init__(self, name: str, media: str | None = None) -> None:
+        self.name = name
+        self.attributes: dict[str, list[str]] = {}
+        self.kind = self.protocol = ""
+        self.port = 0
+        self.formats: list[str] = []
+        if media is not None:
+            parts = _MEDIA.fullmatch(media)
+            if parts is None:
+                raise OfferError(f"{_NO_SDP}: it has {media[:60]!r}; such a line is 'm=KIND PORT PROTOCOL FORMAT ...'")
+            self.kind, self.port, self.protocol = parts["kind"].lower(), int(parts["port"]), parts["protocol"]
+            self.formats = parts["formats"].split(" ")
+            self.name = f"{self.kind[:20]} section"
+
+    def add(self, attribute: str, value: str) -> None:
+        values = self.attributes.setdefault(attribute, [])
+        limit = MAX_ALIKE_OF.get(attribute, MAX_ALIKE)
+        if len(values) == limit:
+            lines = "one line" if limit == 1 else f"{limit} lines"
+            raise OfferError(f"the offer's {self.name} has more than {lines} a={attribute[:40]}; allowed is no more")
+        values.append(value)
+
+    def all(self, attribute: str) -> list[str]:
+        return self.attributes.get(attribute, [])
+
+    def has(self, attribute: str) -> bool:
+        return attribute in self.attributes
+
+    @property
+    def mid(self) -> str:
+        return next(iter(self.all("mid")), "")
+
+    @property
+    def direction(self) -> str | None:
+        return next((way for way in (*_REVERSE, "inactive") if self.has(way)), None)
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is a data channel's, of browsers of today or (RFC 8841's drafts) of older ones."""
+        ours = {"UDP/DTLS/SCTP": self.formats == ["webrtc-datachannel"], "DTLS/SCTP": True}
+        return self.kind == "application" and ours.get(self.protocol.upper(), False)
+
+    def rejection(self, *, stays: bool = False) -> str:
+        """RFC 3264, section 6: the same line, with port 0; or where it `stays`, one that keeps its connection."""
+        lines = [f"m={self.kind} {9 if stays else 0} {self.protocol} {' '.join(self.formats)}", "c=IN IP4 0.0.0.0"]
+        lines += [f"a=mid:{self.mid}"] if self.mid else []
+        lines += ["a=inactive"] if "RTP/" in self.protocol else []
+        if stays:
+            lines += [
+                f"a={name}:{value}" for name in ("rtpmap", "fmtp") for value in self.all(name) if _is_plain(value)
+            ]
+            lines += ["a=rtcp-mux"] if self.has("rtcp-mux") else []
+        return "".join(f"{line}\r\n" for line in lines)
+
+
+class _Session:
+    """A whole description."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > MAX_OFFER:
+            raise OfferError(f"the offer has {len(text)} characters; at most {MAX_OFFER} are allowed")
+        lines = text.split("\n")
+        if len(lines) > MAX_LINES:
+            raise OfferError(f"the offer has {len(lines)} lines; at most {MAX_LINES} are allowed")
+        self.common = _Section("session part")
+        self.media: list[_Section] = []
+        for line in lines:
+            self._take(line.strip())
+        mids = [media.mid for media in self.media if media.mid]
+        for mid in mids:
+            if not _WORD.fullmatch(mid) or len(mid) > 64:
+                raise OfferError(f"{_NO_SDP}: it has 'a=mid:{mid[:60]}'; allowed are up to 64 letters and digits")
+        if len(set(mids)) < len(mids):
+            raise OfferError(f"{_NO_SDP}: two of its sections have the same a=mid; each must have its own")
+        named = {media.mid: media for media in self.media if media.mid}
+        self._bundles: dict[str, list[_Section]] = {}
+        for group in self.common.all("group"):
+            semantics, *members = group.split() or [""]
+            if semantics == "BUNDLE":
+                bundle = [named[mid] for mid in dict.fromkeys(members) if mid in named]
+                self._bundles |= {media.mid: bundle for media in bundle if media.mid not in self._bundles}
+
+    def _take(self, line: str) -> None:
+        if len(line) > MAX_LINE:
+            raise OfferError(f"the offer has a line of {len(line)} characters; at most {MAX_LINE} are allowed")
+        if line.startswith("m="):
+            if len(self.media) == MAX_SECTIONS:
+                raise OfferError(f"the offer has more than {MAX_SECTIONS} media sections; {MAX_SECTIONS} are allowed")
+            self.media.append(_Section("", line))
+        elif line.startswith("a="):
+            attribute, _, value = line[2:].partition(":")
+            (self.media[-1] if self.media else self.common).add(attribute, value)
+
+    def bundle_of(self, media: _Section) -> list[_Section]:
+        """The sections that share a connection with this one, in the order of their group; none where it has none."""
+        return self._bundles.get(media.mid, [])
+
+    def is_rejected(self, media: _Section) -> bool:
+        """Port 0 says so, but where the section lives on another one's connection from the start (RFC 8843)."""
+        return media.port == 0 and not (media.has("bundle-only") and len(self.bundle_of(media)) > 1)
+
+    def transport(self, media: _Section, attribute: str) -> list[str]:
+        """An attribute of a section's connection; what a section does not say, its bundle or the session says."""
+        for section in (media, self.common, *self.bundle_of(media)):
+            if section.has(attribute):
+                return section.all(attribute)
+        return []
 
 
 def read_offer(text: str, willing: Direction) -> Offer:
-    """Checks an offer to a side that is `willing` to do so much, and adapts it to what aiortc copes with.
+    """Checks an offer to a side that is `willing` to do so much, and reads what a call needs of it.
+
+    Sections that a call has no use for are rejected one by one in the answer: video, text, more sound than one track.
 
     Raises:
-        OfferError: it is malformed, has no audio or more than one track of it, has video, or no Opus, or both sides
-            only want to send or only want to receive.
+        OfferError: it is malformed or too large, or no section of it is audio with Opus that can be served: both sides
+            only want to send or only want to receive, there are no credentials, or RTCP wants a port of its own.
     """
-    if len(text) > MAX_OFFER:
-        raise OfferError(f"the offer has {len(text)} characters; at most {MAX_OFFER} are allowed")
-    try:
-        description = SessionDescription.parse(text)
-    except Exception as error:  # aiortc's parser stumbles in many ways: assertions, lookups, conversions
-        raise OfferError("the offer is not a valid session description (SDP)") from error
-    audio = _audio(description)
-    offered = audio.direction or "sendrecv"  # RFC 8866: what is not said is sendrecv
-    direction = _both_want(willing, offered)
-    lines = [line for line in map(_adapted, text.splitlines()) if line]
-    if audio.direction is None:
-        at = next(number for number, line in enumerate(lines) if line.startswith("m=audio"))
-        lines.insert(at + 1, "a=sendrecv")
-    mids = tuple(media.rtp.muxId for media in description.media)
-    return Offer("\r\n".join(lines) + "\r\n", direction, _max_bps(audio), mids)
+    session = _Session(text)
+    audio, direction = _audio(session, willing)
+    data = _data(session, audio)
+    wanted = [media for media in session.media if media in (audio, data)]
+    bundle = [media for media in session.bundle_of(audio) if media in wanted]
+    main = wanted.index(bundle[0] if bundle else audio)
+    host = _host(session, audio, wanted)
+    carriers = [wanted.index(media) if media in wanted else main if media is host else None for media in session.media]
+    lines = ["v=0", "o=- 1 1 IN IP4 0.0.0.0", "s=-", "t=0 0"]
+    lines += ["a=ice-lite"] if session.common.has("ice-lite") else []
+    lines += [f"a=group:BUNDLE {' '.join(media.mid for media in bundle)}"] if bundle else []
+    for media in wanted:
+        lines += _audio_lines(session, audio) if media is audio else _data_lines(media)
+        lines += _transport_lines(session, media, bundle[0] if media in bundle else media)
+    sections = [
+        OfferedSection(
+            media.mid, None if media in wanted else media.rejection(stays=media is host), media is host, carrier
+        )
+        for media, carrier in zip(session.media, carriers, strict=True)
+    ]
+    candidates = [
+        (line, carrier)
+        for media, carrier in zip(session.media, carriers, strict=True)
+        if carrier is not None
+        for line in media.all("candidate")
+    ]
+    return Offer(
+        "".join(f"{line}\r\n" for line in lines),
+        direction,
+        _max_bps(audio),
+        tuple(sections),
+        tuple(media.mid for media in session.bundle_of(audio) if media in wanted or media is host),
+        main,
+        tuple(candidates),
+    )
+
+
+def complete_answer(answer: str, offer: Offer) -> str:
+    """aiortc's answer with what Opus we want, the rejected sections in their places, and the bundle as it is."""
+    head, *wanted = re.split(r"^(?=m=)", with_opus_parameters(answer), flags=re.MULTILINE)
+    lines = [line for line in head.splitlines() if not line.startswith("a=group:")]
+    if offer.bundle:
+        lines.append(f"a=group:BUNDLE {' '.join(offer.bundle)}")
+    transport = "".join(f"{line}\r\n" for line in wanted[offer.main].splitlines() if line.startswith(_TRANSPORT_LINES))
+    ours = iter(wanted)
+    sections = [next(ours) if section.rejection is None else section.rejection for section in offer.sections]
+    sections = [text + transport * section.stays for text, section in zip(sections, offer.sections, strict=True)]
+    return "".join([*(f"{line}\r\n" for line in lines), *sections])
 
 
 def with_opus_parameters(answer: str) -> str:
@@ -64,31 +283,92 @@ def with_opus_parameters(answer: str) -> str:
     return re.sub(r"^a=rtpmap:(\d+) opus/48000[^\r\n]*", parameters, answer, count=1, flags=re.MULTILINE | re.I)
 
 
-def _audio(description: SessionDescription) -> MediaDescription:
-    """The one audio section."""
-    kinds = [media.kind for media in description.media]
-    tracks = kinds.count("audio")
-    if tracks != 1:
-        found = "no audio track" if tracks == 0 else f"{tracks} audio tracks"
-        raise OfferError(f"the offer has {found}; it must have exactly one")
-    others = set(kinds) - {"audio", "application"}
-    if others or kinds.count("application") > 1:
-        other = min(others, default="more than one data section")
-        raise OfferError(f"the offer has {other}; allowed are one audio track and one data channel section")
-    for media in description.media:
-        if not (media.ice and media.ice.usernameFragment and media.ice.password):
-            raise OfferError("the offer has no ICE user name and password")
-        if not (media.dtls and media.dtls.fingerprints):
-            raise OfferError("the offer has no DTLS fingerprint and role")
-        if len(media.ice_candidates) > MAX_CANDIDATES:
-            raise OfferError(f"the offer has more than {MAX_CANDIDATES} candidates")
-    audio = next(media for media in description.media if media.kind == "audio")
-    if not audio.rtcp_mux:
+def _is_plain(value: str) -> bool:
+    """Whether it may be said back."""
+    return value.isascii() and value.isprintable()
+
+
+def _audio(session: _Session, willing: Direction) -> tuple[_Section, Direction]:
+    """The first audio section that can be served, and how."""
+    offered = [media for media in session.media if media.kind == "audio"]
+    if not offered:
+        raise OfferError("the offer has no audio track; it must have exactly one")
+    live = [media for media in offered if not session.is_rejected(media)]
+    if not live:
+        raise OfferError("the offer's audio has port 0, which rejects it; it must have one audio track that is live")
+    problems = []
+    for media in live:
+        try:
+            _check_transport(session, media)
+            _check_audio(media)
+            return media, _both_want(willing, media.direction or session.common.direction or "sendrecv")
+        except OfferError as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def _data(session: _Session, audio: _Section) -> _Section | None:
+    """The first section for data channels that can be served, best one that shares the sound's connection."""
+    bundled = session.bundle_of(audio)
+    found = [media for media in session.media if media.is_data and not session.is_rejected(media)]
+    for media in sorted(found, key=lambda media: media not in bundled):
+        try:
+            _check_transport(session, media)
+            _sctp_port(media)
+        except OfferError:
+            continue
+        return media
+    return None
+
+
+def _host(session: _Session, audio: _Section, wanted: list[_Section]) -> _Section | None:
+    """The unwanted section that our sound lives with from the start, as with the bundle policy max-bundle.
+
+    It may not be rejected: browsers would take down the connection of both. Chromium says so only by naming all its
+    addresses there, and none for the sound.
+    """
+    first = next(iter(session.bundle_of(audio)), audio)
+    if first in wanted or first.port == 0:
+        return None
+    is_shared = session.transport(first, "ice-ufrag") == session.transport(audio, "ice-ufrag")
+    all_there = first.has("candidate") and not audio.has("candidate")
+    return first if audio.port == 0 or (is_shared and all_there) else None
+
+
+def _check_transport(session: _Session, media: _Section) -> None:
+    for attribute in ("ice-ufrag", "ice-pwd"):
+        if not any(map(_WORD.fullmatch, session.transport(media, attribute))):
+            raise OfferError("the offer has no ICE user name and password; a=ice-ufrag and a=ice-pwd are needed")
+    setup = next(iter(session.transport(media, "setup")), "")
+    if not setup or not any(map(_FINGERPRINT.fullmatch, session.transport(media, "fingerprint"))):
+        needed = "a=fingerprint with sha-256, sha-384 or sha-512, and a=setup are needed"
+        raise OfferError(f"the offer has no DTLS fingerprint and role; {needed}")
+    if setup not in _SETUP:
+        raise OfferError(f"{_NO_SDP}: it has 'a=setup:{setup[:40]}'; allowed are actpass, active and passive")
+
+
+def _check_audio(audio: _Section) -> None:
+    if "RTP/" not in audio.protocol.upper():
+        raise OfferError(f"the offer's audio is {audio.protocol[:40]}; it must be UDP/TLS/RTP/SAVPF")
+    if not audio.has("rtcp-mux"):
         raise OfferError("the offer wants RTCP on a port of its own; it must have a=rtcp-mux")
-    if not any(codec.mimeType.lower() == OPUS and codec.clockRate == 48000 for codec in audio.rtp.codecs):
-        codecs = ", ".join(codec.name for codec in audio.rtp.codecs) or "none"
-        raise OfferError(f"the offer's codecs are {codecs}; it must have opus/48000")
-    return audio
+    for rtpmap in audio.all("rtpmap"):
+        if not _RTPMAP.fullmatch(rtpmap):
+            raise OfferError(f"{_NO_SDP}: it has 'a=rtpmap:{rtpmap[:60]}'; such a line is 'a=rtpmap:FORMAT CODEC/RATE'")
+    if _opus_format(audio) is None:
+        codecs = ", ".join(rtpmap.partition(" ")[2].partition("/")[0] for rtpmap in audio.all("rtpmap")[:8]) or "none"
+        raise OfferError(f"the offer's codecs are {codecs[:200]}; it must have opus/48000, numbered 96 to 127")
+
+
+def _opus_format(audio: _Section) -> str | None:
+    """The number of the first Opus format that the media line lists."""
+    for rtpmap in audio.all("rtpmap"):
+        parts = _RTPMAP.fullmatch(rtpmap)
+        if parts and _OPUS.fullmatch(parts["codec"]) and parts["format"] in audio.formats:
+            number = int(parts["format"])
+            if 95 < number < 128:  # aiortc answers with others under a number of its own
+                return str(number)
+    return None
 
 
 def _both_want(willing: Direction, offered: str) -> Direction:
@@ -104,38 +384,58 @@ def _both_want(willing: Direction, offered: str) -> Direction:
     return "recvonly"
 
 
-def _adapted(line: str) -> str | None:
-    """A line as aiortc gets it; None: not at all."""
-    if line == "a=setup:actpass":
-        # aiortc's DTLS client offers ECDSA ciphers only, which a client with an RSA certificate (GStreamer) does not
-        # share: so the client is to be the DTLS client.
-        return "a=setup:active"
-    if line == "a=end-of-candidates":
-        # After it aioice reports failure where no known candidate works, though one that it learns from the client's
-        # own checks may yet; the time limit for connecting does without it.
-        return None
-    if line.startswith("a=candidate:") and not is_usable(line):
-        return None
-    return line
+def _audio_lines(session: _Session, audio: _Section) -> Iterator[str]:
+    number = _opus_format(audio)
+    yield f"m=audio 9 UDP/TLS/RTP/SAVPF {number}"
+    yield f"a={audio.direction or session.common.direction or 'sendrecv'}"
+    yield "a=rtcp-mux"
+    yield f"a=rtpmap:{number} opus/48000/2"
+    numbers = set[str]()
+    for extmap in audio.all("extmap"):
+        parts = _EXTENSION.fullmatch(extmap)
+        if parts and parts["uri"] in _EXTENSIONS and 0 < int(parts["id"]) < 15 and parts["id"] not in numbers:
+            numbers.add(parts["id"])
+            if audio.mid or parts["uri"] != _EXTENSIONS[0]:
+                yield f"a=extmap:{parts['id']} {parts['uri']}"
 
 
-def is_usable(candidate: str) -> bool:
-    """Whether a candidate line names an address that packets can be sent to.
+def _data_lines(data: _Section) -> Iterator[str]:
+    if data.protocol.upper() == "DTLS/SCTP":
+        yield f"m=application 9 DTLS/SCTP {_sctp_port(data)}"
+        yield f"a=sctpmap:{_sctp_port(data)} webrtc-datachannel 65535"
+    else:
+        yield "m=application 9 UDP/DTLS/SCTP webrtc-datachannel"
+        yield f"a=sctp-port:{_sctp_port(data)}"
+    sizes = [size for size in data.all("max-message-size") if re.fullmatch("[0-9]{1,15}", size)]
+    yield from (f"a=max-message-size:{size}" for size in sizes[:1])
 
-    Names under .local (browsers hide addresses so) would have to be looked up by multicast, and only in this network: a
-    client there reaches us at our own address anyway.
-    """
-    parts = candidate.split()
-    if len(parts) < 8 or parts[2].lower() != "udp" or parts[4].lower().endswith(".local"):
-        return False
-    return re.fullmatch(r"[0-9]{1,5}", parts[5]) is not None and 0 < int(parts[5]) < 65536
+
+def _sctp_port(data: _Section) -> int:
+    given = data.formats[0] if data.protocol.upper() == "DTLS/SCTP" else next(iter(data.all("sctp-port")), "")
+    port = int(given) if re.fullmatch(r"[0-9]{1,5}", given) else None if given else SCTP_PORT
+    if port is None or not 0 < port < 65536:
+        raise OfferError(f"the offer's SCTP port is {given[:40]!r}; it must be a number from 1 to 65535")
+    return port
 
 
-def _max_bps(audio: MediaDescription) -> int:
-    """The least bitrate limit of the offered Opus formats, or our own."""
-    limits = [MAX_BPS]
-    for codec in audio.rtp.codecs:
-        limit = str(codec.parameters.get("maxaveragebitrate", ""))
-        if codec.mimeType.lower() == OPUS and limit.isdecimal():
-            limits.append(int(limit))
-    return min(limits)
+def _transport_lines(session: _Session, media: _Section, main: _Section) -> Iterator[str]:
+    """What aiortc connects by: of a section that shares a connection, what the main one there says."""
+    yield "c=IN IP4 0.0.0.0"
+    if media.mid:
+        yield f"a=mid:{media.mid}"
+    for attribute in ("ice-ufrag", "ice-pwd"):
+        yield f"a={attribute}:{session.transport(main, attribute)[0]}"
+    for fingerprint in filter(_FINGERPRINT.fullmatch, session.transport(main, "fingerprint")):
+        yield f"a=fingerprint:{fingerprint}"
+    yield f"a=setup:{_SETUP[session.transport(main, 'setup')[0]]}"
+
+
+def _max_bps(audio: _Section) -> int:
+    """The bitrate limit of the offered Opus format, or our own."""
+    number = _opus_format(audio)
+    for fmtp in audio.all("fmtp"):
+        given, _, parameters = fmtp.partition(" ")
+        limit = re.search(r"(?:^|[; ])maxaveragebitrate=([0-9]{1,9})(?:[; ]|$)", parameters)
+        if given == number and limit is not None:
+            return min(MAX_BPS, int(limit[1]))
+    return MAX_BPS

@@ -1,5 +1,24 @@
 """The subcommands of `seedvc`, one module each with a `run(args)`; `serve_app.cli` parses and dispatches."""
 
+from __future__ import annotations
+
+import sys
+
+from serve_app.names import shown
+
+KEY_VARIABLE = "SEEDVC_API_KEY"
+"""Where a server asks for a key, this environment variable of its callers holds it: arguments can be seen by others."""
+
 
 class UserMistake(Exception):
     """What the user can put right; the message is one sentence that says what and how."""
+
+
+def say(line: str = "") -> None:
+    """One line on standard output. Names in it may be strangers': what would command the terminal is made visible."""
+    print(shown(line), flush=True)
+
+
+def note(line: str, *, before: str = "") -> None:
+    """One line on standard error, as `say`; `before` goes to the terminal as it is."""
+    print(f"{before}{shown(line)}", file=sys.stderr, flush=True)

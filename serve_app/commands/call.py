@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, note, say
 from serve_app.commands.convert import tell
 from serve_app.commands.remote import Server
 from serve_app.commands.signalling import Message, Signalling, connected
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         except NotAudio as error:
             raise UserMistake(str(error)) from error
     if out is not None:
-        print(f"wrote {out}")
+        say(f"wrote {out}")
 
 
 async def _call(args: argparse.Namespace, source: Path | None, out: Path | None, settings: dict[str, Any]) -> None:
@@ -180,7 +180,7 @@ async def _sound(exchange: _Exchange, args: argparse.Namespace, *, say: bool, he
     """Keeps the exchange going, on real devices where one is wanted."""
     if say or hear:
         with on_devices(exchange, microphone=args.microphone, speaker=args.speaker, say=say, hear=hear) as latency_s:
-            print(f"speak; Ctrl-C hangs up (sound devices add {latency_s * 1000:.0f} ms)", file=sys.stderr)
+            note(f"speak; Ctrl-C hangs up (sound devices add {latency_s * 1000:.0f} ms)")
             yield
         return
     card = asyncio.create_task(on_timer(exchange))
@@ -215,7 +215,7 @@ class _Display:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        print(f"{_clear()}{line}", file=sys.stderr, flush=True)
+        note(line, before=_clear())
 
     def show(self, server: Message, own: CallerStats) -> None:
         """The figures of this second."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, note, say
 from serve_app.commands.progress import Progress
 from serve_app.commands.remote import Server
 from serve_app.commands.sources import Readable, Source
@@ -36,7 +35,6 @@ FORMAT_OF = {
     ".alaw": "alaw_8000",
 }
 _READ_BYTES = 1 << 16
-_REFERENCE_S = 31.0  # a little more than is used, so that the cut is noticed
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     fmt = OUTPUT_FORMATS[FORMAT_OF[out.suffix.lower()]]
     began_s = time.perf_counter()
     seed = (_remote if args.server else _local)(args, source, out, fmt)
-    print(f"wrote {out} in {time.perf_counter() - began_s:.1f} s (seed {seed})")
+    say(f"wrote {out} in {time.perf_counter() - began_s:.1f} s (seed {seed})")
 
 
 def _local(args: argparse.Namespace, source: Source, out: Path, fmt: OutputFormat) -> int:
@@ -85,13 +83,25 @@ def _waves(
     from stages.local import drain
 
     stream: RecordingStream | LiveRecordingStream | None = None
-    for samples, rate in source:
+    for samples, rate in _cleaned(source) if args.remove_background_noise else source:
         if stream is None:
             open_stream = stages.streams.live_recording if args.live else stages.streams.recording
             stream = open_stream(voice, sample_rate=rate, seed=seed, steps=args.steps)
         yield from drain(partial(stream.push, samples))
     assert stream is not None, "a decoder that finds nothing raises"
     yield from drain(stream.finish)
+
+
+def _cleaned(source: Iterator[tuple[Samples, int]]) -> Iterator[tuple[Samples, int]]:
+    """The same sound without the noise in it."""
+    from stages.denoise import NoiseRemover
+
+    remover: NoiseRemover | None = None
+    for samples, rate in source:
+        remover = remover or NoiseRemover(rate)
+        yield remover.push(samples), rate
+    assert remover is not None, "a decoder that finds nothing raises"
+    yield remover.push(np.zeros(0, np.float32), last=True), rate
 
 
 def _decoded(source: Source, progress: Progress | None = None) -> Generator[tuple[Samples, int]]:
@@ -126,16 +136,18 @@ def _reference(wanted: str) -> Source:
 
 
 def _made_voice(stages: LocalStages, reference: Source) -> Voice:
-    """The voice of as much of a recording as is used."""
+    """The voice of a recording, as far into it as speech is looked for."""
+    from stages.reference import SEARCHED_S
+
     pieces: list[Samples] = []
     taken_s = 0.0
     with closing(_decoded(reference)) as sound:
         for samples, rate in sound:
             pieces.append(samples)
             taken_s += len(samples) / rate
-            if taken_s > _REFERENCE_S:
+            if taken_s > SEARCHED_S:
                 break
-    voice, warnings = stages.make_voice(np.concatenate(pieces), rate)
+    voice, warnings, _ = stages.make_voice(np.concatenate(pieces), rate)
     tell(warnings)
     return voice
 
@@ -143,6 +155,8 @@ def _made_voice(stages: LocalStages, reference: Source) -> Voice:
 def _remote(args: argparse.Namespace, source: Source, out: Path, fmt: OutputFormat) -> int:
     """Converts on a server; the seed."""
     fields = {name: str(value) for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
+    if args.remove_background_noise:
+        fields["remove_background_noise"] = "true"
     query = {"output_format": fmt.name, "live": str(args.live).lower()}
     with (
         Server(args.server) as server,
@@ -195,4 +209,4 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
 def tell(warnings: list[str]) -> None:
     """Says what was odd, beside the result."""
     for warning in warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        note(f"note: {warning}")

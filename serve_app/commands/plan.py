@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from configs import ConfigError, load_preset
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, say
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,4 +38,4 @@ def run(args: argparse.Namespace) -> None:
         ("files: sampling", f"{file.steps} steps, guidance {file.cfg_rate:g}"),
     ]
     for name, value in rows:
-        print(f"{name:<32}{value}")
+        say(f"{name:<32}{value}")

@@ -8,6 +8,9 @@ from typing import NoReturn, Self
 
 from tqdm import tqdm
 
+from serve_app.commands import note
+from serve_app.names import shown
+
 _LINE_PERCENT = 10
 
 
@@ -15,13 +18,13 @@ class Progress:
     """Counts bytes up to a known total."""
 
     def __init__(self, what: str, total_bytes: int) -> None:
-        self._what = what
+        self._what = shown(what)
         self._total_bytes = max(total_bytes, 1)
         self._done_bytes = 0
         self._told_percent = 0
         self._bar: tqdm[NoReturn] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total_bytes, desc=what, unit="B", unit_scale=True, leave=False)
+            self._bar = tqdm(total=total_bytes, desc=self._what, unit="B", unit_scale=True, leave=False)
 
     def advance(self, n_bytes: int) -> None:
         """So much more is done."""
@@ -32,7 +35,7 @@ class Progress:
         percent = min(self._done_bytes * 100 // self._total_bytes, 100)
         if percent >= self._told_percent + _LINE_PERCENT:
             self._told_percent = percent - percent % _LINE_PERCENT
-            print(f"{self._what}: {self._told_percent} %", file=sys.stderr)
+            note(f"{self._what}: {self._told_percent} %")
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from huggingface_hub import HfFileMetadata, get_hf_file_metadata, get_session, g
 
 from configs import ConfigError, Preset, load_preset
 from configs.schema import HubFile
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, say
 from serve_app.commands.progress import Progress
 
 CHUNK_BYTES = 1 << 20
@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> None:
         preset = load_preset(args.preset)
         folder = Path(args.folder) if args.folder else weights_folder(preset)
         if not preset.hub:
-            print(f"{preset.name}: the weights ship with the preset, in {folder}; there is nothing to fetch")
+            say(f"{preset.name}: the weights ship with the preset, in {folder}; there is nothing to fetch")
             return
         pull(preset, folder)
     except (ConfigError, PullFailed) as error:
         raise UserMistake(str(error)) from error
-    print(f"{preset.name}: {len(preset.hub)} files in {folder}")
+    say(f"{preset.name}: {len(preset.hub)} files in {folder}")
 
 
 def pull(preset: Preset, folder: Path, endpoint: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,9 +10,21 @@ from typing import Any, Self
 
 import httpx
 
-from serve_app.commands import UserMistake
+from serve_app.commands import KEY_VARIABLE, UserMistake
+from serve_app.names import shown
 
 _CONNECT_S = 10.0
+_REMOVE_S = 10.0
+_BORROWED_S = 120
+"""How long the server keeps a voice that was made for one use, should this process be killed before it removes it."""
+
+
+def key_header() -> dict[str, str]:
+    """The key, where there is one; Authorization stays free for a proxy's user and password in the URL."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise UserMistake(f"{KEY_VARIABLE} holds characters that a request cannot carry")
+    return {"xi-api-key": key} if key else {}
 
 
 class Server:
@@ -23,7 +36,8 @@ class Server:
         self._url = url
         # A long recording takes long: only connecting is limited.
         try:
-            self._client = httpx.Client(base_url=url, timeout=httpx.Timeout(None, connect=_CONNECT_S))
+            timeout = httpx.Timeout(None, connect=_CONNECT_S)
+            self._client = httpx.Client(base_url=url, timeout=timeout, headers=key_header())
         except httpx.InvalidURL as error:
             raise UserMistake(f"{url!r} is not a URL: {error}") from error
 
@@ -74,17 +88,28 @@ class Server:
             raise UserMistake(f"there is no voice {wanted!r}; there are: {', '.join(sorted(ids))}")
         return named[0]
 
-    def add_voice(self, name: str, files: Sequence[Path], description: str | None = None) -> tuple[str, list[str]]:
-        """Adds a voice; its id, and warnings."""
-        fields = {"name": name} | ({"description": description} if description else {})
+    def add_voice(
+        self,
+        name: str,
+        files: Sequence[Path],
+        description: str | None = None,
+        *,
+        expires_s: int | None = None,
+        remove_noise: bool = False,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Adds a voice, which the server forgets when it was not used for `expires_s`; its answer, and warnings."""
+        given = {"name": name, "description": description, "expires_s": expires_s}
+        fields = {field: str(value) for field, value in given.items() if value}
+        if remove_noise:
+            fields["remove_background_noise"] = "true"
         parts = [("files", (path.name, path.read_bytes())) for path in files]
         with self.request("POST", "/v1/voices/add", data=fields, files=parts) as answer:
             answer.read()
-            return answer.json()["voice_id"], answer.headers.get_list("x-seedvc-warning")
+            return answer.json(), answer.headers.get_list("x-seedvc-warning")
 
     def remove_voice(self, voice_id: str) -> None:
         """Removes a voice."""
-        self.json("DELETE", f"/v1/voices/{voice_id}")
+        self.json("DELETE", f"/v1/voices/{voice_id}", timeout=_REMOVE_S)
 
     @contextmanager
     def voice(self, wanted: str) -> Iterator[tuple[str, list[str]]]:
@@ -92,7 +117,9 @@ class Server:
         if not Path(wanted).is_file():
             yield self.voice_id(wanted), []
             return
-        voice_id, warnings = self.add_voice(Path(wanted).stem[:100], [Path(wanted)])
+        name = shown(Path(wanted).stem)[:100]
+        added, warnings = self.add_voice(name, [Path(wanted)], expires_s=_BORROWED_S)
+        voice_id = str(added["voice_id"])
         try:
             yield voice_id, warnings
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,9 +12,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from serve_app.commands import UserMistake
+from serve_app.commands.remote import key_header
 
 PATH = "/v1/rtc/ws"
-KEY_VARIABLE = "SEEDVC_API_KEY"
 ANSWER_TIMEOUT_S = 30.0
 """A model that scales up from zero replicas takes its time; media itself has its own time-out."""
 
@@ -82,11 +81,8 @@ class Signalling:
 async def connected(url: str) -> AsyncIterator[Signalling]:
     """A WebSocket to the server at an http(s) URL; UserMistake where none answers as one."""
     address = url.rstrip("/").replace("http", "ws", 1) + PATH
-    key = os.environ.get(KEY_VARIABLE)
     try:
-        socket = await connect(
-            address, max_size=1 << 20, additional_headers={"Authorization": f"Bearer {key}"} if key else None
-        )
+        socket = await connect(address, max_size=1 << 20, additional_headers=key_header())
     except InvalidURI as error:
         raise UserMistake(f"{url!r} is not a URL: {error}") from error
     except InvalidStatus as error:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, note, say
 from serve_app.commands.remote import Server
 
 
@@ -19,12 +18,12 @@ def run(args: argparse.Namespace) -> None:
             _add(server, args)
         else:
             server.remove_voice(server.voice_id(args.voice))
-            print(f"removed {args.voice}")
+            say(f"removed {args.voice}")
 
 
 def _list(server: Server) -> None:
     for voice in server.voices():
-        print(f"{voice['voice_id']:<24}{voice['name']:<16}{voice['category']:<10}{voice['description'] or ''}".rstrip())
+        say(f"{voice['voice_id']:<24}{voice['name']:<16}{voice['category']:<10}{voice['description'] or ''}".rstrip())
 
 
 def _add(server: Server, args: argparse.Namespace) -> None:
@@ -32,7 +31,9 @@ def _add(server: Server, args: argparse.Namespace) -> None:
     for file in files:
         if not file.is_file():
             raise UserMistake(f"there is no file {file}")
-    voice_id, warnings = server.add_voice(args.name, files, args.description)
+    added, warnings = server.add_voice(args.name, files, args.description, remove_noise=args.remove_background_noise)
+    if reference := added.get("reference"):  # a server of an older version has none
+        note(f"reference: {reference['summary']}")
     for warning in warnings:
-        print(f"note: {warning}", file=sys.stderr)
-    print(voice_id)
+        note(f"note: {warning}")
+    say(added["voice_id"])

@@ -108,6 +108,10 @@ class VoiceRecord:
     sample_rate: int | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that another version wrote: not read, and kept when the record is written again."""
+    expires_s: int | None = None
+    """How long after its last use the voice is forgotten; None: never."""
+    reference: Mapping[str, Any] | None = None
+    """How good the reference is (stages.reference.ReferenceReport); unknown for premade and for older voices."""
 
 
 class VoiceStore(Protocol):
@@ -130,6 +134,12 @@ class VoiceStore(Protocol):
 
     def delete(self, voice_id: str) -> None:
         """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""
+
+    def renew(self, voice_id: str) -> None:
+        """Counts the voice as used now."""
+
+    def sweep(self) -> None:
+        """Forgets the voices whose time is over."""
 
     def reference(self, voice_id: str) -> tuple[np.ndarray, int]:
         """The reference recording, float32 mono in [-1, 1], and its sample rate."""
@@ -237,9 +247,10 @@ class FolderVoiceStore:
         premade = self._premade.get(checked_id(voice_id))
         if premade is not None:
             return premade
-        with self._reading(voice_id):
-            data = _read(self._voices / voice_id / "record.json", _MAX_RECORD_BYTES)
-        return read_record(data, voice_id)
+        record = self._read(voice_id)
+        if self._is_over(record):
+            raise VoiceNotFound(voice_id)
+        return record
 
     def add(self, record: VoiceRecord, samples: np.ndarray, sample_rate: int) -> None:
         """Keeps a new voice with its reference recording; VoiceExists where the id is taken."""
@@ -285,6 +296,32 @@ class FolderVoiceStore:
                 raise VoiceNotFound(voice_id) from error
             _flush_folder(self._voices)
         _discard(doomed)
+
+    def renew(self, voice_id: str) -> None:
+        """Counts the voice as used now: its record's time of change is the time of its last use."""
+        if self.get(voice_id).expires_s is not None:
+            with _changing(), self._reading(voice_id):
+                os.utime(self._voices / voice_id / "record.json")
+
+    def sweep(self) -> None:
+        """Forgets the voices whose time is over."""
+        for folder in self._entries():
+            # Another process may forget it in this moment, and what cannot be read has no time that could be over.
+            with suppress(VoiceError):
+                if self._is_over(self._read(checked_id(folder.name))):
+                    self.delete(folder.name)
+
+    def _read(self, voice_id: str) -> VoiceRecord:
+        with self._reading(voice_id):
+            data = _read(self._voices / voice_id / "record.json", _MAX_RECORD_BYTES)
+        return read_record(data, voice_id)
+
+    def _is_over(self, record: VoiceRecord) -> bool:
+        if record.expires_s is None:
+            return False
+        with self._reading(record.voice_id):
+            used_s = (self._voices / record.voice_id / "record.json").stat().st_mtime
+        return used_s + record.expires_s < datetime.now(UTC).timestamp()
 
     def reference(self, voice_id: str) -> tuple[np.ndarray, int]:
         """The reference recording, float32 mono in [-1, 1], and its sample rate."""

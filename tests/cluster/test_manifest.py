@@ -122,6 +122,31 @@ def test_pods_are_guaranteed_probed_and_unprivileged(manifest: Tree) -> None:
         assert pod["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": CLAIM}}]
 
 
+def test_ray_asks_for_its_token(manifest: Tree) -> None:
+    assert manifest["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+    for pod in pods(manifest):
+        (container,) = pod["containers"]
+        assert not any(variable["name"].startswith("RAY_AUTH") for variable in container["env"])
+        for probe in ("livenessProbe", "readinessProbe"):
+            *_, command = container[probe]["exec"]["command"]
+            asked = [part for part in command.split("&&") if ":8000/" not in part]
+            assert all("Bearer $RAY_AUTH_TOKEN" in part for part in asked)
+
+
+def test_only_pods_reach_rays_ports(manifest: Tree) -> None:
+    (policy,) = yaml.safe_load_all((FOLDER / "network.yaml").read_text())
+    cluster = manifest["spec"]["rayClusterConfig"]
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert labels.items() <= group["template"]["metadata"]["labels"].items()
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    from_anywhere = [port for rule in policy["spec"]["ingress"] if "from" not in rule for port in rule["ports"]]
+    served = yaml.safe_load(manifest["spec"]["serveConfigV2"])["http_options"]["port"]
+    assert [port["port"] for port in from_anywhere if port["protocol"] == "TCP"] == [served]
+    inside = [rule for rule in policy["spec"]["ingress"] if "from" in rule and "ports" not in rule]
+    assert [rule["from"] for rule in inside] == [[{"podSelector": {"matchLabels": labels}}]]
+
+
 def test_workers_hold_all_replicas(manifest: Tree, served: Tree) -> None:
     (group,) = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]

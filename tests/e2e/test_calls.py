@@ -100,11 +100,7 @@ def unhurried_preset(folder: Path) -> Path:
 def running_graph_process(folder: Path, args: Mapping[str, object]) -> Iterator[str]:
     """The address of a graph that lives as long as the block runs."""
     log = folder / "graph.log"
-    environment = os.environ | {
-        "SEEDVC_TURN_SECRET": TURN_SECRET,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
-    }
+    environment = os.environ | {"SEEDVC_TURN_SECRET": TURN_SECRET}
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.graph", json.dumps(args)],

@@ -20,7 +20,7 @@ from stages.line import Gate
 from stages.settings import CallSettings
 from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest
 from webrtc.peer import PeerStats
-from webrtc.sdp import Direction
+from webrtc.sdp import Direction, Offer
 
 LIVE = load_preset("tiny").live
 VOICES = ("martin", "clara")
@@ -29,12 +29,12 @@ TONE = (0.1 * np.sin(2 * np.pi * 4 / HOP * np.arange(HOP))).astype(np.float32)
 ANSWER = "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
 
 
-def audio_offer(direction: str = "sendrecv", codec: str = "opus/48000/2", more: str = "") -> str:
+def audio_offer(direction: str = "sendrecv", codec: str = "opus/48000/2", more: str = "", ufrag: str = "abcd") -> str:
     """An offer as far as signalling reads one."""
     lines = ["v=0", "o=- 1 1 IN IP4 0.0.0.0", "s=-", "t=0 0", "m=audio 9 UDP/TLS/RTP/SAVPF 111", "c=IN IP4 0.0.0.0"]
     lines += ["a=mid:0", f"a={direction}", f"a=rtpmap:111 {codec}", "a=rtcp-mux", "a=setup:actpass"]
     lines += [
-        "a=ice-ufrag:abcd",
+        f"a=ice-ufrag:{ufrag}",
         "a=ice-pwd:abcdefghijklmnopqrstuvwx",
         "a=fingerprint:sha-256 " + ":".join(["AB"] * 32),
     ]
@@ -45,9 +45,14 @@ class FakePeer:
     """Holds what the call does to its client, and does what the test says the client does."""
 
     def __init__(
-        self, *, on_frame: Callable[[Samples], None], on_message: Callable[[str], None] | None, direction: Direction
+        self,
+        *,
+        on_frame: Callable[[Samples], None],
+        on_message: Callable[[str], None] | None,
+        direction: Direction,
+        loopback: bool,
     ) -> None:
-        self.on_frame, self.on_message, self.direction = on_frame, on_message, direction
+        self.on_frame, self.on_message, self.direction, self.loopback = on_frame, on_message, direction, loopback
         self.closed = asyncio.Event()
         self.candidates: list[dict[str, Any] | None] = []
         self.played: list[Samples] = []
@@ -57,8 +62,8 @@ class FakePeer:
         self.failed = False
         self.hung_up = False
 
-    async def answer(self, offer_sdp: str) -> str:
-        if "unanswerable" in offer_sdp:
+    async def answer(self, given: Offer | str) -> str:
+        if "unanswerable" in (given if isinstance(given, str) else given.sdp):
             raise ValueError("no common codec")
         return ANSWER
 

@@ -1,9 +1,5 @@
 """One Ray instance for all tests that deploy something: small, private, on free ports, gone at the end."""
 
-import os
-import shutil
-import socket
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,43 +19,20 @@ class RayInstance:
     metrics_url: str
 
 
-def free_port() -> int:
-    """A TCP port on the loopback interface that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="session")
 def ray_instance() -> Iterator[RayInstance]:
     """Ray with two CPUs and the Serve proxy, shared by the session; tests deploy and delete their own applications."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # else a token file is written to the home folder
-    import ray
     from ray import serve
 
+    from serve_app.instance import free_port, running_ray
+
     http_port, metrics_port = free_port(), free_port()
-    # Unix socket paths must stay under 108 bytes, and Ray appends about 70 of them.
-    folder = tempfile.mkdtemp(prefix="sv", dir="/tmp")
-    ray.init(
-        address="local",  # never a cluster that happens to run on this machine
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=200 * 1024 * 1024,
-        namespace="serve",
-        log_to_driver=False,
-        _temp_dir=folder,
-        _metrics_export_port=metrics_port,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-    )
-    try:
+    with running_ray(
+        num_cpus=2, object_store_memory=200 * 1024 * 1024, log_to_driver=False, _metrics_export_port=metrics_port
+    ):
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": http_port})
         yield RayInstance(f"http://127.0.0.1:{http_port}", f"http://127.0.0.1:{metrics_port}")
         serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves its signature open
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

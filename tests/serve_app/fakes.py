@@ -11,14 +11,15 @@ import time
 import wave
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
+from stages.reference import ReferenceReport, check_reference
 from stages.resample import ModelRateStream
 from stages.types import Prompt, Samples, StoredVoice, Voice
-from stages.voice import check_reference
 from webrtc.files import OUTPUT_FORMATS, Encoder, encode_file
 
 
@@ -59,11 +60,12 @@ class EchoBackend:
         self.calls: list[dict[str, object]] = []
         self.failure: Exception | None = None
 
-    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-        _, warnings = check_reference(samples, sample_rate)
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        check_reference(samples, sample_rate)
+        report = ReferenceReport(speech_s=4.1, level_dbfs=-20.04, snr_db=40.0)
         self.made_voices += 1
         nothing = Prompt(*(np.zeros(shape, np.float32) for shape in ((80, 4), (4, 8), (192,), (1,), (80, 81))))
-        return Voice(nothing, nothing, self.fingerprint), warnings
+        return Voice(nothing, nothing, self.fingerprint), report.warnings, report
 
     @property
     def streams(self) -> EchoBackend:
@@ -80,11 +82,9 @@ class EchoBackend:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
+def serving(app: FastAPI, *, ws: Literal["none", "websockets-sansio"] = "none") -> Iterator[str]:
     """Runs the app on a free loopback port in a thread of its own; gives its URL."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="none", lifespan="off")
-    )
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws=ws, lifespan="off"))
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:

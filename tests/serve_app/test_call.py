@@ -76,6 +76,21 @@ async def test_a_refusal_is_told_in_the_servers_words() -> None:
     assert refused.value.code == "at_capacity"
 
 
+async def test_a_call_carries_the_key_beside_what_a_proxy_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDVC_API_KEY", "sesame")
+    seen: list[tuple[str | None, str | None]] = []
+
+    async def talk(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        headers = socket.request.headers
+        seen.append((headers.get("xi-api-key"), headers.get("authorization")))
+        await socket.send(json.dumps(HELLO))
+
+    async with talking(talk) as url, connected(url.replace("//", "//user:password@")):
+        ((key, proxy),) = seen
+        assert key == "sesame" and proxy is not None and proxy.startswith("Basic ")
+
+
 async def test_another_kind_of_server_is_told_apart() -> None:
     async def silent(socket: ServerConnection) -> None:
         await socket.close()

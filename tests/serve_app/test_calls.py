@@ -230,7 +230,7 @@ async def test_a_full_house_refuses_until_a_place_is_free() -> None:
     ("wishes", "offer", "kind"),
     [
         (Wishes(voice="nobody"), audio_offer(), VoiceNotFound),
-        (MARTIN, audio_offer(more="a=unanswerable"), Refused),
+        (MARTIN, audio_offer(ufrag="unanswerable"), Refused),
     ],
 )
 async def test_a_call_that_cannot_begin_frees_its_place(wishes: Wishes, offer: str, kind: type[Exception]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from configs.serve import Limits
+from serve_app.access import Access
 from serve_app.cli import main
 from serve_app.commands.convert import FORMAT_OF
 from serve_app.http import create_app
@@ -170,6 +171,24 @@ def test_what_is_no_source_is_told_before_anything_is_done(
         assert "closed" in mistake(capsys, "convert", "-", "--voice", "clara", "--out", out, *place)
 
 
+def test_background_noise_is_removed_here_and_on_a_server(
+    url: str, preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 2 * 22050)
+    (tmp_path / "noise.wav").write_bytes(wav_file(noise, 22050))
+    power = {}
+    for where in (["--server", url], ["--preset", preset, "--seed", "1"]):
+        for flag in ([], ["--remove-background-noise"]):
+            out = tmp_path / "out.wav"
+            source = str(tmp_path / "noise.wav")
+            assert main(["convert", source, "--voice", "clara", "--out", str(out), *where, *flag]) == 0
+            heard, rate = decode_file(out)
+            assert abs(len(heard) / rate - 2.0) < 0.02
+            power[where[0], bool(flag)] = float(np.mean(heard[rate // 2 :] ** 2))
+    assert power["--server", True] < 0.1 * power["--server", False]
+    assert power["--preset", True] != power["--preset", False], "the reduced networks say nothing of use"
+
+
 @pytest.mark.parametrize("extension", FORMAT_OF)
 def test_the_extension_names_the_format(url: str, source: str, tmp_path: Path, extension: str) -> None:
     out = tmp_path / f"out{extension.upper()}"
@@ -206,17 +225,36 @@ def test_a_recording_becomes_a_voice_of_the_server_for_one_conversion(
 def test_voices_are_listed_added_and_removed(url: str, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     reference = str(PREMADE_FOLDER / "angus.flac")
     assert main(["voices", "add", "Otto", reference, reference, "--description", "deep", "--server", url]) == 0
-    voice_id = capsys.readouterr().out.strip()
+    told = capsys.readouterr()
+    voice_id = told.out.strip()
+    assert "reference: 4.1 s of speech" in told.err and "note: 4.1 s of speech found; 10 s or more" in told.err
     assert service.voices.get(voice_id).description == "deep"
     assert main(["voices", "list", "--server", url]) == 0
     shown = capsys.readouterr().out
     assert voice_id in shown and "clara" in shown and "premade" in shown
-    assert main(["voices", "add", "Otto", reference, "--server", url]) == 0
+    assert main(["voices", "add", "Otto", reference, "--remove-background-noise", "--server", url]) == 0
     other_id = capsys.readouterr().out.strip()
     assert "give one of their ids" in mistake(capsys, "voices", "remove", "otto", "--server", url)
     assert main(["voices", "remove", other_id, "--server", url]) == 0
     assert main(["voices", "remove", "otto", "--server", url]) == 0
     assert "there is no voice 'otto'" in mistake(capsys, "voices", "remove", "otto", "--server", url)
+
+
+def test_the_key_comes_from_the_environment(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(create_app(service, access=Access(key="sesame"))) as url:
+        for key in (None, "wrong"):
+            if key is not None:
+                monkeypatch.setenv("SEEDVC_API_KEY", key)
+            told = mistake(capsys, "voices", "list", "--server", url)
+            assert "API key is needed" in told and "wrong" not in told
+        monkeypatch.setenv("SEEDVC_API_KEY", "sesame")
+        behind_proxy = url.replace("http://", "http://user:password@")  # what a proxy asks for goes along
+        for address in (url, behind_proxy):
+            assert main(["voices", "list", "--server", address]) == 0
+        monkeypatch.setenv("SEEDVC_API_KEY", "ses\x1bame")
+        assert "cannot carry" in mistake(capsys, "voices", "list", "--server", url)
 
 
 def test_presets_and_plan(preset: str, capsys: pytest.CaptureFixture[str]) -> None:

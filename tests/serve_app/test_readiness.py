@@ -140,8 +140,8 @@ def test_a_stage_that_is_full_or_has_just_answered_is_well(monkeypatch: pytest.M
 async def get(path: str, folder: Path, calls: Calls | None = None, **stages: Part) -> httpx.Response:
     """A request to an app with these stages behind it."""
     rtc = None if calls is None else Rtc(calls, None, list, calls.args)  # type: ignore[arg-type]
-    app = create_app(Service(EchoBackend(), FolderVoiceStore(folder), Limits()), rtc, stages)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    app = create_app(Service(EchoBackend(), FolderVoiceStore(folder), Limits()), rtc, None, stages)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         return await client.get(path)
 
 

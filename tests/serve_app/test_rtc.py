@@ -18,9 +18,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from configs.schema import ConfigError, load_preset, read_yaml
 from configs.serve import IceServerArgs, Limits, RtcArgs, ServeArgs
+from serve_app.access import Access
 from serve_app.calls import owner_of
+from serve_app.edge import Edge
 from serve_app.errors import Unavailable
-from serve_app.http import Edge, add_page, create_app
+from serve_app.http import add_page, create_app
 from serve_app.ingress import open_peer
 from serve_app.rtc import Rtc, ice_servers_of, own_ice_servers
 from serve_app.service import Service
@@ -69,22 +71,27 @@ class Replica:
         query = {"voice": "martin", **query}
         return self.client.post("/v1/rtc/whip", params=query, content=offer or audio_offer("sendonly"), headers=SDP)
 
-    def socket(self, **options: Any) -> WebSocketTestSession:
-        return self.client.websocket_connect("/v1/rtc/ws", **options)
+    def socket(self, query: str = "", **options: Any) -> WebSocketTestSession:
+        return self.client.websocket_connect(f"ws://localhost:8000/v1/rtc/ws{query}", **options)
 
     def is_idle(self) -> bool:
         return self.room.calls.live == 0 and not self.owners.held
 
 
 def replica(
-    folder: Path, args: RtcArgs | None = None, name: str = "here", replicas: dict[str, Rtc] | None = None
+    folder: Path,
+    args: RtcArgs | None = None,
+    name: str = "here",
+    replicas: dict[str, Rtc] | None = None,
+    access: Access | None = None,
 ) -> Replica:
     replicas = {} if replicas is None else replicas
     room = CallRoom(args or RtcArgs(max_calls=2), owner=name)
     owners = NamedOwners(name, replicas)
     rtc = replicas[name] = Rtc(room.calls, owners, lambda: ice_servers_of(room.args), room.args)
     service = Service(EchoBackend(), FolderVoiceStore(folder), Limits())
-    return Replica(room, TestClient(create_app(service, rtc)), owners)
+    client = TestClient(create_app(service, rtc, access), base_url="http://localhost:8000")
+    return Replica(room, client, owners)
 
 
 @pytest.fixture
@@ -204,7 +211,7 @@ def test_a_socket_that_closes_before_the_answer_frees_the_place(here: Replica) -
         ({"type": "start", "voice": "martin"}, "invalid_message", "sdp"),
         ({"type": "start", "voice": "martin", "sdp": "hello"}, "invalid_offer", "v=0"),
         ({"type": "start", "voice": "martin", "sdp": audio_offer(), "mode": "fast"}, "invalid_message", "'constant'"),
-        ({"type": "start", "voice": "martin", "sdp": audio_offer(more="a=unanswerable")}, "media_failed", "codec"),
+        ({"type": "start", "voice": "martin", "sdp": audio_offer(ufrag="unanswerable")}, "media_failed", "codec"),
         ({"type": "stop"}, "invalid_message", "'start'"),
         ({"type": "sing"}, "invalid_message", "'start'"),
     ],
@@ -312,10 +319,10 @@ def test_publishing_by_whip(here: Replica) -> None:
         (SDP, "hello", "voice=martin", 400, "invalid_offer"),
         (SDP, b"\xff\xfe", "voice=martin", 400, "invalid_body"),
         (SDP, "v=0\r\n" + "a" * 70000, "voice=martin", 413, "body_too_large"),
-        (SDP, audio_offer("sendonly", more="m=video 9 X 96"), "voice=martin", 422, "invalid_offer"),
+        (SDP, audio_offer("sendonly", more="a=rtpmap:1 a/1\r\n" * 200), "voice=martin", 422, "invalid_offer"),
         (SDP, audio_offer("sendonly", codec="PCMU/8000"), "voice=martin", 422, "invalid_offer"),
         (SDP, audio_offer("recvonly"), "voice=martin", 422, "invalid_offer"),
-        (SDP, audio_offer("sendonly", more="a=unanswerable"), "voice=martin", 422, "media_failed"),
+        (SDP, audio_offer("sendonly", ufrag="unanswerable"), "voice=martin", 422, "media_failed"),
         (SDP, audio_offer("sendonly"), "voice=nobody", 404, "voice_not_found"),
     ],
 )
@@ -369,38 +376,105 @@ def test_a_session_ends_with_its_media(here: Replica) -> None:
     assert here.client.delete(location).status_code == 404
 
 
-def test_other_origins_may_call(here: Replica) -> None:
+def test_clients_can_ask_what_is_taken(here: Replica) -> None:
     for path in ("/v1/rtc/config", "/v1/rtc/whip", "/v1/rtc/whep/x", "/v1/rtc/sessions/x"):
-        preflight = here.client.options(path, headers={"Origin": "https://example.org"})
-        assert preflight.status_code == 200
-        assert preflight.headers["accept-post"] == "application/sdp"
-        assert preflight.headers["access-control-allow-origin"] == "*"
-        assert "link" not in preflight.headers
+        asked = here.client.options(path)
+        assert (asked.status_code, asked.headers["accept-post"]) == (200, "application/sdp")
+        assert "link" not in asked.headers
     refused = here.client.patch("/v1/rtc/sessions/x", content="", headers=SDP)
     assert refused.headers["accept-patch"] == TRICKLE["Content-Type"] and "accept-post" not in refused.headers
     assert here.client.post("/v1/rtc/whip?voice=martin", content="").headers["accept-post"] == SDP["Content-Type"]
-    assert {"Location", "ETag", "Link"} <= set(refused.headers["access-control-expose-headers"].split(", "))
-    assert "access-control-allow-origin" not in here.client.get("/healthz").headers
 
 
 # --- WHEP
 
 
 def test_listening_by_whep(here: Replica) -> None:
-    published = here.publish().headers["location"]
-    session_id = published.removeprefix("/v1/rtc/sessions/")
-    heard = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
+    created = here.publish()
+    published, address = created.headers["location"], created.headers["x-seedvc-listen"]
+    heard = here.client.post(address, content=audio_offer("recvonly"), headers=SDP)
     assert (heard.status_code, heard.text) == (201, ANSWER)
+    assert "x-seedvc-listen" not in heard.headers
     assert here.room.peers[1].direction == "sendonly"
     here.client.portal.call(here.room.peers[0].speak, 0.5)  # type: ignore[union-attr]
     wait_until(lambda: here.room.peers[1].played, "the listener hears")
     assert here.client.delete(heard.headers["location"]).status_code == 200
     assert here.room.calls.live == 1
-    wrong = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("sendonly"), headers=SDP)
+    wrong = here.client.post(address, content=audio_offer("sendonly"), headers=SDP)
     assert wrong.status_code == 422
+    assert here.client.get(address).status_code == here.client.head(address).status_code == 204
     here.client.delete(published)
-    gone = here.client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP)
-    assert gone.status_code == 404
+    gone = here.client.post(address, content=audio_offer("recvonly"), headers=SDP)
+    assert gone.status_code == here.client.get(address).status_code == 404
+
+
+def test_a_listener_can_neither_end_nor_change_the_call(here: Replica) -> None:
+    """With anything that it knows: the address it listens at, and what it is answered."""
+    created = here.publish()
+    address, etag = created.headers["x-seedvc-listen"], created.headers["etag"]
+    heard = here.client.post(address, content=audio_offer("recvonly"), headers=SDP)
+    listen_id = address.rpartition("/")[2]
+    assert listen_id not in created.headers["location"]
+    own = heard.headers["location"]
+    for path in (address, f"/v1/rtc/sessions/{listen_id}"):
+        assert here.client.delete(path).status_code in (404, 405)
+        patch = here.client.patch(path, content=FRAGMENT, headers=TRICKLE | {"If-Match": etag})
+        assert patch.status_code in (404, 405)
+    trickled = here.client.patch(own, content=FRAGMENT, headers=TRICKLE | {"If-Match": heard.headers["etag"]})
+    assert trickled.status_code == 204 and here.room.peers[0].candidates == []
+    with here.socket() as socket:
+        assert start(socket, replaces=listen_id)["type"] == "ready"
+        assert here.room.calls.live == 2, "the call goes on beside the new one"
+    here.client.delete(own)
+    wait_until(lambda: here.room.calls.live == 1, "the listener and the socket's call are gone")
+    assert here.client.delete(created.headers["location"]).status_code == 200
+
+
+def test_a_call_on_a_socket_can_be_listened_to(here: Replica) -> None:
+    with here.socket() as socket:
+        ready = start(socket)
+        assert ready["listen"] != ready["session"]
+        for call_id in (ready["listen"], ready["session"]):  # its client may use the other one itself
+            heard = here.client.post(f"/v1/rtc/whep/{call_id}", content=audio_offer("recvonly"), headers=SDP)
+            assert heard.status_code == 201
+
+
+# --- where a client is
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "local"),
+    [
+        ("127.0.0.1", {}, True),
+        ("::1", {}, True),
+        ("192.0.2.7", {}, False),
+        ("testclient", {}, False),
+        ("127.0.0.1", {"X-Forwarded-For": "192.0.2.7"}, False),
+        ("127.0.0.1", {"Forwarded": "for=192.0.2.7"}, False),
+    ],
+)
+def test_only_a_client_of_this_machine_is_reached_on_it(
+    here: Replica, host: str, headers: dict[str, str], local: bool
+) -> None:
+    with TestClient(here.client.app, client=(host, 4711), base_url="http://localhost:8000") as client:
+        created = client.post("/v1/rtc/whip?voice=martin", content=audio_offer(), headers=SDP | headers)
+        session_id = created.headers["location"].rpartition("/")[2]
+        client.post(f"/v1/rtc/whep/{session_id}", content=audio_offer("recvonly"), headers=SDP | headers)
+        with client.websocket_connect("ws://localhost:8000/v1/rtc/ws", headers=headers) as socket:
+            assert start(socket)["type"] == "ready"
+        client.delete(created.headers["location"])
+    assert [peer.loopback for peer in here.room.peers] == [local] * 3
+
+
+def test_the_configuration_says_how_far_a_call_reaches() -> None:
+    async def reach(**options: Any) -> tuple[bool, bool]:
+        args = RtcArgs(private_addresses=options.pop("private"))
+        peer = open_peer(args, on_frame=lambda frame: None, **options)
+        await peer.close()
+        return peer._reach.private, peer._reach.loopback
+
+    assert asyncio.run(reach(private=True)) == (True, False)
+    assert asyncio.run(reach(private=False, loopback=True)) == (False, True)
 
 
 # --- several replicas
@@ -431,26 +505,45 @@ def test_any_replica_reaches_a_session(tmp_path: Path) -> None:
 # --- keys, servers, the page
 
 
-def test_an_api_key_is_asked_for_where_one_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEEDVC_API_KEY", "sesame")
-    one = replica(tmp_path)
+def test_an_api_key_is_asked_for_where_one_is_set(tmp_path: Path) -> None:
+    one = replica(tmp_path, access=Access(key="sesame"))
     with one.client:
         refused = one.publish()
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
-        assert one.client.get("/v1/rtc/config").status_code == 401
         assert one.client.options("/v1/rtc/whip").status_code == 200
         key = {"Authorization": "Bearer sesame"}
         created = one.client.post("/v1/rtc/whip?voice=martin", content=audio_offer("sendonly"), headers=SDP | key)
         assert created.status_code == 201
         assert one.client.delete(created.headers["location"]).status_code == 401
         assert one.client.delete(created.headers["location"], headers=key).status_code == 200
-        with one.socket() as socket:
-            assert socket.receive_json()["code"] == "invalid_api_key"
-            assert closed(socket) == 1008
+        for query in ("", "?access_token=open"):
+            with one.socket(query) as socket:
+                assert socket.receive_json()["code"] == "invalid_api_key"
+                assert closed(socket) == 1008
         with one.socket(headers=key) as socket:
             assert start(socket)["type"] == "ready"
-        with one.client.websocket_connect("/v1/rtc/ws?access_token=sesame") as socket:
-            assert start(socket)["type"] == "ready"
+
+
+def test_a_proxy_may_have_the_authorization_header_for_itself(tmp_path: Path) -> None:
+    one = replica(tmp_path, access=Access(key="sesame"))
+    basic = {"Authorization": "Basic dXNlcjpwYXNz"}
+    with one.client, one.socket("?access_token=sesame", headers=basic) as socket:
+        assert start(socket)["type"] == "ready"
+    with one.client, one.socket(headers=basic | {"xi-api-key": "sesame"}) as socket:
+        assert start(socket)["type"] == "ready"
+
+
+def test_a_socket_is_for_the_servers_own_page_and_for_those_named(tmp_path: Path) -> None:
+    one = replica(tmp_path, access=Access(origins=("https://page.example",)))
+    with one.client:
+        for origin in ("http://localhost:8000", "https://page.example"):
+            with one.socket(headers={"Origin": origin}) as socket:
+                assert socket.receive_json()["type"] == "hello"
+        for origin in ("https://evil.example", "http://localhost:9000", "null", "https://page.example.evil.example"):
+            with pytest.raises(WebSocketDisconnect), one.socket(headers={"Origin": origin}):
+                pass
+        with pytest.raises(WebSocketDisconnect), one.socket(headers={"Host": "evil.example"}):
+            pass
 
 
 TURN = RtcArgs(

@@ -18,6 +18,7 @@ from serve_app.decoders import busy_processes
 from serve_app.errors import AtCapacity, InvalidFields, SourceTooLong
 from serve_app.service import Service, one_piece
 from serve_app.stores.voices import FolderVoiceStore, NotStored
+from stages.reference import ReferenceReport
 from stages.types import BadAudio, Samples, Voice
 from tests.serve_app.fakes import EchoBackend, encoded, tone, wav_file
 from webrtc.files import NotAudio
@@ -131,9 +132,9 @@ async def test_new_weights_make_their_own_features(service: Service, tmp_path: P
     class OtherWeights(EchoBackend):
         fingerprint = "other"
 
-        async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
-            voice, warnings = await super().make_voice(samples, sample_rate)
-            return Voice(voice.live, voice.file, "other"), warnings
+        async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+            voice, warnings, report = await super().make_voice(samples, sample_rate)
+            return Voice(voice.live, voice.file, "other"), warnings, report
 
     await service.make_features("clara")
     other = Service(OtherWeights(), service.voices, Limits())
@@ -184,7 +185,7 @@ async def test_features_come_from_what_is_stored(service: Service, backend: Echo
     heard: list[Samples] = []
     make_voice = backend.make_voice
 
-    async def listening(samples: Samples, sample_rate: int) -> tuple[Voice, list[str]]:
+    async def listening(samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
         heard.append(samples)
         return await make_voice(samples, sample_rate)
 

@@ -137,7 +137,8 @@ def test_file_in_chunks(checkpoint: Checkpoint) -> None:
     assert voice.file.frames == facts["prompt_frames"]
     assert_golden("offline_chunked", "style", voice.file.style[None])
     sampling = FileSampling(0, 2, 0.7, length_adjust=1.1)
-    stream = RecordingStream(AtOnce(stages), voice, voice.file.frames, stages.preset.file, sampling, MODEL_RATE)
+    file = stages.preset.file.model_copy(update={"high_pass": False})  # as upstream
+    stream = RecordingStream(AtOnce(stages), voice, voice.file.frames, file, sampling, MODEL_RATE)
     waves = [*drain(lambda: stream.push(source)), *drain(stream.finish)]
     assert stages.chunks == facts["chunks"]
     assert_golden("offline_chunked", "output", np.concatenate(waves))

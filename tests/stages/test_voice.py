@@ -14,41 +14,12 @@ from stages.checkpoints import Checkpoint
 from stages.geometry import MODEL_RATE, mel_frames, prompt_samples
 from stages.local import LocalStages
 from stages.resample import to_content_rate, to_model_rate
-from stages.types import BadAudio, DiffuseRequest, EncodeRequest, Samples, Voice
-from stages.voice import bands_towards, check_reference, fingerprint, without_leading_silence
+from stages.types import DiffuseRequest, EncodeRequest, Voice
+from stages.voice import bands_towards, fingerprint, without_leading_silence
 from tests.stages.sounds import noise, quick_preset
 from webrtc.files import decode_file
 
 SAMPLES = Path(__file__).parents[2] / "samples"
-
-
-@pytest.mark.parametrize(
-    ("reference", "reason", "message"),
-    [
-        (noise(0.99, 16000), "too_short", "lasts 0.99 s; at least 1 s"),
-        (np.zeros(32000, np.float32), "silent", "silent"),
-        (noise(2.0, 16000, peak=0.0009), "silent", "silent"),
-        (np.append(noise(2.0, 16000), np.float32(np.nan)), "not_finite", "1 values that are not finite"),
-        (np.append(noise(2.0, 16000), np.float32(np.inf)), "not_finite", "1 values that are not finite"),
-        (np.zeros(0, np.float32), "empty", "no samples"),
-        (noise(4.0, 16000).reshape(2, -1), "not_mono", r"shape \(2, 32000\)"),
-        (np.ones(32000, np.int16), "not_float", "type int16"),
-    ],
-)
-def test_refused_references(reference: Samples, reason: str, message: str) -> None:
-    with pytest.raises(BadAudio, match=message) as caught:
-        check_reference(reference, 16000)
-    assert caught.value.reason == reason
-
-
-def test_a_long_reference_is_cut() -> None:
-    reference = noise(31.5, 8000)
-    kept, warnings = check_reference(reference, 8000)
-    assert np.array_equal(kept, reference[: 30 * 8000])
-    assert len(warnings) == 1
-    assert "31.5 s" in warnings[0]
-    assert "30 s" in warnings[0]
-    assert check_reference(reference[: 30 * 8000], 8000)[1] == []
 
 
 def test_what_lies_beyond_the_cut_does_not_matter(quick_stages: LocalStages) -> None:

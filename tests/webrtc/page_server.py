@@ -56,6 +56,7 @@ class PageServer:
     def __init__(self) -> None:
         self.voices = [voice("clara"), voice("martin")]
         self.heard: list[Told] = []
+        self.reference: Told | None = None
         self.refusals: list[Told] = []
         self.config_refusal: Told | None = None
         self.greets, self.answers = threading.Event(), threading.Event()
@@ -131,8 +132,10 @@ class PageServer:
             files = form.getlist("files")
             sizes = [len(await file.read()) for file in files if not isinstance(file, str)]
             self.heard.append({"type": "upload", "name": form["name"], "sizes": sizes})
+            if "remove_background_noise" in form:
+                self.heard.append({"type": "clean", "value": form["remove_background_noise"]})
             self.voices.append(voice(f"v{len(self.voices)}", str(form["name"]), own=True))
-        return JSONResponse({"voice_id": self.voices[-1]["voice_id"]})
+        return JSONResponse({"voice_id": self.voices[-1]["voice_id"], "reference": self.reference})
 
     async def _delete(self, request: Request) -> Response:
         self.voices = [each for each in self.voices if each["voice_id"] != request.path_params["voice_id"]]

@@ -445,6 +445,35 @@ def test_a_voice_is_added_from_a_file_and_deleted(open_page: Open, server: PageS
     expect(page.get_by_role("radio", name="Clara")).to_be_checked()
 
 
+def test_how_good_a_reference_is_stays_on_the_page(open_page: Open, server: PageServer, microphone: Path) -> None:
+    advice = "4.1 s of speech found; 10 s or more sound better"
+    server.reference = {"speech_s": 4.1, "advice": [advice]}
+    page = open_page()
+
+    def add(name: str) -> None:
+        page.get_by_test_id("add-voice").click()
+        expect(page.get_by_test_id("reference")).to_have_text("")
+        page.get_by_test_id("add-name").fill(name)
+        page.get_by_test_id("add-files").set_input_files(microphone)
+        page.get_by_test_id("add-agree").check()
+
+    add("Grandmother")
+    page.get_by_test_id("add-clean").check()
+    page.get_by_test_id("add-save").click()
+    expect(page.get_by_test_id("reference")).to_have_text(f"Grandmother: {advice}.")
+    assert server.said("clean") == [{"type": "clean", "value": "true"}]
+    server.reference = {"speech_s": 12.04, "advice": []}
+    add("Uncle")
+    page.get_by_test_id("add-save").click()
+    expect(page.get_by_test_id("reference")).to_have_text("Uncle: A good recording, 12.0 s of speech.")
+    server.reference = None
+    add("Aunt")
+    page.get_by_test_id("add-save").click()
+    expect(page.get_by_role("radio", name="Aunt")).to_be_checked()
+    expect(page.get_by_test_id("reference")).to_have_text("")
+    assert len(server.said("clean")) == 1
+
+
 def test_a_voice_recorded_with_the_microphone(open_page: Open, server: PageServer) -> None:
     page = open_page()
     page.get_by_test_id("add-voice").click()

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import re
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -367,6 +368,65 @@ async def test_an_offer_without_audio_closes_the_peer() -> None:
         assert call.peer.closed.is_set()
 
 
+VIDEO = """m=video {port} UDP/TLS/RTP/SAVPF 96
+c=IN IP4 0.0.0.0
+a=mid:v
+a={direction}
+a=rtcp-mux
+a=rtpmap:96 VP8/90000
+{transport}
+"""
+
+
+def with_video(offer: str, port: int, direction: str, first: bool, transport: bool) -> str:
+    """The offer with a section of video as well."""
+    head, audio, data = re.split("^(?=m=)", offer, flags=re.MULTILINE)
+    kept = [line for line in audio.splitlines() if line.startswith(("a=ice", "a=finger", "a=setup", "a=candidate"))]
+    video = VIDEO.format(port=port, direction=direction, transport="\n".join(kept if transport else []))
+    head = head.replace("BUNDLE 0 1", "BUNDLE v 0 1" if first else "BUNDLE 0 1 v")
+    return head + (video + audio + data if first else audio + data + video)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("port", "direction", "transport"), [(0, "inactive", False), (9, "recvonly", True)])
+async def test_video_is_rejected_by_itself_and_the_call_comes_about(
+    first: bool, port: int, direction: str, transport: bool
+) -> None:
+    async with calling() as call:
+        answer = await call.peer.answer(with_video(await call.client.offer(), port, direction, first, transport))
+        head, *sections = re.split("^(?=m=)", answer, flags=re.MULTILINE)
+        video = sections.pop(0 if first else 2)
+        assert video.startswith("m=video 0 UDP/TLS/RTP/SAVPF 96\r\n") and "a=mid:v\r\n" in video
+        assert "a=group:BUNDLE 0 1\r\n" in head and "a=sendrecv\r\n" in sections[0]
+        await call.client.accept(head + "".join(sections))  # aiortc itself takes no answer with a rejected section
+        await say(call.peer, 660, lambda: bool(loud(call.client.heard) and loud(call.frames)))
+        await call.open_channel()
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_candidates_of_a_rejected_section_are_left_out(first: bool) -> None:
+    async with calling() as call:
+        offer = with_video(without_candidates(await call.client.offer()), 9, "recvonly", first, True)
+        address = call.client.connection.sctp.transport.transport.iceGatherer.getLocalCandidates()[0].ip  # type: ignore[union-attr]
+        with closing(a_socket(address)) as video, closing(a_socket(address)) as audio:
+            await call.peer.answer(offer)
+            call.peer.add_candidate(host(video) | {"sdpMid": "v", "sdpMLineIndex": 0 if first else 2})
+            call.peer.add_candidate(host(audio) | {"sdpMid": None, "sdpMLineIndex": 1 if first else 0})
+            await until(lambda: checked(audio), "the sound's was tried")
+            assert not checked(video)
+
+
+async def test_candidates_without_a_section_belong_to_the_sound() -> None:
+    """As in the fragments of WHIP clients, here where video comes first."""
+    async with calling() as call:
+        offer = with_video(without_candidates(await call.client.offer()), 9, "recvonly", True, True)
+        address = call.client.connection.sctp.transport.transport.iceGatherer.getLocalCandidates()[0].ip  # type: ignore[union-attr]
+        with closing(a_socket(address)) as audio:
+            await call.peer.answer(offer)
+            call.peer.add_candidate(host(audio))
+            await until(lambda: checked(audio), "it was tried")
+
+
 async def test_an_offer_that_aiortc_cannot_take_is_refused() -> None:
     async with calling() as call:
         offer = (await call.client.offer()).replace("a=ice-ufrag:", "a=ice-ufrag:\r\na=ice-ufrag:")
@@ -382,14 +442,14 @@ def without_candidates(offer: str) -> str:
 
 def a_socket(address: str) -> socket.socket:
     """Where no client is, but somebody who sees whether he is asked."""
-    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
     one.bind((address, 0))
     one.setblocking(False)
     return one
 
 
 def host(one: socket.socket) -> dict[str, Any]:
-    address, port = one.getsockname()
+    address, port = one.getsockname()[:2]
     return {"candidate": f"candidate:1 1 udp 2130706431 {address} {port} typ host"}
 
 

@@ -58,3 +58,10 @@ def test_a_report_without_a_round_trip_leaves_the_last_one() -> None:
     reports.read(reported(0, 0.05))
     reports.read(reported(0, None))
     assert reports.rtt_ms == pytest.approx(50)
+
+
+def test_a_round_trip_is_never_negative() -> None:
+    """A client may say that it held our report for longer than that has been out."""
+    reports = SenderReports()
+    reports.read(reported(0, -65.0))
+    assert reports.rtt_ms == 0.0

@@ -12,6 +12,12 @@ const MOST_S = 15;
 
 const $ = (id) => document.getElementById(id);
 
+/** What would sound better than this reference, or that it is good. */
+function told(name, { speech_s: speechS, advice }) {
+  const all = advice.length ? advice : [`A good recording, ${speechS.toFixed(1)} s of speech`];
+  return `${name}: ${all.map(sentence).join(" ")}`;
+}
+
 export class AddVoice {
   #microphone;
   #onAdded;
@@ -21,7 +27,7 @@ export class AddVoice {
   #track = null;
   #sample = null; // the recording, once it is long enough
 
-  /** `microphone` gives the chosen device; `onAdded` takes the new voice's id. */
+  /** `microphone` gives the chosen device; `onAdded` takes the new voice's id. How good its reference is stays on the page. */
   constructor({ microphone, onAdded }) {
     this.#microphone = microphone;
     this.#onAdded = onAdded;
@@ -43,6 +49,7 @@ export class AddVoice {
   #open() {
     $("add-form").reset();
     this.#complain("");
+    $("reference").textContent = "";
     this.#setSample(null);
     this.#showFiles();
     this.#progress(0);
@@ -108,8 +115,9 @@ export class AddVoice {
     this.#complain("");
     this.#busy(true);
     try {
-      const voiceId = await addVoice(name, files);
+      const { voiceId, reference } = await addVoice(name, files, { clean: $("add-clean").checked });
       $("add").close();
+      $("reference").textContent = reference ? told(name, reference) : "";
       this.#onAdded(voiceId);
     } catch (error) {
       this.#complain(sentence(error.message));

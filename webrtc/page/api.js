@@ -27,7 +27,7 @@ export class Refused extends Error {
 /** The JSON answer of a route; throws Refused. */
 export async function request(path, options = {}) {
   let answer;
-  const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
+  const headers = key() ? { "xi-api-key": key() } : {}; // Authorization may be a proxy's
   try {
     answer = await fetch(apiUrl(path), { cache: "no-store", headers, ...options });
   } catch {

@@ -61,7 +61,8 @@ async function loadVoices() {
     }
     if (voices.length === 0) remember({ voice: "" });
   } catch (error) {
-    notice.show(error.status === 0 ? "server_unreachable" : "voices_failed", { reason: error.message, action: "voices" });
+    if (error.status === 401) notice.show("invalid_api_key");
+    else notice.show(error.status === 0 ? "server_unreachable" : "voices_failed", { reason: error.message, action: "voices" });
   }
   refresh();
 }

@@ -7,12 +7,14 @@ const PRINT_BARS = 11;
 export const fetchVoices = async () => (await request("v1/voices")).voices;
 export const deleteVoice = (voiceId) => request(`v1/voices/${encodeURIComponent(voiceId)}`, { method: "DELETE" });
 
-/** Uploads recordings of one speaker; returns the new voice's id. */
-export async function addVoice(name, files) {
+/** Uploads recordings of one speaker; returns the new voice's id, and how good its reference is (null: not told). */
+export async function addVoice(name, files, { clean = false } = {}) {
   const form = new FormData();
   form.append("name", name);
+  if (clean) form.append("remove_background_noise", "true");
   files.forEach((file) => form.append("files", file, file.name ?? "recording.wav"));
-  return (await request("v1/voices/add", { method: "POST", body: form })).voice_id;
+  const { voice_id: voiceId, reference = null } = await request("v1/voices/add", { method: "POST", body: form });
+  return { voiceId, reference };
 }
 
 export class VoiceList {

@@ -1,0 +1,152 @@
+"""Who may call: the key that a request carries, the name that it calls the server by, the page that it comes from.
+
+The name matters because a page may point its own name at this machine, and then is of the same origin as the API. The
+page matters because a browser sends sockets and forms anywhere without asking.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.errors import Refused
+from serve_app.speech import header
+
+READING = ("GET", "HEAD", "OPTIONS")
+PROBES = frozenset({"/healthz", "/readyz"})
+_KEY_HEADER = b"xi-api-key"
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+_NO_KEY = (
+    "the server's API key is needed: as 'Authorization: Bearer KEY' or 'xi-api-key: KEY', or for a socket as "
+    "access_token in the URL"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a server asks of its callers; by itself that of one without a key on loopback."""
+
+    key: str = ""
+    on_loopback: bool = True
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+    def knows_host(self, name: str) -> bool:
+        """Whether a request may call this server by that name."""
+        if name in self.hosts or is_loopback(name):
+            return True
+        if self.on_loopback or self.hosts:
+            return False
+        return bool(self.key) or _address(name)  # no page can point an address at another machine
+
+    def knows_origin(self, origin: str, host: str) -> bool:
+        """Whether a page of that origin may call a server that it reaches as `host`, which may have a port."""
+        if origin in self.origins or "*" in self.origins:
+            return True
+        place = _place(origin)
+        return origin.startswith(("http://", "https://")) and place is not None and place == _place(f"//{host}")
+
+    def is_carried_by(self, scope: Scope) -> bool:
+        """Whether a request carries the key, or none is asked for."""
+        return not self.key or any(hmac.compare_digest(given, os.fsencode(self.key)) for given in _keys_in(scope))
+
+
+class Guard:
+    """Lets through what may call; the rest is Refused before a route sees it.
+
+    `public` are the paths that everybody may read: what a browser loads before it can send a key.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, public: frozenset[str]) -> None:
+        self._app, self._access = app, access
+        self._public = public | PROBES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or raises Refused; a socket is accepted first where its client is to read why."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
+        if path not in PROBES:  # what watches a server knows it by its address
+            self._check_host(scope)
+        self._check_origin(scope)
+        reading = scope.get("method") == "OPTIONS" or (scope.get("method") in READING and path in self._public)
+        if not reading and not self._access.is_carried_by(scope):
+            if scope["type"] == "websocket":
+                await receive()
+                await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+            raise Refused(401, "invalid_api_key", _NO_KEY, _CHALLENGE)
+        await self._app(scope, receive, send)
+
+    def _check_host(self, scope: Scope) -> None:
+        host = header(scope, b"host")
+        name = host_name(host)
+        if not self._access.knows_host(name):
+            message = f"this server does not answer to the name {host[:80]!r}; its config lists others in access.hosts"
+            raise Refused(421, "unknown_host", message)
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Reading is free: a browser shows another page nothing of it."""
+        if scope["type"] == "http" and scope["method"] in READING:
+            return
+        origin = header(scope, b"origin")
+        if origin and not self._access.knows_origin(origin, header(scope, b"host")):
+            message = f"pages of {origin[:80]!r} may not call this server; its config lists others in access.origins"
+            raise Refused(403, "unknown_origin", message)
+        if not origin and header(scope, b"sec-fetch-site") in ("cross-site", "same-site"):
+            raise Refused(403, "unknown_origin", "pages of other sites may not call this server")
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or address is this very machine to whoever uses it."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without its port; empty where there is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+    except ValueError:
+        return ""
+
+
+def _address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _place(url: str) -> tuple[str, int | None] | None:
+    """Host and port of an origin, without the default ports: a proxy may have ended TLS before us. None: no host."""
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname, None if parts.port in (80, 443) else parts.port) if parts.hostname else None
+    except ValueError:
+        return None
+
+
+def _keys_in(scope: Scope) -> Iterator[bytes]:
+    """Every key that a request may mean: a proxy in front may take the Authorization header for its own."""
+    for name, value in scope["headers"]:
+        if name == _KEY_HEADER:
+            yield value.strip()
+        elif name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                yield token.strip()
+    if scope["type"] == "websocket":  # browsers cannot set a header there
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        yield from (token.encode() for token in query.get("access_token", []))

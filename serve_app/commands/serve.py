@@ -1,0 +1,97 @@
+"""`seedvc serve`: a Serve config on this machine, with a Ray instance of its own that only this user can reach."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from configs.schema import ConfigError, first_problem, read_yaml
+from serve_app.commands import UserMistake, say
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+CONFIG = Path(__file__).parents[2] / "configs" / "local.yaml"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serves until it is told to stop: Ctrl-C, SIGTERM, or the end of its terminal."""
+    from serve_app import instance
+
+    tree = _read(Path(args.config or CONFIG))
+    schema = _checked(tree, args.config or CONFIG)
+    _refuse_taken(schema.http_options.host, schema.http_options.port)
+    options: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, instance.needed_cpus(tree))}
+    if args.metrics_port is not None:
+        _refuse_taken("127.0.0.1", args.metrics_port)
+        options["_metrics_export_port"] = args.metrics_port
+    _end_by_signals()
+    with suppress(KeyboardInterrupt):
+        try:
+            with instance.running_ray(**options):
+                _end_by_signals()  # Ray has put its own handler in place, which aborts
+                _serve(schema, {"log_level": "WARNING"} | (tree.get("logging_config") or {}))
+        except instance.GraphFailed as failure:
+            raise UserMistake(str(failure)) from failure
+
+
+def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any]) -> None:
+    """Until KeyboardInterrupt, after which what is under way may finish."""
+    from ray import serve
+
+    from serve_app import instance
+
+    try:
+        instance.start_serve(schema, logging_config=logging_config)
+        instance.deploy(schema)
+        say(f"serving at http://{schema.http_options.host}:{schema.http_options.port}; Ctrl-C ends it")
+        signal.pause()
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves its signature open
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = read_yaml(path)
+    except ConfigError as error:
+        raise UserMistake(str(error)) from error
+    if not isinstance(tree, dict) or not tree.get("applications"):
+        raise UserMistake(f"{path} is no Serve config: it names no applications")
+    return tree
+
+
+def _checked(tree: dict[str, Any], path: str | Path) -> ServeDeploySchema:
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        return ServeDeploySchema.model_validate(tree)
+    except ValidationError as error:
+        raise UserMistake(f"{path}: {first_problem(error)}") from error
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserMistake(f"cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}") from error
+
+
+def _end_by_signals() -> None:
+    """SIGTERM and SIGHUP end this process as Ctrl-C does."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)

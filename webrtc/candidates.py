@@ -1,0 +1,74 @@
+"""Addresses that a client names for itself: which of them are read, and which may be sent to."""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+from aiortc import RTCIceCandidate
+
+MAX_CANDIDATES = 64
+"""Of one client, those in its offer and those after it together; each costs connectivity checks."""
+
+# RFC 8839, section 5.1; sound and control share component 1
+_CANDIDATE = re.compile(
+    r"(?:a=)?(?:candidate:)?\s*(?P<foundation>[!-~]{1,64})\s+1\s+udp\s+(?P<priority>[0-9]{1,10})\s+(?P<address>[!-~]+)"
+    r"\s+(?P<port>[0-9]{1,5})\s+typ\s+(?P<type>host|srflx|relay)(?:\s.*)?",
+    re.IGNORECASE | re.ASCII,
+)
+_NAT64 = IPv6Network("64:ff9b::/96")
+_THIS_NETWORK, _RESERVED = IPv4Address("0.255.255.255"), IPv4Address("240.0.0.0")
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where packets of a call may go: an address of the client is the client's word only."""
+
+    loopback: bool = False
+    """Whether this machine itself counts, as for a client that is known to run on it."""
+    private: bool = True
+    """Whether addresses that only a local network knows count."""
+
+    def allows(self, address: str) -> bool:
+        """Whether packets may be sent to an address; to nothing else than an IP address."""
+        try:
+            ip = _unwrapped(ip_address(address))
+        except ValueError:
+            return False
+        if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+            return False
+        if isinstance(ip, IPv4Address) and (ip <= _THIS_NETWORK or ip >= _RESERVED):  # broadcast is among the latter
+            return False
+        if ip.is_loopback:
+            return self.loopback
+        return self.private or ip.is_global
+
+
+def read_candidate(line: str, reach: Reach = Reach()) -> RTCIceCandidate | None:  # noqa: B008 - frozen
+    """A candidate of UDP within reach, from its line in SDP or a browser's own form; None for anything else.
+
+    Names under .local, which browsers hide addresses behind, are left out: they would have to be looked up by
+    multicast, and only in this network. A client there reaches us at our own address anyway.
+    """
+    parts = _CANDIDATE.fullmatch(line.strip())
+    if parts is None or not 0 < int(parts["port"]) < 65536 or not reach.allows(parts["address"]):
+        return None
+    return RTCIceCandidate(
+        component=1,
+        foundation=parts["foundation"],
+        ip=str(ip_address(parts["address"])),
+        port=int(parts["port"]),
+        priority=int(parts["priority"]),
+        protocol="udp",
+        type=parts["type"].lower(),
+    )
+
+
+def _unwrapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that packets to an IPv6 address end at, where it is such a one."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    if ip.scope_id is not None:
+        raise ValueError("an address with a zone means something on one machine only")
+    if ip in _NAT64:
+        return IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip
