@@ -20,7 +20,7 @@ from ray import serve
 import stages
 from benchmarks.machine import machine
 from benchmarks.serving import APPLICATION, running_graph
-from serve_app.graph import StageHandle
+from serve_app.graph.handles import StageHandle
 from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE
 from stages.line import BlockRequests, Sampling

@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from webrtc.codecs import Samples
+from webrtc.files.codecs import Samples
 
 RATE_HZ = 48000
 HOP_MS = 5

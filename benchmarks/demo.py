@@ -18,8 +18,8 @@ import stages
 from benchmarks.blocks import measure, measure_alone, table
 from benchmarks.judges import speaker_similarity
 from benchmarks.serving import GraphFailed, running_graph
-from webrtc.codecs import Samples
 from webrtc.files import decode_file
+from webrtc.files.codecs import Samples
 
 ROOT = Path(__file__).parent.parent
 OUTPUT_FORMAT = "wav_22050"

@@ -14,7 +14,7 @@ from benchmarks.impair import Network
 from serve_app.commands.signalling import Message, Signalling, connected
 from serve_app.commands.soundcard import FRAME, FRAME_S, on_timer
 from webrtc.caller import Caller, CallerStats
-from webrtc.codecs import Samples
+from webrtc.files.codecs import Samples
 from webrtc.ice import IceServer
 
 CONNECT_TIMEOUT_S = 20.0

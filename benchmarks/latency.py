@@ -29,8 +29,8 @@ from configs.schema import LiveSettings
 from serve_app.commands.soundcard import FRAME
 from stages.geometry import TICK_MS, Geometry
 from stages.types import STAGE_NAMES
-from webrtc.codecs import Samples
 from webrtc.files import decode_file
+from webrtc.files.codecs import Samples
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "sources"
 RESULTS = Path(__file__).parent / "results"

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import Refused
-from serve_app.speech import header
+from serve_app.forms import header
 
 READING = ("GET", "HEAD", "OPTIONS")
 PROBES = frozenset({"/healthz", "/readyz"})

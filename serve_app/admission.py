@@ -8,9 +8,9 @@ from contextlib import suppress
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.serve import Limits
+from serve_app.calls.routes import PREFIX
+from serve_app.forms import header
 from serve_app.places import Place, Places
-from serve_app.rtc import PREFIX
-from serve_app.speech import header
 
 _DRAIN_S = 5.0
 _DRAIN_PAUSE_S = 1.0

@@ -10,7 +10,7 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from configs.serve import ServeArgs
-from serve_app.deployments import Diffusion, Encoder, Stages, Vocoder, VoiceMaker
+from serve_app.graph.deployments import Diffusion, Encoder, Stages, Vocoder, VoiceMaker
 from serve_app.ingress import Ingress
 from serve_app.keys import checked_mark
 
@@ -23,7 +23,7 @@ def build(args: ServeArgs) -> Application:
         return serve.deployment()(kind).bind(args)
 
     to_owners = RequestRouterConfig(
-        request_router_class="serve_app.owners:OwnerRouter"  # type: ignore[arg-type]  # Ray declares dict[str, Any]
+        request_router_class="serve_app.calls.owners:OwnerRouter"  # type: ignore[arg-type]  # Ray declares dict[str, Any]
     )
     return serve.deployment(request_router_config=to_owners)(serve.ingress()(Ingress)).bind(
         args,

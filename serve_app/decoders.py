@@ -14,16 +14,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 import webrtc
+from serve_app.errors import SourceTooLong
 from stages.types import Samples
-from webrtc.decode_process import BEGIN, DONE, END, FAILED, FEED, HEADER, MORE, RATE, SOUND, TOO_COMPLEX, WARNING
 from webrtc.files import NotAudio
+from webrtc.files.process import BEGIN, DONE, END, FAILED, FEED, HEADER, MORE, RATE, SOUND, TOO_COMPLEX, WARNING
 
+LENGTH_TOLERANCE_S = 0.1
+"""Encoders pad: a recording of exactly the limit may decode a few frames longer."""
+
+_UPLOAD_BYTES = 1 << 16
 _IDLE = 2
 """Processes that wait for the next recording: one takes a quarter of a second to start, and 40 MB."""
 _RECORDINGS = 100
@@ -49,7 +54,7 @@ class DecodeProcess:
         environment["OPENBLAS_NUM_THREADS"] = environment["OMP_NUM_THREADS"] = "1"
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "webrtc.decode_process"],
+                [sys.executable, "-m", "webrtc.files.process"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment,
@@ -174,3 +179,41 @@ def _take() -> DecodeProcess:
 def _end() -> None:
     while _idle:
         _idle.pop().kill()
+
+
+class Decoded:
+    """An upload as sound: decoded in a process of its own, piece by piece, no longer than allowed."""
+
+    def __init__(self, upload: AsyncIterator[bytes], file_format: str = "other", max_s: float | None = None) -> None:
+        self._upload = upload
+        self._file_format = file_format
+        self._max_s = max_s
+        self.warnings: list[str] = []
+        """What was odd about the upload so far."""
+
+    async def pieces(self) -> AsyncGenerator[tuple[Samples, int]]:
+        """Mono samples and their rate, in pieces of about half a second, as early as possible.
+
+        Raises:
+            NotAudio: the upload is no recording that can be used.
+            SourceTooLong: there is more sound than allowed.
+        """
+        taken_s = 0.0
+        async with aclosing(self._raw_pieces()) as source:
+            async for samples, sample_rate in source:
+                taken_s += len(samples) / sample_rate
+                if self._max_s is not None and taken_s > self._max_s + LENGTH_TOLERANCE_S:
+                    raise SourceTooLong(self._max_s)
+                yield samples, sample_rate
+
+    async def _raw_pieces(self) -> AsyncGenerator[tuple[Samples, int]]:
+        async with decode_process() as process:
+            await process.begin(self._file_format)
+            async for data in self._upload:
+                for start in range(0, len(data), _UPLOAD_BYTES):
+                    async with aclosing(process.pieces(data[start : start + _UPLOAD_BYTES], self.warnings)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+            async with aclosing(process.pieces(None, self.warnings)) as pieces:
+                async for piece in pieces:
+                    yield piece

@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.serve import MAX_REFUSING
 from serve_app.admission import Drains
+from serve_app.calls.protocol import problem, write
+from serve_app.calls.routes import close_code
 from serve_app.errors import ClientGone, Refusal, internal_error, refusal
-from serve_app.messages import problem, write
-from serve_app.rtc import close_code
-from serve_app.speech import header
+from serve_app.forms import header
 
 log = logging.getLogger("seedvc.http")
 

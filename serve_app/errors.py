@@ -10,19 +10,61 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.stores.voices import (
-    InvalidVoiceId,
-    NotStored,
-    StoreAway,
-    VoiceDamaged,
-    VoiceExists,
-    VoiceIsReadOnly,
-    VoiceNotFound,
-)
 from stages.types import BadAudio
-from webrtc.files import NotAudio
+from webrtc.files.errors import NotAudio
 
 _RESTART_S = 5  # about what a replica takes to come back
+
+
+class VoiceError(Exception):
+    """A voice that cannot be had, made or changed; the message names it."""
+
+    message = "{voice_id!r}"
+
+    def __init__(self, voice_id: str) -> None:
+        super().__init__(voice_id)  # the one argument, so that the error survives pickling between replicas
+        self.voice_id = voice_id
+
+    def __str__(self) -> str:
+        return self.message.format(voice_id=self.voice_id[:80])
+
+
+class VoiceNotFound(VoiceError, LookupError):
+    """No voice of that id."""
+
+    message = "there is no voice with the id {voice_id!r}"
+
+
+class VoiceDamaged(VoiceNotFound):
+    """What is kept under an id is no voice, or only part of one."""
+
+    message = "the voice {voice_id!r} is damaged where it is kept, and cannot be used"
+
+
+class NotStored(OSError):
+    """The storage of voices does not take a change: it is full, read-only, or gone."""
+
+
+class StoreAway(OSError):
+    """The storage of voices cannot be reached, as where a disk is not mounted."""
+
+
+class InvalidVoiceId(VoiceError, ValueError):
+    """An id that no voice can have."""
+
+    message = "a voice id is 1 to 64 letters, digits, '_' or '-'; got {voice_id!r}"
+
+
+class VoiceIsReadOnly(VoiceError):
+    """A premade voice was to be changed."""
+
+    message = "the voice {voice_id!r} is premade and cannot be changed or deleted"
+
+
+class VoiceExists(VoiceError, ValueError):
+    """A second voice under an id that is taken."""
+
+    message = "there is already a voice with the id {voice_id!r}"
 
 
 class AtCapacity(RuntimeError):

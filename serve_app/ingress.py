@@ -16,17 +16,19 @@ from ray.serve.handle import DeploymentHandle
 from configs.schema import ConfigError, load_preset
 from configs.serve import RtcArgs, ServeArgs
 from serve_app import decoders
-from serve_app.calls import Calls
-from serve_app.conversion import in_thread
-from serve_app.graph import ServeBackend, ServeStages, StageHandle, sign_of_life
+from serve_app.calls.owners import ServeOwners, stopping
+from serve_app.calls.routes import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
+from serve_app.calls.session import Calls
+from serve_app.graph.handles import ServeBackend, ServeStages, StageHandle, sign_of_life
+from serve_app.graph.listen import listen_at_node
 from serve_app.http import create_app
 from serve_app.keys import KeyMark, checked_access
-from serve_app.listen import listen_at_node
 from serve_app.metrics import BlockMetrics, SessionMetrics
-from serve_app.owners import ServeOwners, stopping
-from serve_app.rtc import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
-from serve_app.service import TEND_EVERY_S, Service, SourceStream
-from serve_app.stores.voices import open_voice_store
+from serve_app.recordings.conversion import SourceStream
+from serve_app.recordings.service import Recordings
+from serve_app.threads import in_thread
+from serve_app.voices.service import TEND_EVERY_S, Voices
+from serve_app.voices.stores import open_voice_store
 from stages.types import STAGE_NAMES, Samples, as_mono
 from webrtc.candidates import Reach
 from webrtc.opus import warm_up
@@ -48,7 +50,7 @@ class Ingress:
         listen_at_node()
         check_ongoing_requests(args, serve.get_replica_context()._deployment_config.max_ongoing_requests)
         self._access = await asyncio.to_thread(checked_access, args.access, key_mark)
-        preset, voices = load_preset(args.preset), open_voice_store(args.voices)
+        preset, store = load_preset(args.preset), open_voice_store(args.voices)
         together = stages[0] if args.together else None
         parts = [together.encode, together.diffuse, together.vocode] if together else stages
         transports = (args.encoder.transport, args.diffusion.transport, args.vocoder.transport)
@@ -57,13 +59,14 @@ class Ingress:
         serve_stages = ServeStages(encoder, diffusion, vocoder, BlockMetrics(), block)
         fingerprint = await voice_maker.fingerprint.remote()
         self._backend = ServeBackend(preset, serve_stages, voice_maker, fingerprint, args.limits.retry_after_s)
-        self._service = Service(self._backend, voices, args.limits)
+        self._voices = Voices(store, self._backend, args.limits)
+        self._recordings = Recordings(self._voices, self._backend.streams, args.limits)
         owners = ServeOwners()
         self._calls = Calls(
             owners.name,
             args.rtc,
             preset.live,
-            make_features=self._service.make_features,
+            make_features=self._voices.make_features,
             open_stream=self._backend.call_streams.call,
             open_peer=partial(open_peer, args.rtc),
             metrics=SessionMetrics(),
@@ -81,7 +84,7 @@ class Ingress:
         self._tending = asyncio.create_task(self._tend_voices())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._rtc, self._access, self._signs_of_life)
+        return create_app(self._recordings, self._rtc, self._access, self._signs_of_life)
 
     async def convert(
         self, samples: Samples, sample_rate: int, voice_id: str, *, seed: int = 0, steps: int | None = None
@@ -102,8 +105,8 @@ class Ingress:
     ) -> AsyncIterator[Samples]:
         """The same, chunk by chunk as they are ready; call it with `handle.options(stream=True)`."""
         samples = as_mono(samples)
-        voice = await self._service.make_features(voice_id)
-        with self._service.admitted():
+        voice = await self._voices.make_features(voice_id)
+        with self._recordings.admitted():
             streams = self._backend.streams
             open_stream: Callable[..., SourceStream] = streams.live_recording if live else streams.recording
             stream = open_stream(voice, sample_rate=sample_rate, seed=seed, steps=steps)
@@ -118,7 +121,7 @@ class Ingress:
 
     async def make_voice(self, samples: Samples, sample_rate: int, name: str) -> str:
         """Keep a voice made of a reference (float32 mono, 1 to 30 s); its id."""
-        record, _ = await self._service.add_samples(name, as_mono(samples), sample_rate)
+        record, _ = await self._voices.add_samples(name, as_mono(samples), sample_rate)
         return record.voice_id
 
     async def act_on_session(self, session_id: str, wanted: Wanted) -> Opened | None:
@@ -133,7 +136,7 @@ class Ingress:
         while True:
             await asyncio.sleep(TEND_EVERY_S)
             try:
-                await self._service.tend_voices(self._calls.voices)
+                await self._voices.tend(self._calls.voices)
             except Exception:  # the store may come back
                 log.exception("voices were not tended")
 

@@ -1,7 +1,7 @@
 """What is played in each 20 ms: blocks that come when they come in, even frames out. Pure: time is an argument.
 
 Blocks come unevenly. So much is kept in hand that all but a few come in time, as many as delay is worth it. Where one
-does not, the sound goes on by itself (`webrtc.extend`) until the block is there and joins it. That leaves the call
+does not, the sound goes on by itself (`webrtc.bridge`) until the block is there and joins it. That leaves the call
 delayed for good, and so does a source that is faster than our clock. So what is more than needed is cut out again: in
 quiet places, or where the sound resembles itself (one or more periods of the voice), or at once where there is far
 too much.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from webrtc.extend import HISTORY, Extension
+from webrtc.bridge import HISTORY, Extension
 from webrtc.upsample import RATE_OUT_HZ as RATE_HZ
 from webrtc.upsample import Upsampler
 

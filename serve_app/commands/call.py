@@ -23,8 +23,8 @@ from serve_app.commands.remote import Server
 from serve_app.commands.signalling import Message, Signalling, connected
 from serve_app.commands.soundcard import FRAME_S, Recording, WavFile, on_devices, on_timer
 from webrtc.caller import Caller, CallerStats
-from webrtc.codecs import Samples
 from webrtc.files import NotAudio
+from webrtc.files.codecs import Samples
 from webrtc.ice import IceServer
 
 CONNECT_TIMEOUT_S = 20.0

@@ -18,7 +18,7 @@ from serve_app.commands import UserMistake, note, say
 from serve_app.commands.progress import Progress
 from serve_app.commands.remote import Server
 from serve_app.commands.sources import Readable, Source
-from webrtc.formats import OUTPUT_FORMATS, OutputFormat
+from webrtc.files.formats import OUTPUT_FORMATS, OutputFormat
 
 if TYPE_CHECKING:
     from stages import LocalStages, Voice
@@ -123,7 +123,7 @@ def _decoded(source: Source, progress: Progress | None = None) -> Generator[tupl
 
 def _reference(wanted: str) -> Source:
     """The recording of a premade voice by id or name, or the recording that was given."""
-    from serve_app.stores.voices import premade_recording, premade_records
+    from serve_app.voices.premade import premade_recording, premade_records
 
     if Path(wanted).is_file() or Path(wanted).is_fifo():
         return Source(wanted)

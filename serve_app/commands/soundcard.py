@@ -15,8 +15,8 @@ import numpy as np
 import soxr
 
 from serve_app.commands import UserMistake
-from webrtc.codecs import Samples
 from webrtc.files import Decoder
+from webrtc.files.codecs import Samples
 
 RATE = 48000
 FRAME = 960

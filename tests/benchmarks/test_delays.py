@@ -10,8 +10,8 @@ import soxr
 
 from benchmarks import delays
 from benchmarks.impair import Network
-from webrtc.codecs import Samples
 from webrtc.files import decode_file
+from webrtc.files.codecs import Samples
 
 SOURCES = Path(__file__).parents[2] / "samples" / "sources"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
-from webrtc.codecs import Samples
+from webrtc.files.codecs import Samples
 
 RECORDED_RATE = 48000
 RECORDER = Path(__file__).with_name("recorder.js")

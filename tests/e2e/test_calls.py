@@ -27,8 +27,8 @@ from stages.settings import delay_ms
 from tests.e2e.browser import RECORDED_RATE, Tab, chromium, open_tab
 from tests.e2e.turn import TurnServer, running_coturn
 from tests.e2e.whip import publishing
-from webrtc.codecs import Samples
 from webrtc.files import decode_file
+from webrtc.files.codecs import Samples
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "samples"

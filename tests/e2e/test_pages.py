@@ -12,14 +12,13 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from configs.serve import Limits, RtcArgs
 from serve_app.access import Access
+from serve_app.calls.routes import Rtc
 from serve_app.http import create_app
-from serve_app.rtc import Rtc
-from serve_app.service import Service
-from serve_app.stores.voices import FolderVoiceStore
+from serve_app.voices.folder import FolderVoiceStore
 from tests.e2e.browser import chromium
-from tests.serve_app.call_fakes import CallRoom
-from tests.serve_app.fakes import EchoBackend, serving
-from tests.serve_app.test_rtc import NamedOwners
+from tests.serve_app.calls.fakes import CallRoom
+from tests.serve_app.calls.test_rtc import NamedOwners
+from tests.serve_app.fakes import EchoBackend, recordings_over, serving
 
 pytestmark = [
     pytest.mark.e2e,
@@ -32,7 +31,7 @@ def url(tmp_path: Path) -> Iterator[str]:
     room = CallRoom(RtcArgs())
     replicas: dict[str, Rtc] = {}
     rtc = replicas["here"] = Rtc(room.calls, NamedOwners("here", replicas), list, room.args)
-    app = create_app(Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits()), rtc, Access(key="sesame"))
+    app = create_app(recordings_over(EchoBackend(), FolderVoiceStore(tmp_path), Limits()), rtc, Access(key="sesame"))
     with serving(app, ws="websockets-sansio") as url:
         yield url
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.budget import budgeted
-from tests.webrtc.recordings import float_wav, recording, stamped, tone
-from tests.webrtc.test_decode import RECORDINGS
-from webrtc.decode import Decoder
-from webrtc.demux import MAX_RATE_HZ, MIN_RATE_HZ, PIECE_S
+from tests.webrtc.files.recordings import float_wav, recording, stamped, tone
+from tests.webrtc.files.test_decode import RECORDINGS
 from webrtc.files import NotAudio
-from webrtc.timeline import MAX_SILENCE_S
+from webrtc.files.decode import Decoder
+from webrtc.files.demux import MAX_RATE_HZ, MIN_RATE_HZ, PIECE_S
+from webrtc.files.timeline import MAX_SILENCE_S
 
 LONGEST_S = 60.0  # of CPU, for a second of sound: hung
 KINDS = [*RECORDINGS, "film", "gap", "float", "raw"]

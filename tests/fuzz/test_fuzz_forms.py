@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import BadUpload, InvalidFields
-from serve_app.http import VoiceEdit, VoiceForm
+from serve_app.forms import parse_fields
 from serve_app.multipart import (
     MAX_HEADER_BYTES,
     MAX_PARTS,
@@ -19,8 +19,9 @@ from serve_app.multipart import (
     PartEnd,
     parse_options,
 )
-from serve_app.speech import LateFields, SpeechForm, parse_fields, stream_warnings
+from serve_app.recordings.routes import LateFields, SpeechForm, stream_warnings
 from serve_app.uploads import MultipartForm, Recording
+from serve_app.voices.routes import VoiceEdit, VoiceForm
 from tests.fuzz.budget import budgeted
 
 HEAD = b'Content-Disposition: form-data; name="audio"; filename="x"\r\n\r\n'

@@ -7,8 +7,8 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.calls.sdp import check_offer, trickled
 from serve_app.errors import Refused
-from serve_app.sdp import check_offer, trickled
 from tests.fuzz.budget import budgeted
 from tests.webrtc.test_sdp import AUDIO, DATA, HEAD, TRANSPORT, VIDEO
 from webrtc.candidates import Reach, read_candidate

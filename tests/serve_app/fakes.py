@@ -17,6 +17,10 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
+from configs.serve import Limits
+from serve_app.recordings.service import Recordings
+from serve_app.voices.service import Voices
+from serve_app.voices.store import VoiceStore
 from stages.reference import ReferenceReport, check_reference
 from stages.resample import ModelRateStream
 from stages.types import Prompt, Samples, StoredVoice, Voice
@@ -79,6 +83,11 @@ class EchoBackend:
     def live_recording(self, voice: StoredVoice, *, sample_rate: int, **options: object) -> EchoStream:
         self.calls.append({"path": "live", "voice_id": voice.voice_id, "sample_rate": sample_rate, **options})
         return EchoStream(self, sample_rate)
+
+
+def recordings_over(backend: EchoBackend, store: VoiceStore, limits: Limits) -> Recordings:
+    """Conversions and voices over a backend and a store."""
+    return Recordings(Voices(store, backend, limits), backend.streams, limits)
 
 
 @contextmanager

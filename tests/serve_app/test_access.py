@@ -14,10 +14,9 @@ from starlette.testclient import TestClient
 from configs.serve import AccessArgs, Limits
 from serve_app.access import Access, host_name, is_loopback
 from serve_app.http import PAGE, PAGE_FOLDER
-from serve_app.service import Service
-from serve_app.stores.voices import FolderVoiceStore
-from tests.serve_app.fakes import EchoBackend, tone, wav_file
-from tests.serve_app.test_rtc import replica
+from serve_app.voices.folder import FolderVoiceStore
+from tests.serve_app.calls.test_rtc import replica
+from tests.serve_app.fakes import EchoBackend, recordings_over, tone, wav_file
 
 HERE = "http://localhost:8000"
 SPEECH = "/v1/speech-to-speech/martin"
@@ -267,5 +266,5 @@ def test_the_documentation_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
 def test_an_app_by_itself_is_for_this_machine_only(tmp_path: Path) -> None:
     from serve_app.http import create_app
 
-    with TestClient(create_app(Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits()))) as one:
+    with TestClient(create_app(recordings_over(EchoBackend(), FolderVoiceStore(tmp_path), Limits()))) as one:
         assert one.get("/v1/models").status_code == 421, "the test client says that its host is 'testserver'"

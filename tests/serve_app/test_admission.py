@@ -22,9 +22,9 @@ from serve_app.errors import AtCapacity, Displaced, UploadStalled
 from serve_app.http import create_app
 from serve_app.ingress import check_ongoing_requests
 from serve_app.places import Place, Places
-from serve_app.service import Service
-from serve_app.stores.voices import FolderVoiceStore
-from tests.serve_app.fakes import EchoBackend, RawUpload, serving, streamed, tone, wait_until, wav_file
+from serve_app.recordings.service import Recordings
+from serve_app.voices.folder import FolderVoiceStore
+from tests.serve_app.fakes import EchoBackend, RawUpload, recordings_over, serving, streamed, tone, wait_until, wav_file
 
 CONVERT = "/v1/speech-to-speech/clara"
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -36,9 +36,9 @@ def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def service_at(folder: Path, **limits: Any) -> Iterator[tuple[str, Service, ExitStack]]:
+def service_at(folder: Path, **limits: Any) -> Iterator[tuple[str, Recordings, ExitStack]]:
     """A server, what it serves, and where its raw clients are closed."""
-    service = Service(EchoBackend(), FolderVoiceStore(folder), Limits(**limits))
+    service = recordings_over(EchoBackend(), FolderVoiceStore(folder), Limits(**limits))
     with serving(create_app(service)) as url, ExitStack() as clients:
         yield url, service, clients
 

@@ -20,8 +20,8 @@ from serve_app.commands.signalling import CallRefused, connected
 from serve_app.commands.soundcard import FRAME, RATE, Recording, WavFile, on_timer
 from tests.serve_app.fakes import tone, wav_file
 from webrtc.caller import CallerStats
-from webrtc.codecs import Samples
 from webrtc.files import decode_file
+from webrtc.files.codecs import Samples
 
 HELLO = {"type": "hello", "ice_servers": [], "modes": {}, "default_mode": "lowest"}
 NOBODY = "http://127.0.0.1:9"

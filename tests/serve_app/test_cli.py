@@ -18,10 +18,11 @@ from serve_app.access import Access
 from serve_app.cli import main
 from serve_app.commands.convert import FORMAT_OF
 from serve_app.http import create_app
-from serve_app.service import Service
-from serve_app.stores.voices import PREMADE_FOLDER, FolderVoiceStore
+from serve_app.recordings.service import Recordings
+from serve_app.voices.folder import FolderVoiceStore
+from serve_app.voices.premade import PREMADE_FOLDER
 from stages.geometry import HOP, MODEL_RATE
-from tests.serve_app.fakes import EchoBackend, encoded, serving, tone, wav_file
+from tests.serve_app.fakes import EchoBackend, encoded, recordings_over, serving, tone, wav_file
 from tests.stages.golden import TINY_MODEL
 from tests.stages.sounds import quick_preset
 from webrtc.files import decode_file
@@ -41,12 +42,14 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    return Service(EchoBackend(), FolderVoiceStore(tmp_path_factory.mktemp("voices")), Limits(max_source_s=60.0))
+def service(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
+    return recordings_over(
+        EchoBackend(), FolderVoiceStore(tmp_path_factory.mktemp("voices")), Limits(max_source_s=60.0)
+    )
 
 
 @pytest.fixture(scope="module")
-def url(service: Service) -> Iterator[str]:
+def url(service: Recordings) -> Iterator[str]:
     with serving(create_app(service)) as url:
         yield url
 
@@ -197,12 +200,12 @@ def test_the_extension_names_the_format(url: str, source: str, tmp_path: Path, e
     assert list(tmp_path.glob("*.part")) == []
 
 
-def test_convert_on_a_server(url: str, service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_on_a_server(url: str, service: Recordings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.wav"
     arguments = ["convert", str(SOURCE), "--out", str(out), "--server", url]
     assert main([*arguments, "--voice", "CLARA", "--seed", "9", "--steps", "3", "--live"]) == 0
-    assert isinstance(service.backend, EchoBackend)
-    call = service.backend.calls[-1]
+    assert isinstance(service.voices.maker, EchoBackend)
+    call = service.voices.maker.calls[-1]
     assert (call["path"], call["voice_id"], call["seed"], call["steps"]) == ("live", "clara", 9, 3)
     assert "seed 9" in capsys.readouterr().out
     original, rate = decode_file(SOURCE)
@@ -211,24 +214,24 @@ def test_convert_on_a_server(url: str, service: Service, tmp_path: Path, capsys:
 
 
 def test_a_recording_becomes_a_voice_of_the_server_for_one_conversion(
-    url: str, service: Service, tmp_path: Path
+    url: str, service: Recordings, tmp_path: Path
 ) -> None:
-    before = service.voices.list()
+    before = service.voices.store.list()
     out = tmp_path / "out.mp3"
     reference = str(PREMADE_FOLDER / "vera.flac")
     assert main(["convert", str(SOURCE), "--voice", reference, "--out", str(out), "--server", url]) == 0
-    assert isinstance(service.backend, EchoBackend)
-    assert service.backend.calls[-1]["voice_id"] not in {record.voice_id for record in before}
-    assert service.voices.list() == before
+    assert isinstance(service.voices.maker, EchoBackend)
+    assert service.voices.maker.calls[-1]["voice_id"] not in {record.voice_id for record in before}
+    assert service.voices.store.list() == before
 
 
-def test_voices_are_listed_added_and_removed(url: str, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_voices_are_listed_added_and_removed(url: str, service: Recordings, capsys: pytest.CaptureFixture[str]) -> None:
     reference = str(PREMADE_FOLDER / "angus.flac")
     assert main(["voices", "add", "Otto", reference, reference, "--description", "deep", "--server", url]) == 0
     told = capsys.readouterr()
     voice_id = told.out.strip()
     assert "reference: 4.1 s of speech" in told.err and "note: 4.1 s of speech found; 10 s or more" in told.err
-    assert service.voices.get(voice_id).description == "deep"
+    assert service.voices.store.get(voice_id).description == "deep"
     assert main(["voices", "list", "--server", url]) == 0
     shown = capsys.readouterr().out
     assert voice_id in shown and "clara" in shown and "premade" in shown
@@ -241,7 +244,7 @@ def test_voices_are_listed_added_and_removed(url: str, service: Service, capsys:
 
 
 def test_the_key_comes_from_the_environment(
-    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    service: Recordings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(create_app(service, access=Access(key="sesame"))) as url:
         for key in (None, "wrong"):

@@ -16,15 +16,14 @@ import pytest
 
 from configs.serve import Limits
 from serve_app import decoders
-from serve_app.conversion import Decoded
-from serve_app.decoders import DecodeProcess, busy_processes, decode_process
+from serve_app.decoders import Decoded, DecodeProcess, busy_processes, decode_process
 from serve_app.errors import AtCapacity, SourceTooLong
-from serve_app.service import Service, one_piece
-from serve_app.stores.voices import FolderVoiceStore
-from tests.serve_app.fakes import EchoBackend, encoded, tone, wav_file
-from tests.webrtc.recordings import recording, silence
-from webrtc.decode_process import MEMORY_BYTES
+from serve_app.voices.folder import FolderVoiceStore
+from serve_app.voices.service import one_piece
+from tests.serve_app.fakes import EchoBackend, encoded, recordings_over, tone, wav_file
+from tests.webrtc.files.recordings import recording, silence
 from webrtc.files import NotAudio, decode_file
+from webrtc.files.process import MEMORY_BYTES
 
 MP3 = encoded(2.0, "mp3_44100_64")
 
@@ -136,15 +135,15 @@ async def test_silence_that_is_packed_small_ends_at_the_limit(container: str, co
 
 
 async def test_a_voice_takes_as_much_of_its_recordings_as_it_may(tmp_path: Path) -> None:
-    service = Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits(max_reference_s=2.0))
-    record, warnings = await service.add_voice("long", [encoded(60.0, "mp3_44100_64"), MP3])
+    service = recordings_over(EchoBackend(), FolderVoiceStore(tmp_path), Limits(max_reference_s=2.0))
+    record, warnings = await service.voices.add("long", [encoded(60.0, "mp3_44100_64"), MP3])
     assert record.duration_s == 2.0 and any("first 2 s" in warning for warning in warnings)
     assert busy_processes() == 0
 
 
 async def test_voices_that_are_added_at_once_are_bounded(tmp_path: Path) -> None:
-    service = Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits())
-    adding = [asyncio.create_task(service.add_voice("v", [endless(MP3)])) for _ in range(20)]
+    service = recordings_over(EchoBackend(), FolderVoiceStore(tmp_path), Limits())
+    adding = [asyncio.create_task(service.voices.add("v", [endless(MP3)])) for _ in range(20)]
     done, waiting = await asyncio.wait(adding, return_when=asyncio.FIRST_COMPLETED, timeout=20)
     assert {type(task.exception()) for task in done} == {AtCapacity}
     assert busy_processes() <= 2

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from configs.serve import Limits
+from serve_app.forms import MODEL_IDS
 from serve_app.http import create_app
-from serve_app.service import MODEL_IDS, Service
-from serve_app.stores.voices import PREMADE_FOLDER, FolderVoiceStore
-from tests.serve_app.fakes import EchoBackend, serving
+from serve_app.voices.folder import FolderVoiceStore
+from serve_app.voices.premade import PREMADE_FOLDER
+from tests.serve_app.fakes import EchoBackend, recordings_over, serving
 from webrtc.files import decode_file
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def backend() -> EchoBackend:
 
 @pytest.fixture(scope="module")
 def url(backend: EchoBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    service = Service(backend, FolderVoiceStore(tmp_path_factory.mktemp("voices")), Limits())
+    service = recordings_over(backend, FolderVoiceStore(tmp_path_factory.mktemp("voices")), Limits())
     with serving(create_app(service)) as url:
         yield url
 

@@ -11,22 +11,20 @@ from serve_app.errors import (
     BadUpload,
     FieldProblem,
     InvalidFields,
+    InvalidVoiceId,
+    NotStored,
     SourceTooLong,
+    StoreAway,
     Unavailable,
     UploadStalled,
     UploadTooLarge,
-    first_cause,
-    internal_error,
-    refusal,
-)
-from serve_app.stores.voices import (
-    InvalidVoiceId,
-    NotStored,
-    StoreAway,
     VoiceDamaged,
     VoiceExists,
     VoiceIsReadOnly,
     VoiceNotFound,
+    first_cause,
+    internal_error,
+    refusal,
 )
 from stages.types import BadAudio
 from webrtc.files import NotAudio

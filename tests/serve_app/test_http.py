@@ -22,14 +22,16 @@ import pytest
 
 from configs.serve import Limits
 from serve_app.decoders import busy_processes
+from serve_app.forms import MODEL_IDS
 from serve_app.http import create_app
-from serve_app.service import MODEL_IDS, Service
-from serve_app.stores.voices import FolderVoiceStore
+from serve_app.recordings.service import Recordings
+from serve_app.voices.folder import FolderVoiceStore
 from tests.serve_app.fakes import (
     EchoBackend,
     RawUpload,
     encoded,
     float_wav_file,
+    recordings_over,
     serving,
     streamed,
     tone,
@@ -48,7 +50,7 @@ class Server:
 
     url: str
     client: httpx.Client
-    service: Service
+    service: Recordings
     backend: EchoBackend
     raw_clients: list[RawUpload] = field(default_factory=list)
 
@@ -69,7 +71,7 @@ class Server:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     backend = EchoBackend()
-    service = Service(backend, FolderVoiceStore(tmp_path_factory.mktemp("voices")), LIMITS)
+    service = recordings_over(backend, FolderVoiceStore(tmp_path_factory.mktemp("voices")), LIMITS)
     with serving(create_app(service)) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield Server(url, client, service, backend)
 
@@ -204,7 +206,7 @@ def test_a_reference_is_cleaned_where_it_is_asked_for(server: Server) -> None:
     for remove in ("true", "false"):
         answer = add(server, {"files": noise}, remove_background_noise=remove)
         assert answer.status_code == 200, answer.text
-        stored, _ = server.service.voices.reference(answer.json()["voice_id"])
+        stored, _ = server.service.voices.store.reference(answer.json()["voice_id"])
         power[remove] = float(np.mean(stored[22050:] ** 2))
         server.client.delete(f"/v1/voices/{answer.json()['voice_id']}")
     assert power["true"] < 0.1 * power["false"]
@@ -295,7 +297,7 @@ def test_a_client_that_hangs_up_half_way_frees_everything(server: Server, suffix
 
 def test_a_reader_that_stops_holds_the_conversion_back(tmp_path: Path) -> None:
     backend = EchoBackend()
-    service = Service(backend, FolderVoiceStore(tmp_path), Limits())
+    service = recordings_over(backend, FolderVoiceStore(tmp_path), Limits())
     seconds = 240  # 23 MB of answer: far beyond what the sockets' own buffers take
     with (
         serving(create_app(service)) as url,
@@ -399,7 +401,7 @@ def test_no_warning_where_the_fields_come_first(server: Server) -> None:
 
 def test_samples_that_are_named_late_of_all_convert(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are taken for a file that cannot be read until the field comes."""
-    monkeypatch.setattr("serve_app.speech._REST_OF_FORM_S", 0.0)
+    monkeypatch.setattr("serve_app.recordings.routes._REST_OF_FORM_S", 0.0)
     pcm = streamed(2.0, "pcm_16000")
     raw = server.raw(CONVERT + "/stream?output_format=pcm_16000")
     raw.begin_file()
@@ -643,7 +645,7 @@ def test_several_recordings_make_one_voice_in_any_order_of_fields(server: Server
     ]
     answer = server.client.post("/v1/voices/add", files=files)
     assert answer.status_code == 200, answer.text
-    record = server.service.voices.get(answer.json()["voice_id"])
+    record = server.service.voices.store.get(answer.json()["voice_id"])
     assert record.sample_rate == 48000 and record.duration_s == pytest.approx(1.4, abs=0.03)
     server.client.delete(f"/v1/voices/{record.voice_id}")
 
@@ -652,7 +654,7 @@ def test_a_reference_is_cut_to_its_limit_with_a_warning(server: Server) -> None:
     answer = add(server, {"files": encoded(40.0, "mp3_44100_32")})
     assert answer.status_code == 200, answer.text
     assert "30 s" in answer.headers.get_list("x-seedvc-warning")[0]
-    record = server.service.voices.get(answer.json()["voice_id"])
+    record = server.service.voices.store.get(answer.json()["voice_id"])
     assert record.duration_s == 30.0
     server.client.delete(f"/v1/voices/{record.voice_id}")
 
@@ -817,7 +819,7 @@ def test_premade_voices_are_there_and_cannot_be_deleted(server: Server) -> None:
 def test_the_features_of_a_premade_voice_are_made_once(server: Server) -> None:
     for _ in range(2):
         server.convert(wav_file(tone(1.0), 22050), "/v1/speech-to-speech/angus")
-    assert server.service.voices.features("angus", "echo") is not None
+    assert server.service.voices.store.features("angus", "echo") is not None
     made = server.backend.made_voices
     server.convert(wav_file(tone(1.0), 22050), "/v1/speech-to-speech/angus")
     assert server.backend.made_voices == made
@@ -878,7 +880,10 @@ def test_models_health_and_documentation(server: Server) -> None:
 def test_one_bad_voice_fails_for_itself_alone(server: Server, tmp_path: Path) -> None:
     store = FolderVoiceStore(tmp_path)
     (tmp_path / "voices" / "bad").write_bytes(b"no folder")
-    with serving(create_app(Service(EchoBackend(), store, LIMITS))) as url, httpx.Client(base_url=url) as client:
+    with (
+        serving(create_app(recordings_over(EchoBackend(), store, LIMITS))) as url,
+        httpx.Client(base_url=url) as client,
+    ):
         for path in ("/v1/voices", "/v2/voices", "/readyz"):
             assert client.get(path).status_code == 200
         assert problem(client.get("/v1/voices/bad"), 404)["status"] == "voice_damaged"

@@ -14,9 +14,10 @@ from configs.serve import Limits
 from serve_app.cli import main
 from serve_app.http import create_app
 from serve_app.names import shown
-from serve_app.service import Service
-from serve_app.stores.voices import FolderVoiceStore, VoiceRecord
-from tests.serve_app.fakes import EchoBackend, serving, tone, wav_file
+from serve_app.recordings.service import Recordings
+from serve_app.voices.folder import FolderVoiceStore
+from serve_app.voices.store import VoiceRecord
+from tests.serve_app.fakes import EchoBackend, recordings_over, serving, tone, wav_file
 
 ROOT = Path(__file__).parents[2]
 EVIL = [
@@ -34,12 +35,12 @@ FINE = ["Zoë", "नमस्ते", "مهدی\u200cپور", "👩\u200d🎤", 
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Service:
-    return Service(EchoBackend(), FolderVoiceStore(tmp_path / "voices"), Limits())
+def service(tmp_path: Path) -> Recordings:
+    return recordings_over(EchoBackend(), FolderVoiceStore(tmp_path / "voices"), Limits())
 
 
 @pytest.fixture
-def url(service: Service) -> Iterator[str]:
+def url(service: Recordings) -> Iterator[str]:
     with serving(create_app(service)) as url:
         yield url
 
@@ -73,11 +74,11 @@ def test_the_server_refuses_new_names_that_are_not_seen(url: str, field: str, te
 
 
 def test_names_that_are_there_already_are_listed_harmlessly(
-    url: str, service: Service, capsys: pytest.CaptureFixture[str]
+    url: str, service: Recordings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, name in enumerate(EVIL):
         record = VoiceRecord(f"v{number}", name, description=name)
-        service.voices.add(record, np.zeros(22050, np.float32), 22050)
+        service.voices.store.add(record, np.zeros(22050, np.float32), 22050)
     assert main(["voices", "list", "--server", url]) == 0
     listed = capsys.readouterr().out
     assert harmless(listed) and "\\x1b]0;owned\\x07" in listed

@@ -11,17 +11,16 @@ import pytest
 from ray.serve.exceptions import BackPressureError
 
 from configs.serve import Limits, RtcArgs
-from serve_app import graph
-from serve_app.calls import Calls
-from serve_app.graph import sign_of_life
+from serve_app.calls.routes import Rtc
+from serve_app.calls.session import Calls
+from serve_app.graph import handles
+from serve_app.graph.handles import sign_of_life
 from serve_app.http import create_app
 from serve_app.ingress import log_failed_drain
 from serve_app.readiness import ANSWER_S, FRESH_S, Probe, Readiness
-from serve_app.rtc import Rtc
-from serve_app.service import Service
-from serve_app.stores.voices import FolderVoiceStore
-from tests.serve_app.call_fakes import CallRoom, until
-from tests.serve_app.fakes import EchoBackend
+from serve_app.voices.folder import FolderVoiceStore
+from tests.serve_app.calls.fakes import CallRoom, until
+from tests.serve_app.fakes import EchoBackend, recordings_over
 from tests.stages.virtual import run_virtual
 
 
@@ -117,7 +116,7 @@ class Answered:
 
 
 def test_a_stage_that_is_full_or_has_just_answered_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(handles, "monotonic", lambda: 100.0)
 
     async def run() -> None:
         stages: Any = Answered()
@@ -140,7 +139,7 @@ def test_a_stage_that_is_full_or_has_just_answered_is_well(monkeypatch: pytest.M
 async def get(path: str, folder: Path, calls: Calls | None = None, **stages: Part) -> httpx.Response:
     """A request to an app with these stages behind it."""
     rtc = None if calls is None else Rtc(calls, None, list, calls.args)  # type: ignore[arg-type]
-    app = create_app(Service(EchoBackend(), FolderVoiceStore(folder), Limits()), rtc, None, stages)
+    app = create_app(recordings_over(EchoBackend(), FolderVoiceStore(folder), Limits()), rtc, None, stages)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         return await client.get(path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from webrtc.decode import Decoder
+from webrtc.files.decode import Decoder
 from webrtc.opus import FRAME, RATE_HZ, Samples48k
 
 RECORDING = Path(__file__).parents[2] / "samples" / "sources" / "bakery.flac"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from webrtc.extend import LENGTH
+from webrtc.bridge import LENGTH
 from webrtc.playout import (
     FRAME,
     HEADROOM,

@@ -1,0 +1,207 @@
+"""The stages as Ray Serve deployments: each loads its networks, warms up, batches, and answers health checks.
+
+Replicas, CPUs, GPUs, autoscaling and request limits come from the Serve config; nothing is set here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from configs.schema import Preset, load_preset
+from configs.serve import ServeArgs
+from serve_app.graph.batching import BatchGate, Watch
+from serve_app.graph.listen import listen_at_node
+from serve_app.metrics import StageMetrics
+from serve_app.threads import in_thread
+from serve_app.voices.cache import VoiceCache
+from serve_app.voices.stores import open_voice_store
+from stages.types import (
+    STAGE_NAMES,
+    Content,
+    DiffuseRequest,
+    EncodeRequest,
+    Mel,
+    RenderedBlock,
+    Samples,
+    VocodeRequest,
+    Voice,
+)
+
+if TYPE_CHECKING:
+    from stages.checkpoints import Checkpoint
+    from stages.reference import ReferenceReport
+
+
+def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
+    """What every stage loads from: the preset and its weights. Also settles how this process computes and listens."""
+    from stages.local import open_weights, set_threads
+
+    listen_at_node()
+    set_threads(args.torch_threads)
+    preset = load_preset(args.preset)
+    return preset, open_weights(preset, args.weights)
+
+
+class Encoder:
+    """Windows at 16 kHz to content features."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        from stages.encoder import Encoder as Stage
+        from stages.geometry import Geometry
+
+        preset, checkpoint = open_stage(args)
+        stage = Stage(preset, checkpoint, args.device)
+        geometry = Geometry.from_settings(preset.live)
+        window = EncodeRequest(np.zeros(geometry.window_samples_16k, np.float32), geometry.drop_ticks, live=True)
+        for size in range(1, args.encoder.max_batch_size + 1):
+            stage([window] * size)
+        self._gate: BatchGate[EncodeRequest, Content] = BatchGate(stage, args.encoder, StageMetrics("encoder"))
+
+    async def __call__(self, request: EncodeRequest) -> Content:
+        """Content [frames, d_model] of one window."""
+        return await self._gate(request, request.live)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._gate.check()
+
+
+class Diffusion:
+    """Content features and a voice to mel; keeps the voices it has met, by id, within a bound."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        from stages.diffusion import Diffusion as Stage
+        from stages.geometry import Geometry
+        from stages.voice import blank_voice, fingerprint
+
+        preset, checkpoint = open_stage(args)
+        stage = Stage(preset, checkpoint, args.device)
+        voices = open_voice_store(args.voices)
+        self._voices = VoiceCache(voices, fingerprint(preset, checkpoint), args.voice_cache_mb * 2**20)
+        geometry = Geometry.from_settings(preset.live)
+        width = checkpoint.sizes.whisper.d_model + checkpoint.sizes.carries_pitch
+        content = np.zeros((geometry.content_frames, width), np.float32)
+        voice, live, n = blank_voice(preset, checkpoint.sizes), preset.live, geometry.target_frames
+        request = DiffuseRequest(voice, n, 0, n, 0, 0, live.steps, live.cfg_rate, live=True)
+        for size in range(1, args.diffusion.max_batch_size + 1):
+            stage([content] * size, [request] * size, [voice] * size)
+        self._gate: BatchGate[tuple[Content, DiffuseRequest, Voice], Mel] = BatchGate(
+            lambda items: stage(*zip(*items, strict=True)), args.diffusion, StageMetrics("diffusion")
+        )
+
+    async def __call__(self, content: Content, request: DiffuseRequest) -> Mel:
+        """Mel [mels, T] of one content in the request's voice (an id of the voice store)."""
+        voice = request.voice if isinstance(request.voice, Voice) else await self._voices.get(request.voice)
+        return await self._gate((content, request, voice), request.live)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._voices.look()  # a deleted voice is forgotten also where nobody asks for it any more
+        self._gate.check()
+
+
+class Vocoder:
+    """Mel to sound."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        from stages.geometry import Geometry
+        from stages.vocoder import Vocoder as Stage
+
+        preset, checkpoint = open_stage(args)
+        stage = Stage(preset, checkpoint, args.device)
+        rows = checkpoint.sizes.mel.n_mels + checkpoint.sizes.carries_pitch
+        n_frames = Geometry.from_settings(preset.live).vocoder_frames(preset.live.vocoder_past_frames)
+        mel, request = np.zeros((rows, n_frames), np.float32), VocodeRequest(n_frames, live=True)
+        for size in range(1, args.vocoder.max_batch_size + 1):
+            stage([mel] * size, [request] * size)
+        self._gate: BatchGate[tuple[Mel, VocodeRequest], Samples] = BatchGate(
+            lambda items: stage(*zip(*items, strict=True)), args.vocoder, StageMetrics("vocoder")
+        )
+
+    async def __call__(self, mel: Mel, request: VocodeRequest) -> Samples:
+        """Samples [256 * frames] of one mel."""
+        return await self._gate((mel, request), request.live)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._gate.check()
+
+
+class Stages:
+    """All three in one process: a block of a call crosses between processes once."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        self._encoder, self._diffusion, self._vocoder = Encoder(args), Diffusion(args), Vocoder(args)
+
+    async def encode(self, request: EncodeRequest) -> Content:
+        """As Encoder."""
+        return await self._encoder(request)
+
+    async def diffuse(self, content: Content, request: DiffuseRequest) -> Mel:
+        """As Diffusion."""
+        return await self._diffusion(content, request)
+
+    async def vocode(self, mel: Mel, request: VocodeRequest) -> Samples:
+        """As Vocoder."""
+        return await self._vocoder(mel, request)
+
+    async def block(self, encode: EncodeRequest, diffuse: DiffuseRequest, vocode: VocodeRequest) -> RenderedBlock:
+        """One block from end to end."""
+        marks = [perf_counter()]
+        content = await self._encoder(encode)
+        marks.append(perf_counter())
+        mel = await self._diffusion(content, diffuse)
+        marks.append(perf_counter())
+        samples = await self._vocoder(mel, vocode)
+        marks.append(perf_counter())
+        took_ms = [(end - start) * 1000 for start, end in pairwise(marks)]
+        return RenderedBlock(samples, dict(zip(STAGE_NAMES, took_ms, strict=True)))
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        for stage in (self._encoder, self._diffusion, self._vocoder):
+            await stage.check_health()
+
+
+class VoiceMaker:
+    """Reference recordings to voices."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        from stages.diffusion import Diffusion as DiffusionStage
+        from stages.encoder import Encoder as EncoderStage
+        from stages.voice import VoiceMaker as Maker
+
+        preset, checkpoint = open_stage(args)
+        encoder = EncoderStage(preset, checkpoint, args.device)
+        diffusion = DiffusionStage(preset, checkpoint, args.device)
+        self._maker = Maker(preset, checkpoint, encoder, diffusion, args.device)
+        self._busy, self._watch, self._stuck_after_s = asyncio.Lock(), Watch(), args.voice_stuck_after_s
+
+    async def fingerprint(self) -> str:
+        """Names the weights and settings that voices are made with."""
+        return self._maker.fingerprint
+
+    async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """The voice of a reference, warnings, and how good it is; BadAudio where it holds none."""
+        async with self._busy:
+            return await in_thread(self._make, samples, sample_rate)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica where it raises."""
+        self._watch.check()
+
+    def _make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        self._watch.begin(self._stuck_after_s)
+        result: object = None
+        try:
+            return self._maker(samples, sample_rate)
+        except Exception as error:
+            result = error
+            raise
+        finally:
+            self._watch.end([result])

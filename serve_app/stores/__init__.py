@@ -1,1 +1,0 @@
-"""Where voices are kept: small interfaces, one implementation per kind of storage."""

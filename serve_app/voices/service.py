@@ -1,0 +1,187 @@
+"""Voices as the service makes and keeps them: references in, features made once, what nothing uses forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import numpy as np
+import soxr
+
+from configs.serve import Limits
+from serve_app.decoders import LENGTH_TOLERANCE_S, Decoded
+from serve_app.errors import AtCapacity, InvalidVoiceId, NotStored, VoiceNotFound
+from serve_app.threads import in_thread
+from serve_app.voices.store import VoiceRecord, VoiceStore, as_stored, new_voice_id
+from stages.denoise import without_noise
+from stages.reference import SEARCHED_S, ReferenceReport, spoken
+from stages.types import BadAudio, Samples, StoredVoice, Voice
+
+_REFERENCES_AT_ONCE = 2
+"""That are decoded; conversions are bounded by `max_conversions`."""
+_REFERENCES_WAITING = 16
+TEND_EVERY_S = 15.0
+LEAST_EXPIRY_S = 60
+"""Time enough to be renewed twice, or to be used at all."""
+MOST_EXPIRY_S = 86400
+
+
+class Maker(Protocol):
+    """Who makes features: the networks in this process, or their replicas behind Serve handles."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights that make a voice's features."""
+
+    async def make_voice(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
+        """Features of a reference, warnings, and how good it is; BadAudio where it cannot serve as one."""
+
+
+class Voices:
+    """Adds voices to a store and makes their features, within limits."""
+
+    def __init__(self, store: VoiceStore, maker: Maker, limits: Limits) -> None:
+        self.store, self.maker, self.limits = store, maker, limits
+        self._in_use: Counter[str] = Counter()
+        self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._adding = 0
+        self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights that make features now."""
+        return self.maker.fingerprint
+
+    async def add(
+        self,
+        name: str,
+        files: Sequence[AsyncIterator[bytes] | bytes],
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        expires_s: int | None = None,
+        remove_noise: bool = False,
+    ) -> tuple[VoiceRecord, list[str]]:
+        """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
+        if self._adding >= _REFERENCES_WAITING:
+            message = f"{self._adding} voices are being added, which is the limit; try again soon"
+            raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
+        self._adding += 1
+        try:
+            async with self._decoding_references:
+                samples, sample_rate, warnings = await self._reference(files)
+        finally:
+            self._adding -= 1
+        record, more_warnings = await self.add_samples(
+            name, samples, sample_rate, description, labels, expires_s=expires_s, remove_noise=remove_noise
+        )
+        return record, [*warnings, *more_warnings]
+
+    async def add_samples(
+        self,
+        name: str,
+        samples: Samples,
+        sample_rate: int,
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        expires_s: int | None = None,
+        remove_noise: bool = False,
+    ) -> tuple[VoiceRecord, list[str]]:
+        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings.
+
+        With `expires_s`, it is forgotten when nothing has used it for so long.
+        """
+        limit_s = self.limits.max_reference_s
+        warnings: list[str] = []
+        if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
+            samples, sample_rate, warnings = await in_thread(spoken, samples, sample_rate, limit_s)
+        samples = samples[: round(limit_s * sample_rate)]
+        if remove_noise:
+            samples = await in_thread(without_noise, samples, sample_rate)
+        samples = as_stored(samples)
+        if len(samples) < self.limits.min_reference_s * sample_rate:
+            got_s = len(samples) / sample_rate
+            message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
+            raise BadAudio("too_short", message)
+        voice, more_warnings, report = await self.maker.make_voice(samples, sample_rate)
+        record = VoiceRecord(
+            voice_id=new_voice_id(),
+            name=name,
+            description=description,
+            labels=dict(labels or {}),
+            created_at_unix=int(datetime.now(UTC).timestamp()),
+            duration_s=round(len(samples) / sample_rate, 3),
+            sample_rate=sample_rate,
+            expires_s=expires_s,
+            reference=report.described(),
+        )
+        await asyncio.to_thread(self.store.add, record, samples, sample_rate)
+        try:
+            await asyncio.to_thread(self.store.save_features, record.voice_id, self.fingerprint, voice)
+        except NotStored:  # the caller is told so, and never learns the voice's id
+            await asyncio.to_thread(self.store.delete, record.voice_id)
+            raise
+        return record, [*warnings, *more_warnings]
+
+    async def make_features(self, voice_id: str) -> StoredVoice:
+        """The voice as streams take it. Makes its features where a premade voice, or new weights, lack them."""
+        fingerprint = self.fingerprint
+        lock = self._feature_locks.setdefault(voice_id, asyncio.Lock())
+        async with lock:
+            voice = await asyncio.to_thread(self.store.features, voice_id, fingerprint)
+            if voice is None:
+                samples, sample_rate = await asyncio.to_thread(self.store.reference, voice_id)
+                voice, _, _ = await self.maker.make_voice(samples, sample_rate)
+                await asyncio.to_thread(self.store.save_features, voice_id, fingerprint, voice)
+        return StoredVoice(voice_id, voice.file_frames)
+
+    @asynccontextmanager
+    async def using(self, voice_id: str) -> AsyncIterator[None]:
+        """Keeps a voice that would be forgotten, for as long as something is done with it."""
+        self._in_use[voice_id] += 1
+        try:
+            yield
+        finally:
+            self._in_use[voice_id] -= 1
+            self._in_use += Counter()  # drops what nothing uses
+
+    async def tend(self, in_calls: Iterable[str]) -> None:
+        """Renews the voices that are in use, and forgets those whose time is over; called every TEND_EVERY_S."""
+        for voice_id in {*in_calls, *self._in_use}:
+            with suppress(VoiceNotFound, InvalidVoiceId):  # deleted, or never there
+                await asyncio.to_thread(self.store.renew, voice_id)
+        await asyncio.to_thread(self.store.sweep)
+
+    async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
+        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings."""
+        enough_s = SEARCHED_S
+        warnings: list[str] = []
+        wholes: list[Samples] = []
+        rate, taken_s = 0, 0.0
+        for file in files:
+            sound = Decoded(one_piece(file) if isinstance(file, bytes) else file)
+            pieces: list[Samples] = []
+            async with aclosing(sound.pieces()) as source:
+                async for samples, own_rate in source:
+                    pieces.append(samples)
+                    taken_s += len(samples) / own_rate
+                    if taken_s > enough_s:
+                        break
+            rate = rate or own_rate
+            whole = np.concatenate(pieces)
+            wholes.append(whole if own_rate == rate else await in_thread(soxr.resample, whole, own_rate, rate))
+            warnings += sound.warnings
+            if taken_s > enough_s:
+                break
+        return np.concatenate(wholes), rate, warnings
+
+
+async def one_piece(data: bytes) -> AsyncIterator[bytes]:
+    """An upload that is already here."""
+    yield data

@@ -1,0 +1,130 @@
+"""What a voice store keeps: the record of each voice, its reference recording, and the features made of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from serve_app.errors import InvalidVoiceId, VoiceDamaged
+
+if TYPE_CHECKING:
+    from stages.types import Voice
+
+VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+INT16_STEPS = 32767
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceRecord:
+    """What is known about a voice, without its sound."""
+
+    voice_id: str
+    name: str
+    category: Literal["premade", "cloned"] = "cloned"
+    description: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created_at_unix: int = 0
+    duration_s: float | None = None
+    sample_rate: int | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that another version wrote: not read, and kept when the record is written again."""
+    expires_s: int | None = None
+    """How long after its last use the voice is forgotten; None: never."""
+    reference: Mapping[str, Any] | None = None
+    """How good the reference is (stages.reference.ReferenceReport); unknown for premade and for older voices."""
+
+
+class VoiceStore(Protocol):
+    """Keeps voices. Methods block on storage, so coroutines call them through a thread; all raise VoiceNotFound.
+
+    What changes something raises NotStored where the storage refuses; all raise StoreAway where it is not there.
+    """
+
+    def list(self) -> list[VoiceRecord]:
+        """All voices: the premade ones, then the others, oldest first."""
+
+    def get(self, voice_id: str) -> VoiceRecord:
+        """One voice."""
+
+    def add(self, record: VoiceRecord, samples: np.ndarray, sample_rate: int) -> None:
+        """Keeps a new voice with its reference recording (float32 mono in [-1, 1]); VoiceExists if the id is taken."""
+
+    def update(self, voice_id: str, changes: Mapping[str, Any]) -> VoiceRecord:
+        """Changes fields of a voice's record, and gives the new one; VoiceIsReadOnly for a premade one."""
+
+    def delete(self, voice_id: str) -> None:
+        """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""
+
+    def renew(self, voice_id: str) -> None:
+        """Counts the voice as used now."""
+
+    def sweep(self) -> None:
+        """Forgets the voices whose time is over."""
+
+    def reference(self, voice_id: str) -> tuple[np.ndarray, int]:
+        """The reference recording, float32 mono in [-1, 1], and its sample rate."""
+
+    def features(self, voice_id: str, fingerprint: str) -> Voice | None:
+        """The features that the weights of that fingerprint made, or None where they are still to be made.
+
+        What is kept and cannot be read counts as still to be made.
+        """
+
+    def stamp(self, voice_id: str, fingerprint: str) -> object:
+        """What changes whenever those features do, without reading them; VoiceNotFound where there are none."""
+
+    def save_features(self, voice_id: str, fingerprint: str, voice: Voice) -> None:
+        """Keeps the features that the weights of that fingerprint made."""
+
+
+_RECORD: TypeAdapter[VoiceRecord] = TypeAdapter(VoiceRecord)
+_RECORD_FIELDS = {known.name for known in fields(VoiceRecord)} - {"unknown"}
+
+
+def read_record(data: bytes, voice_id: str) -> VoiceRecord:
+    """A stored record, under the id that it is stored by; VoiceDamaged where it is none."""
+    try:
+        stored = from_json(data)
+        unknown = {name: value for name, value in stored.items() if name not in _RECORD_FIELDS}
+        known = {name: value for name, value in stored.items() if name in _RECORD_FIELDS}
+        record = _RECORD.validate_python(known)
+    except (ValidationError, ValueError, AttributeError) as error:
+        raise VoiceDamaged(voice_id) from error
+    return replace(record, voice_id=voice_id, unknown=unknown)
+
+
+def write_record(record: VoiceRecord) -> bytes:
+    """A record as it is stored."""
+    known = asdict(record)
+    return json.dumps({**known.pop("unknown"), **known}).encode()
+
+
+def new_voice_id() -> str:
+    """A random id, 20 hexadecimal digits."""
+    return secrets.token_hex(10)
+
+
+def checked_id(voice_id: str) -> str:
+    """The id itself; InvalidVoiceId unless it is safe as a file name and in a URL."""
+    if not VOICE_ID.fullmatch(voice_id):
+        raise InvalidVoiceId(voice_id)
+    return voice_id
+
+
+def as_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] as 16-bit integers, clipped."""
+    scaled: np.ndarray = np.rint(np.clip(samples, -1.0, 1.0) * INT16_STEPS)
+    return scaled.astype("<i2")
+
+
+def as_stored(samples: np.ndarray) -> np.ndarray:
+    """Float32 samples as they come back from the store: features made from these can be made again."""
+    return as_int16(samples).astype(np.float32) / np.float32(INT16_STEPS)
