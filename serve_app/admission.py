@@ -8,7 +8,7 @@ from contextlib import suppress
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.serve import Limits
-from serve_app.calls.routes import PREFIX
+from serve_app.calls.rtc import PREFIX
 from serve_app.forms import header
 from serve_app.places import Place, Places
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.serve import MAX_REFUSING
 from serve_app.admission import Drains
 from serve_app.calls.protocol import problem, write
-from serve_app.calls.routes import close_code
+from serve_app.calls.socket import close_code
 from serve_app.errors import ClientGone, Refusal, internal_error, refusal
 from serve_app.forms import header
 

@@ -23,7 +23,8 @@ import webrtc
 from configs.serve import RtcArgs
 from serve_app.access import Access, Guard
 from serve_app.admission import Admission
-from serve_app.calls.routes import Rtc, rtc_router
+from serve_app.calls.routes import calls_router
+from serve_app.calls.rtc import Rtc
 from serve_app.edge import Edge, SafetyHeaders, answer_of
 from serve_app.errors import FieldProblem, InvalidFields, Refusal, refusal
 from serve_app.forms import MODEL_IDS
@@ -78,7 +79,7 @@ def create_app(
     app.include_router(_health_router(recordings, rtc, stages or {}))
     public = add_docs(app)
     if rtc is not None:
-        app.include_router(rtc_router(rtc))
+        app.include_router(calls_router(rtc))
         if rtc.args.page:
             public |= add_page(app)
     app.add_exception_handler(HTTPException, _answer_http_error)

@@ -16,9 +16,10 @@ from ray.serve.handle import DeploymentHandle
 from configs.schema import ConfigError, load_preset
 from configs.serve import RtcArgs, ServeArgs
 from serve_app import decoders
+from serve_app.calls.ice import ice_servers_of, own_ice_servers
 from serve_app.calls.owners import ServeOwners, stopping
-from serve_app.calls.routes import Opened, Rtc, Wanted, ice_servers_of, own_ice_servers
-from serve_app.calls.session import Calls
+from serve_app.calls.registry import Calls
+from serve_app.calls.rtc import Opened, Rtc, Wanted
 from serve_app.graph.handles import ServeBackend, ServeStages, StageHandle, sign_of_life
 from serve_app.graph.listen import listen_at_node
 from serve_app.http import create_app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -20,6 +21,23 @@ VoiceId = Annotated[str, Field(min_length=1, max_length=64)]
 Sdp = Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE_BYTES)]
 Told = dict[str, Any]
 """A message of the server, as it goes into JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why a session is over."""
+
+    reason: Literal[
+        "stopped",
+        "idle",
+        "replaced",
+        "shutting_down",
+        "media_failed",
+        "time_limit",
+        "conversion_failed",
+        "internal_error",
+    ]
+    message: str
 
 
 class Message(BaseModel):

@@ -1,29 +1,23 @@
-"""Live calls: each joins one peer with one stream; a registry keeps their number within the limit.
-
-A call is one task. Its place in the registry is taken before the task exists and given back when the task is over,
-whatever ended it, so no call can keep a place that nobody talks in.
-"""
+"""Sessions: a call joins one peer with one stream, a listener hears it. Each is one task, from an offer to an end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from contextvars import Context
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from configs.schema import MODES, ConfigError, LiveSettings, Mode
+from configs.schema import ConfigError, Mode
 from configs.serve import RtcArgs
-from serve_app.calls.protocol import Candidate, Change, Start, Stop, Told, Wishes, parse, problem
-from serve_app.errors import CallsFull, Refused, Unavailable, VoiceNotFound, refusal
+from serve_app.calls.capacity import Carried, Failing
+from serve_app.calls.protocol import Candidate, Change, End, Start, Stop, Told, Wishes, parse, problem
+from serve_app.errors import Refused, Unavailable, VoiceNotFound, refusal
 from serve_app.metrics import SessionMetrics
-from stages.call import BlockReport, CallStream
-from stages.settings import CallSettings, delay_ms
+from stages.call import CallStream
+from stages.settings import CallSettings
 from stages.types import Samples
 from webrtc.candidates import MAX_CANDIDATES
 from webrtc.sdp import Offer
@@ -34,18 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("seedvc.calls")
 
 DEFAULT_MODE: Mode = "lowest"
-LOST_AT_MOST = 0.05
-"""Share of blocks late or dropped up to which this machine is said to carry the short blocks of the mode `lowest`."""
-CARRIED_OVER = 500
-"""Blocks from which that is told: a minute of one call."""
-CARRIED_FOR_S = 600.0
-"""So long it holds without new ones."""
 MAX_WAITING_CHANGES = 8
-MAX_LISTENERS = 4
-STATS_EVERY_S = 1.0
 TELL_FAILURES_EVERY_S = 5.0
-PAUSE_S = 2.0
-"""Between blocks that fail, more than that is the speaker's pause."""
 OPUS_MS = 33.0
 """A packet of 20 ms and the look-ahead of two encoders."""
 
@@ -83,78 +67,27 @@ OpenStream = Callable[..., CallStream]
 MakeFeatures = Callable[[str], Awaitable[object]]
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """Why a session is over."""
+class Room(Protocol):
+    """What a session has around it: calls.registry.Calls."""
 
-    reason: Literal[
-        "stopped",
-        "idle",
-        "replaced",
-        "shutting_down",
-        "media_failed",
-        "time_limit",
-        "conversion_failed",
-        "internal_error",
-    ]
-    message: str
+    args: RtcArgs
+    make_features: MakeFeatures
+    open_stream: OpenStream
+    open_peer: OpenPeer
+    metrics: SessionMetrics
+    stats_every_s: float
+    carried: Carried
+
+    @property
+    def lowest_block_ms(self) -> int:
+        """Blocks of the mode `lowest` for clients without a wish."""
+
+    def is_usual(self, settings: CallSettings) -> bool:
+        """Whether a call has the short blocks and nothing that would take longer than usual."""
 
 
 LEFT = End("stopped", "the client left")
 FAILED = End("internal_error", "something failed on our side")
-
-
-class Carried:
-    """Whether calls keep up with the short blocks of the mode `lowest`, by the last of them."""
-
-    def __init__(self) -> None:
-        self._lately: deque[tuple[float, int, int]] = deque()  # when, how many blocks, and those of them that were lost
-
-    def add(self, blocks: int, lost: int, now_s: float) -> None:
-        """What became of some more blocks."""
-        if blocks:
-            self._lately.append((now_s, blocks, lost))
-        while self._lately and sum(blocks for _, blocks, _ in self._lately) - self._lately[0][1] >= CARRIED_OVER:
-            self._lately.popleft()
-
-    def keeps_up(self, now_s: float) -> bool:
-        """Not where too many were lost. What is old is forgotten, so that short blocks get another try."""
-        while self._lately and self._lately[0][0] < now_s - CARRIED_FOR_S:
-            self._lately.popleft()
-        blocks, lost = sum(blocks for _, blocks, _ in self._lately), sum(lost for _, _, lost in self._lately)
-        return blocks < CARRIED_OVER or lost <= LOST_AT_MOST * blocks
-
-
-class Failing:
-    """For how long a call's blocks have all been lost, by its reports; pauses of the speaker do not count."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """A block was heard, or other settings give the next ones a new chance."""
-        self._for_s = 0.0
-        self._lost_s: float | None = None
-        self.failure: Exception | None = None
-
-    def follow(self, before: BlockReport, report: BlockReport, now_s: float) -> None:
-        """Takes what became of some more blocks."""
-        if report.done > before.done or report.bypassed > before.bypassed:
-            self.reset()
-        elif report.concealed > before.concealed:
-            if self._lost_s is not None:
-                self._for_s += min(now_s - self._lost_s, PAUSE_S)
-            self._lost_s = now_s
-            if report.failed > before.failed:
-                self.failure = report.failure
-
-    def end(self, args: RtcArgs) -> End | None:
-        """Why the call had better end, where it has lasted too long."""
-        limit_s = args.unheard_timeout_s if self.failure is None else args.failing_timeout_s
-        if self._for_s < limit_s:
-            return None
-        why = "no answer came in time" if self.failure is None else problem(self.failure)["message"]
-        return End("conversion_failed", f"nothing could be converted for {limit_s:g} s: {why}")
 
 
 class Session:
@@ -224,10 +157,10 @@ class Call(Session):
     Its `listen_id` is for those whom its client lets listen: they cannot end the call, as its `session_id` can.
     """
 
-    def __init__(self, session_id: str, listen_id: str, calls: Calls, wishes: Wishes, tell: Tell | None) -> None:
+    def __init__(self, session_id: str, listen_id: str, room: Room, wishes: Wishes, tell: Tell | None) -> None:
         super().__init__(session_id)
         self.listen_id = listen_id
-        self._calls, self._wishes, self._tell_socket = calls, wishes, tell
+        self._room, self._wishes, self._tell_socket = room, wishes, tell
         self._stream: CallStream | None = None
         self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
         self._failing = Failing()
@@ -260,16 +193,16 @@ class Call(Session):
 
     async def run(self, offer: Offer | str, local: bool) -> None:
         """The whole call: opens both sides, joins them until the end, closes both."""
-        calls, wishes = self._calls, self._wishes
+        room, wishes = self._room, self._wishes
         async with AsyncExitStack() as stack:
-            await calls.make_features(wishes.voice)
+            await room.make_features(wishes.voice)
             usual = wishes.block_ms is None and wishes.steps is None
             if usual and (wishes.mode or DEFAULT_MODE) == "lowest":
-                wishes = wishes.model_copy(update={"block_ms": calls.lowest_block_ms})
-            self._stream = open_stream(calls.open_stream, wishes)
+                wishes = wishes.model_copy(update={"block_ms": room.lowest_block_ms})
+            self._stream = open_stream(room.open_stream, wishes)
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
-            peer = calls.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv", loopback=local)
+            peer = room.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
             try:
@@ -331,7 +264,7 @@ class Call(Session):
             change, tell = await self._changes.get()
             try:
                 if change.voice is not None:
-                    await self._calls.make_features(change.voice)
+                    await self._room.make_features(change.voice)
                 self._stream.change(**change.wanted)
                 self._failing.reset()
             except ConfigError as error:
@@ -351,7 +284,7 @@ class Call(Session):
             failure = await self._failures.get()
             if isinstance(failure, VoiceNotFound):
                 try:
-                    await self._calls.make_features(failure.voice_id)
+                    await self._room.make_features(failure.voice_id)
                 except Exception as error:
                     failure = error
             if refusal(failure) is None and not is_logged:
@@ -365,17 +298,17 @@ class Call(Session):
     async def _watch(self) -> None:
         """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""
         assert self._stream is not None and self.peer is not None
-        args, now = self._calls.args, asyncio.get_running_loop().time
+        args, now = self._room.args, asyncio.get_running_loop().time
         began = spoke = now()
         before = self._stream.report
         while True:
-            await asyncio.sleep(self._calls.stats_every_s)
+            await asyncio.sleep(self._room.stats_every_s)
             report, stats = self._stream.report, self.peer.stats()
             if report.spoken > before.spoken:
                 spoke = now()
-            if self._calls.is_usual(self._stream.settings):
+            if self._room.is_usual(self._stream.settings):
                 lost = report.concealed - before.concealed
-                self._calls.carried.add(report.done - before.done + lost, lost, now())
+                self._room.carried.add(report.done - before.done + lost, lost, now())
             self._failing.follow(before, report, now())
             if report.failure is not None and report.failed > before.failed and not self._failures.full():
                 self._failures.put_nowait(report.failure)
@@ -387,7 +320,7 @@ class Call(Session):
             if now() - began >= args.max_call_s:
                 self.stop(End("time_limit", f"the call reached the limit of {args.max_call_s:g} s"))
             told = stats_message(stats, self._stream)
-            self._calls.metrics.follow(
+            self._room.metrics.follow(
                 self.session_id, stats.packets_lost, stats.bitrate_out_bps, told["mouth_to_ear_ms"]
             )
             self.tell(told)
@@ -396,188 +329,15 @@ class Call(Session):
 class Listener(Session):
     """Somebody else who hears the converted side of a call."""
 
-    async def run(self, call: Call, calls: Calls, offer: Offer | str, local: bool) -> None:
+    async def run(self, room: Room, offer: Offer | str, local: bool) -> None:
         """Plays until either side ends."""
         async with AsyncExitStack() as stack:
-            peer = calls.open_peer(on_frame=ignore, on_message=None, direction="sendonly", loopback=local)
+            peer = room.open_peer(on_frame=ignore, on_message=None, direction="sendonly", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
             follower = asyncio.create_task(self.follow_peer())
             stack.callback(follower.cancel)
             await asyncio.shield(self.end)
-
-
-class Calls:
-    """The calls of this replica, at most `max_calls`, by session id; an id names its replica, and cannot be guessed."""
-
-    def __init__(
-        self,
-        owner: str,
-        args: RtcArgs,
-        live: LiveSettings,
-        *,
-        make_features: MakeFeatures,
-        open_stream: OpenStream,
-        open_peer: OpenPeer,
-        metrics: SessionMetrics,
-        stats_every_s: float = STATS_EVERY_S,
-    ) -> None:
-        self.owner, self.args = owner, args
-        self.make_features, self.open_stream, self.open_peer = make_features, open_stream, open_peer
-        self.metrics, self.stats_every_s = metrics, stats_every_s
-        self.carried = Carried()
-        self._live = live
-        self._calls: dict[str, Call] = {}
-        self._by_listen_id: dict[str, Call] = {}
-        self._listeners: dict[str, Listener] = {}
-        self._retiring = False
-
-    @property
-    def live(self) -> int:
-        """How many calls there are."""
-        return len(self._calls)
-
-    @property
-    def is_retiring(self) -> bool:
-        """Whether this replica takes no new calls, as it goes away."""
-        return self._retiring
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no place is free."""
-        return self.live >= self.args.max_calls
-
-    @property
-    def voices(self) -> set[str]:
-        """Those that calls are heard in."""
-        return {call.voice for call in self._calls.values()}
-
-    @property
-    def modes(self) -> Told:
-        """What each mode means, in milliseconds."""
-        blocks_ms = {"lowest": self.lowest_block_ms, "constant": self._live.constant.block_ms}
-        return {
-            mode: {"block_ms": blocks_ms[mode], "delay_ms": delay_ms(self._live, mode, blocks_ms[mode])}
-            for mode in MODES
-        }
-
-    @property
-    def lowest_block_ms(self) -> int:
-        """Blocks of the mode `lowest` for clients without a wish: longer where short ones are too often too late."""
-        short, long = self._live.lowest.block_ms, self._live.constant.block_ms
-        return short if self.carried.keeps_up(asyncio.get_running_loop().time()) else max(short, long)
-
-    def is_usual(self, settings: CallSettings) -> bool:
-        """Whether a call has the short blocks and nothing that would take longer than usual."""
-        usual = ("lowest", self._live.lowest.block_ms, self._live.steps)
-        return (settings.mode, settings.block_ms, settings.steps) == usual
-
-    def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
-        """A new call, which is about to answer: see `answered`. `tell` is for what its client is told unasked.
-
-        A `local` client runs on this machine, and may be reached there.
-
-        Raises:
-            CallsFull: no place is free.
-        """
-        self._require_room()
-        call = Call(self._new_id(), self._new_id(), self, wishes, tell)
-        self._calls[call.session_id] = call
-        self._by_listen_id[call.listen_id] = call
-        self.metrics.live.set(self.live)
-        self._begin(call, call.run(offer, local))
-        return call
-
-    def listen(self, call_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
-        """One more listener of a call, which is about to answer; the id is the one for listeners, or the call's own.
-
-        Raises:
-            Refused: there is no such call. CallsFull: it has all the listeners it may have.
-        """
-        call = self.heard_as(call_id)
-        if call.end.done():
-            raise no_session(call_id)
-        if len(call.listeners) >= MAX_LISTENERS:
-            message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
-            raise CallsFull(message, self.args.retry_after_s)
-        listener = Listener(self._new_id())
-        call.listeners.append(listener)
-        self._listeners[listener.session_id] = listener
-        listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
-        self._begin(listener, listener.run(call, self, offer, local))
-        return listener
-
-    def heard_as(self, call_id: str) -> Call:
-        """The call that can be listened to by that id; Refused where there is none."""
-        call = self._by_listen_id.get(call_id) or self._calls.get(call_id)
-        if call is None:
-            raise no_session(call_id)
-        return call
-
-    def find(self, session_id: str) -> Session:
-        """The call or listener of that id; Refused where there is none."""
-        session = self._calls.get(session_id) or self._listeners.get(session_id)
-        if session is None:
-            raise no_session(session_id)
-        return session
-
-    async def wait(self, session_id: str) -> None:
-        """Returns when that session is over."""
-        session = self._calls.get(session_id)
-        if session is not None:
-            await session.over.wait()
-
-    async def retire(self) -> None:
-        """This replica goes away: no new calls, and those that can call again at once, through a socket, do so.
-
-        The others last until their end, for as long as Serve waits.
-        """
-        self._retiring = True
-        calls = [call for call in self._calls.values() if call.has_socket]
-        for call in calls:
-            call.stop(End("shutting_down", "this server goes away; call again"))
-        for call in calls:
-            await call.over.wait()
-
-    def _begin(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
-        """Starts a session's task, in a context of its own: it outlives the request that opened it."""
-        session.task = asyncio.create_task(life, context=Context())
-        session.task.add_done_callback(partial(self._forget, session))
-
-    def _forget(self, session: Session, task: asyncio.Task[None]) -> None:
-        self._calls.pop(session.session_id, None)
-        if isinstance(session, Call):
-            self._by_listen_id.pop(session.listen_id)
-        self._listeners.pop(session.session_id, None)
-        self.metrics.forget(session.session_id)
-        self.metrics.live.set(self.live)
-        if not session.end.done():
-            session.end.set_result(FAILED)
-        session.over.set()
-        if not task.cancelled() and (error := task.exception()) is not None and session.answer.done():
-            log.error("session failed", exc_info=error, extra={"session": session.session_id})
-
-    def _require_room(self) -> None:
-        if self._retiring:
-            self.metrics.refused.inc()
-            raise CallsFull("this server goes away; call again", self.args.retry_after_s)
-        if self.is_full:
-            self.metrics.refused.inc()
-            message = f"{self.args.max_calls} calls are running, which is the limit; try again soon"
-            raise CallsFull(message, self.args.retry_after_s)
-
-    def _new_id(self) -> str:
-        return f"{self.owner}~{secrets.token_urlsafe(18)}"
-
-
-def owner_of(session_id: str) -> str:
-    """The replica that a session id names."""
-    return session_id.partition("~")[0]
-
-
-def no_session(session_id: str) -> Refused:
-    """The refusal of an id that names nothing (any more)."""
-    return Refused(404, "session_not_found", f"there is no session {session_id[:80]!r}; it may have ended")
 
 
 def open_stream(open_call: OpenStream, wishes: Wishes) -> CallStream:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from serve_app.commands import UserMistake
+from serve_app.commands import UserMistake, say
 
 PACKAGES = ("seedvc-serve", "torch", "torchaudio", "ray", "aiortc", "av", "fastapi", "starlette", "numpy")
 HIDDEN = "(left out)"
@@ -24,10 +24,12 @@ _NVIDIA = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--form
 def run(args: argparse.Namespace) -> None:
     """Prints versions and machine, and the config where one is named, without secrets."""
     for name, value in [*_versions(), *_machine()]:
-        print(f"{name:<16}{value}")
+        say(f"{name:<16}{value}")
     if args.config is not None:
-        print(f"\n{Path(args.config).name}:")
-        print(_config(Path(args.config)), end="")
+        say()
+        say(f"{Path(args.config).name}:")
+        for line in _config(Path(args.config)).splitlines():
+            say(line)
 
 
 def _versions() -> list[tuple[str, str]]:

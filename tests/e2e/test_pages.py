@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from configs.serve import Limits, RtcArgs
 from serve_app.access import Access
-from serve_app.calls.routes import Rtc
+from serve_app.calls.rtc import Rtc
 from serve_app.http import create_app
 from serve_app.voices.folder import FolderVoiceStore
 from tests.e2e.browser import chromium

@@ -11,8 +11,8 @@ import pytest
 from ray.serve.exceptions import BackPressureError
 
 from configs.serve import Limits, RtcArgs
-from serve_app.calls.routes import Rtc
-from serve_app.calls.session import Calls
+from serve_app.calls.registry import Calls
+from serve_app.calls.rtc import Rtc
 from serve_app.graph import handles
 from serve_app.graph.handles import sign_of_life
 from serve_app.http import create_app

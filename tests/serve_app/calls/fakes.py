@@ -11,7 +11,7 @@ import numpy as np
 
 from configs.schema import load_preset
 from configs.serve import RtcArgs
-from serve_app.calls.session import Calls
+from serve_app.calls.registry import Calls
 from serve_app.errors import VoiceNotFound
 from serve_app.metrics import SessionMetrics
 from stages.call import CallStream

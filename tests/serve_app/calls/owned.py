@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from configs.serve import Limits, RtcArgs
 from serve_app.calls.owners import ServeOwners, stopping
-from serve_app.calls.routes import Opened, Rtc, Wanted
+from serve_app.calls.rtc import Opened, Rtc, Wanted
 from serve_app.http import create_app
 from serve_app.voices.folder import FolderVoiceStore
 from tests.serve_app.calls.fakes import CallRoom

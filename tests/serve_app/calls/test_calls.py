@@ -12,8 +12,9 @@ import pytest
 
 from configs.schema import Mode
 from configs.serve import RtcArgs
-from serve_app.calls.protocol import Wishes
-from serve_app.calls.session import CARRIED_FOR_S, CARRIED_OVER, OPUS_MS, Call, Carried, End, Failing, stats_message
+from serve_app.calls.capacity import CARRIED_FOR_S, CARRIED_OVER, Carried, Failing
+from serve_app.calls.protocol import End, Wishes
+from serve_app.calls.session import OPUS_MS, Call, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable, VoiceNotFound
 from stages.call import BlockReport
 from stages.gate import tick_gains

@@ -15,7 +15,7 @@ from ray.serve.config import RequestRouterConfig
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from serve_app.calls.session import owner_of
+from serve_app.calls.registry import owner_of
 from tests.serve_app.calls.fakes import audio_offer
 from tests.serve_app.calls.owned import SilentIngress
 from tests.serve_app.calls.test_rtc import FRAGMENT, SDP, START, TRICKLE

@@ -19,8 +19,9 @@ from starlette.websockets import WebSocketDisconnect
 from configs.schema import ConfigError, load_preset, read_yaml
 from configs.serve import IceServerArgs, Limits, RtcArgs, ServeArgs
 from serve_app.access import Access
-from serve_app.calls.routes import Rtc, ice_servers_of, own_ice_servers
-from serve_app.calls.session import owner_of
+from serve_app.calls.ice import ice_servers_of, own_ice_servers
+from serve_app.calls.registry import owner_of
+from serve_app.calls.rtc import Rtc
 from serve_app.edge import Edge
 from serve_app.errors import Unavailable
 from serve_app.http import add_page, create_app

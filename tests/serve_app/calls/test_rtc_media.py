@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs.serve import Limits, RtcArgs
-from serve_app.calls.routes import Rtc
+from serve_app.calls.rtc import Rtc
 from serve_app.http import create_app
 from serve_app.ingress import open_peer
 from serve_app.voices.folder import FolderVoiceStore

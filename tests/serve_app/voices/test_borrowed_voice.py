@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs.serve import Limits, RtcArgs
-from serve_app.calls.routes import Rtc
+from serve_app.calls.rtc import Rtc
 from serve_app.cli import main
 from serve_app.commands.ending import ended_by_signals
 from serve_app.errors import VoiceNotFound

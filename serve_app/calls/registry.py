@@ -1,0 +1,203 @@
+"""The sessions of this replica, by id.
+
+A session's place is taken before its task exists and given back when the task is over, whatever ended it, so no call
+can keep a place that nobody talks in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from configs.schema import MODES, LiveSettings
+from configs.serve import RtcArgs
+from serve_app.calls.capacity import Carried
+from serve_app.calls.protocol import End, Told, Wishes
+from serve_app.calls.session import FAILED, Call, Listener, MakeFeatures, OpenPeer, OpenStream, Session, Tell
+from serve_app.errors import CallsFull, Refused
+from serve_app.metrics import SessionMetrics
+from stages.settings import CallSettings, delay_ms
+from webrtc.sdp import Offer
+
+log = logging.getLogger("seedvc.calls")
+
+MAX_LISTENERS = 4
+STATS_EVERY_S = 1.0
+
+
+class Calls:
+    """The calls of this replica, at most `max_calls`, by session id; an id names its replica, and cannot be guessed."""
+
+    def __init__(
+        self,
+        owner: str,
+        args: RtcArgs,
+        live: LiveSettings,
+        *,
+        make_features: MakeFeatures,
+        open_stream: OpenStream,
+        open_peer: OpenPeer,
+        metrics: SessionMetrics,
+        stats_every_s: float = STATS_EVERY_S,
+    ) -> None:
+        self.owner, self.args = owner, args
+        self.make_features, self.open_stream, self.open_peer = make_features, open_stream, open_peer
+        self.metrics, self.stats_every_s = metrics, stats_every_s
+        self.carried = Carried()
+        self._live = live
+        self._calls: dict[str, Call] = {}
+        self._by_listen_id: dict[str, Call] = {}
+        self._listeners: dict[str, Listener] = {}
+        self._retiring = False
+
+    @property
+    def live(self) -> int:
+        """How many calls there are."""
+        return len(self._calls)
+
+    @property
+    def is_retiring(self) -> bool:
+        """Whether this replica takes no new calls, as it goes away."""
+        return self._retiring
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no place is free."""
+        return self.live >= self.args.max_calls
+
+    @property
+    def voices(self) -> set[str]:
+        """Those that calls are heard in."""
+        return {call.voice for call in self._calls.values()}
+
+    @property
+    def modes(self) -> Told:
+        """What each mode means, in milliseconds."""
+        blocks_ms = {"lowest": self.lowest_block_ms, "constant": self._live.constant.block_ms}
+        return {
+            mode: {"block_ms": blocks_ms[mode], "delay_ms": delay_ms(self._live, mode, blocks_ms[mode])}
+            for mode in MODES
+        }
+
+    @property
+    def lowest_block_ms(self) -> int:
+        """Blocks of the mode `lowest` for clients without a wish: longer where short ones are too often too late."""
+        short, long = self._live.lowest.block_ms, self._live.constant.block_ms
+        return short if self.carried.keeps_up(asyncio.get_running_loop().time()) else max(short, long)
+
+    def is_usual(self, settings: CallSettings) -> bool:
+        """Whether a call has the short blocks and nothing that would take longer than usual."""
+        usual = ("lowest", self._live.lowest.block_ms, self._live.steps)
+        return (settings.mode, settings.block_ms, settings.steps) == usual
+
+    def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
+        """A new call, which is about to answer: see `answered`. `tell` is for what its client is told unasked.
+
+        A `local` client runs on this machine, and may be reached there.
+
+        Raises:
+            CallsFull: no place is free.
+        """
+        self._require_room()
+        call = Call(self._new_id(), self._new_id(), self, wishes, tell)
+        self._calls[call.session_id] = call
+        self._by_listen_id[call.listen_id] = call
+        self.metrics.live.set(self.live)
+        self._begin(call, call.run(offer, local))
+        return call
+
+    def listen(self, call_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
+        """One more listener of a call, which is about to answer; the id is the one for listeners, or the call's own.
+
+        Raises:
+            Refused: there is no such call. CallsFull: it has all the listeners it may have.
+        """
+        call = self.heard_as(call_id)
+        if call.end.done():
+            raise no_session(call_id)
+        if len(call.listeners) >= MAX_LISTENERS:
+            message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
+            raise CallsFull(message, self.args.retry_after_s)
+        listener = Listener(self._new_id())
+        call.listeners.append(listener)
+        self._listeners[listener.session_id] = listener
+        listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
+        self._begin(listener, listener.run(self, offer, local))
+        return listener
+
+    def heard_as(self, call_id: str) -> Call:
+        """The call that can be listened to by that id; Refused where there is none."""
+        call = self._by_listen_id.get(call_id) or self._calls.get(call_id)
+        if call is None:
+            raise no_session(call_id)
+        return call
+
+    def find(self, session_id: str) -> Session:
+        """The call or listener of that id; Refused where there is none."""
+        session = self._calls.get(session_id) or self._listeners.get(session_id)
+        if session is None:
+            raise no_session(session_id)
+        return session
+
+    async def wait(self, session_id: str) -> None:
+        """Returns when that session is over."""
+        session = self._calls.get(session_id)
+        if session is not None:
+            await session.over.wait()
+
+    async def retire(self) -> None:
+        """This replica goes away: no new calls, and those that can call again at once, through a socket, do so.
+
+        The others last until their end, for as long as Serve waits.
+        """
+        self._retiring = True
+        calls = [call for call in self._calls.values() if call.has_socket]
+        for call in calls:
+            call.stop(End("shutting_down", "this server goes away; call again"))
+        for call in calls:
+            await call.over.wait()
+
+    def _begin(self, session: Session, life: Coroutine[Any, Any, None]) -> None:
+        """Starts a session's task, in a context of its own: it outlives the request that opened it."""
+        session.task = asyncio.create_task(life, context=Context())
+        session.task.add_done_callback(partial(self._forget, session))
+
+    def _forget(self, session: Session, task: asyncio.Task[None]) -> None:
+        self._calls.pop(session.session_id, None)
+        if isinstance(session, Call):
+            self._by_listen_id.pop(session.listen_id)
+        self._listeners.pop(session.session_id, None)
+        self.metrics.forget(session.session_id)
+        self.metrics.live.set(self.live)
+        if not session.end.done():
+            session.end.set_result(FAILED)
+        session.over.set()
+        if not task.cancelled() and (error := task.exception()) is not None and session.answer.done():
+            log.error("session failed", exc_info=error, extra={"session": session.session_id})
+
+    def _require_room(self) -> None:
+        if self._retiring:
+            self.metrics.refused.inc()
+            raise CallsFull("this server goes away; call again", self.args.retry_after_s)
+        if self.is_full:
+            self.metrics.refused.inc()
+            message = f"{self.args.max_calls} calls are running, which is the limit; try again soon"
+            raise CallsFull(message, self.args.retry_after_s)
+
+    def _new_id(self) -> str:
+        return f"{self.owner}~{secrets.token_urlsafe(18)}"
+
+
+def owner_of(session_id: str) -> str:
+    """The replica that a session id names."""
+    return session_id.partition("~")[0]
+
+
+def no_session(session_id: str) -> Refused:
+    """The refusal of an id that names nothing (any more)."""
+    return Refused(404, "session_not_found", f"there is no session {session_id[:80]!r}; it may have ended")

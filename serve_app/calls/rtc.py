@@ -1,0 +1,161 @@
+"""What is done to sessions, wherever they live: on this replica, or on another, which is asked by its name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from starlette.requests import HTTPConnection
+
+from configs.serve import RtcArgs
+from serve_app.calls.protocol import End, Told, Wishes
+from serve_app.calls.registry import Calls, owner_of
+from serve_app.calls.sdp import check_offer, trickled
+from serve_app.calls.session import DEFAULT_MODE, Call, Session
+from serve_app.errors import Refused
+from webrtc.ice import IceServer
+from webrtc.sdp import Offer
+
+PREFIX = "/v1/rtc"
+IceServers = Callable[[], Sequence[IceServer]]
+"""The STUN and TURN servers with fresh credentials."""
+
+
+class Owners(Protocol):
+    """The replicas that hold sessions."""
+
+    @property
+    def name(self) -> str:
+        """This one."""
+
+    async def ask(self, owner: str, method: str, *args: Any) -> Any:
+        """Calls a method of that replica; of any where it is gone."""
+
+    async def hold(self, method: str, *args: Any) -> None:
+        """Calls a method of this replica, as a request that it counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """More ways to reach the client, as a WHIP client sends them."""
+
+    if_match: str
+    fragment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An offer to hear the converted side."""
+
+    offer: Offer
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """The end of a session."""
+
+    replaced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    """Whether a session is there, or a call that can be listened to by this id."""
+
+    to_listen: bool = False
+
+
+Wanted = Patch | Listen | HangUp | Find
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new session, as its client is told."""
+
+    session_id: str
+    etag: str
+    answer: str
+    listen_id: str | None
+    """How others listen to it; None for a listener."""
+
+
+class Rtc:
+    """What the routes do, wherever a session lives: here, or on another replica, which is asked by its name."""
+
+    def __init__(self, calls: Calls, owners: Owners, ice_servers: IceServers, args: RtcArgs) -> None:
+        self.calls, self.args, self.ice_servers = calls, args, ice_servers
+        self._owners = owners
+        self._holds: set[asyncio.Task[None]] = set()
+
+    @property
+    def hello(self) -> Told:
+        """What a client needs before it calls."""
+        return {
+            "type": "hello",
+            "ice_servers": [server.as_dict() for server in self.ice_servers()],
+            "modes": self.calls.modes,
+            "default_mode": DEFAULT_MODE,
+        }
+
+    async def publish(self, wishes: Wishes, offer: str, *, local: bool = False) -> Opened:
+        """A call that no socket keeps: it lasts until its client or its media leave."""
+        call = self.calls.start(wishes, check_offer(offer, "sendrecv"), local=local)
+        await call.answered()
+        # In a context of its own: Serve ties calls made in a request's context to that request.
+        hold = asyncio.create_task(self._owners.hold("wait_session", call.session_id), context=Context())
+        self._holds.add(hold)
+        hold.add_done_callback(self._holds.discard)
+        return opened(call)
+
+    async def ask(self, session_id: str, wanted: Wanted) -> Opened | None:
+        """Has the owner of a session do something to it; Refused where owner or session are gone."""
+        if owner_of(session_id) == self._owners.name:
+            return await self.act(session_id, wanted)
+        answer: Opened | None = await self._owners.ask(owner_of(session_id), "act_on_session", session_id, wanted)
+        return answer
+
+    async def act(self, session_id: str, wanted: Wanted) -> Opened | None:
+        """Does it to a session of this replica."""
+        match wanted:
+            case Listen():
+                listener = self.calls.listen(session_id, wanted.offer, local=wanted.local)
+                await listener.answered()
+                return opened(listener)
+            case Find():
+                (self.calls.heard_as if wanted.to_listen else self.calls.find)(session_id)
+            case HangUp():
+                session = self.calls.find(session_id)
+                session.stop(REPLACED if wanted.replaced else STOPPED)
+                await session.over.wait()
+            case Patch():
+                session = self.calls.find(session_id)
+                if wanted.if_match != session.etag:
+                    message = f"If-Match is {wanted.if_match[:40]}; this session's ETag is another"
+                    raise Refused(412, "precondition_failed", message)
+                for candidate in trickled(wanted.fragment):
+                    session.add_candidate(candidate)
+        return None
+
+
+STOPPED = End("stopped", "the call was ended")
+REPLACED = End("replaced", "the same client called again")
+
+
+def opened(session: Session) -> Opened:
+    """An answered session as its client is told of it."""
+    listen_id = session.listen_id if isinstance(session, Call) else None
+    return Opened(session.session_id, session.etag, session.answer.result(), listen_id)
+
+
+def is_local(connection: HTTPConnection) -> bool:
+    """Whether a client is on this machine, as far as can be told: behind a proxy, the proxy is the client."""
+    if connection.client is None or {"forwarded", "x-forwarded-for", "x-real-ip"} & set(connection.headers):
+        return False
+    try:
+        return ip_address(connection.client.host).is_loopback
+    except ValueError:
+        return False
