@@ -22,13 +22,13 @@ from serve_app.cli import main
 from serve_app.commands.ending import ended_by_signals
 from serve_app.errors import VoiceNotFound
 from serve_app.http import create_app
+from serve_app.ingress import open_peer
 from serve_app.recordings.service import Recordings
 from serve_app.voices.folder import FolderVoiceStore
 from serve_app.voices.store import VoiceRecord
 from tests.serve_app.calls.fakes import CallRoom
 from tests.serve_app.calls.test_rtc import NamedOwners
 from tests.serve_app.fakes import EchoBackend, recordings_over, serving, tone, wait_until, wav_file
-from webrtc.peer import Peer
 
 ROOT = Path(__file__).parents[3]
 
@@ -48,7 +48,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    room = CallRoom(RtcArgs(), make_peer=partial(Peer, ()))
+    room = CallRoom(RtcArgs(), make_peer=partial(open_peer, RtcArgs()))
     service = recordings_over(EchoBackend(), FolderVoiceStore(tmp_path / "voices"), Limits())
     monkeypatch.setattr(room.calls, "make_features", service.voices.make_features)
     replicas: dict[str, Rtc] = {}
