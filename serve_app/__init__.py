@@ -1,1 +1,5 @@
-"""The graph on a cluster: deployments, HTTP and handle API, voice stores. Ray and FastAPI live here."""
+"""The service on a cluster: HTTP requests, calls and handles come in; answers, sound and metrics go out.
+
+Imports `stages`, `webrtc` and `configs`. Inside: `app`, `ingress`, `http` -> `recordings`, `calls` -> `graph` ->
+`voices` -> what serves all (forms, uploads, decoders, errors, metrics).
+"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from stages.call import Outcome
+from stages.types import Outcome
 
 MS_BOUNDARIES = [1.0, 2, 5, 10, 20, 40, 60, 90, 120, 180, 250, 360, 500, 1000, 2500, 10000]
 SIZE_BOUNDARIES = [1.0, 2, 3, 4, 6, 8, 12, 16, 24, 32]

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from configs.schema import LiveSettings, Mode
 from stages.geometry import TICK_MS
 from stages.line import MAX_IN_FLIGHT, Block, BlockLine, Gate
 from stages.settings import CallSettings, call_mode, delay_ms
-from stages.types import BlockLost, Pending, Samples, Stages, Voice
+from stages.types import BlockLost, Outcome, Pending, Samples, Stages, Voice
 
 MAX_WAITING = 32
 """Blocks that wait to be taken; beyond it the oldest is left out. More than a deadline of 1 s holds."""
@@ -29,8 +28,6 @@ USUAL_BLOCKS = 10
 """Over about so many blocks their usual time is averaged."""
 WARY_BLOCKS = 8
 """For so many blocks after a late one, a block is not sent that would be late behind those sent before it."""
-
-Outcome = Literal["done", "bypassed", "skipped", "late", "dropped"]
 
 
 @dataclass

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from configs.schema import Mode, Preset
-from stages.call import CallStream, Outcome
+from stages.call import CallStream
 from stages.line import BlockLine
 from stages.recording import FileSampling, LiveRecordingStream, RecordingStream
 from stages.settings import CallSettings
-from stages.types import Stages, StoredVoice, Voice
+from stages.types import Outcome, Stages, StoredVoice, Voice
 
 
 class Streams:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,6 +191,10 @@ class VocodeRequest:
 
 Pending = Any
 """A result that may still be on its way: an array in process, a call on a cluster."""
+
+
+Outcome = Literal["done", "bypassed", "skipped", "late", "dropped"]
+"""What became of a block of a call."""
 
 
 class BlockLost(Exception):

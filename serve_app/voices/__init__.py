@@ -1,1 +1,4 @@
-"""TODO."""
+"""Voices: reference recordings come in; records, features and the state of both go out.
+
+Imports what serves all, and no other journey.
+"""
