@@ -18,7 +18,7 @@ from configs.schema import MODES, LiveSettings
 from configs.serve import RtcArgs
 from serve_app.calls.capacity import Carried
 from serve_app.calls.protocol import End, Told, Wishes
-from serve_app.calls.session import FAILED, Call, Listener, MakeFeatures, OpenPeer, OpenStream, Session, Tell
+from serve_app.calls.session import Call, Life, Listener, MakeFeatures, OpenPeer, OpenStream, Session, Tell
 from serve_app.errors import CallsFull, Refused
 from serve_app.metrics import SessionMetrics
 from stages.settings import CallSettings, delay_ms
@@ -118,7 +118,7 @@ class Calls:
             Refused: there is no such call. CallsFull: it has all the listeners it may have.
         """
         call = self.heard_as(call_id)
-        if call.end.done():
+        if call.life >= Life.ENDING:
             raise no_session(call_id)
         if len(call.listeners) >= MAX_LISTENERS:
             message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
@@ -174,9 +174,7 @@ class Calls:
         self._listeners.pop(session.session_id, None)
         self.metrics.forget(session.session_id)
         self.metrics.live.set(self.live)
-        if not session.end.done():
-            session.end.set_result(FAILED)
-        session.over.set()
+        session.finish()
         if not task.cancelled() and (error := task.exception()) is not None and session.answer.done():
             log.error("session failed", exc_info=error, extra={"session": session.session_id})
 

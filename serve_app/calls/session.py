@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,11 +91,23 @@ LEFT = End("stopped", "the client left")
 FAILED = End("internal_error", "something failed on our side")
 
 
+class Life(IntEnum):
+    """Where a session is; it only ever moves on."""
+
+    OPENING = 1
+    """Its peer has not answered the offer yet."""
+    RUNNING = 2
+    ENDING = 3
+    """Its end is known; what belongs to it is being closed."""
+    OVER = 4
+
+
 class Session:
     """What a call and a listener have in common: a name, a peer, a task, an end."""
 
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
+        self.life = Life.OPENING
         self.etag = f'"{secrets.token_hex(8)}"'
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
@@ -118,12 +131,26 @@ class Session:
             await self.task  # raises what went wrong
         return self.answer.result()
 
+    def move(self, life: Life) -> bool:
+        """Moves on to that part of its life; False where it is there already, or further on."""
+        if life <= self.life:
+            return False
+        self.life = life
+        return True
+
     def stop(self, end: End) -> None:
         """Ends the session; the first reason given is the one that is told."""
-        if not self.end.done():
+        if self.move(Life.ENDING):
             self.end.set_result(end)
         if not self.answer.done() and self.task is not None:
             self.task.cancel()
+
+    def finish(self) -> None:
+        """Nothing of the session is left; one that never had a reason to end has failed."""
+        if self.move(Life.ENDING):
+            self.end.set_result(FAILED)
+        if self.move(Life.OVER):
+            self.over.set()
 
     def add_candidate(self, candidate: Candidate) -> None:
         """One more way to reach the client; those that come before the peer is there wait for it, a bounded number."""
@@ -142,6 +169,7 @@ class Session:
             self.answer.set_result(await peer.answer(offer))
         except ValueError as error:
             raise Refused(422, "media_failed", f"the offer cannot be answered: {error}") from error
+        self.move(Life.RUNNING)
 
     async def follow_peer(self) -> None:
         """Ends the session when its peer is gone."""
@@ -220,8 +248,11 @@ class Call(Session):
             if failed := self._stream.report.failed:
                 log.warning("%d blocks failed", failed, extra={"session": self.session_id})
             self.tell({"type": "end", "reason": end.reason, "message": end.message})
-            for listener in self.listeners:
+            listeners = list(self.listeners)  # each leaves the list when it ends
+            for listener in listeners:
                 listener.stop(end)
+            for listener in listeners:
+                await listener.over.wait()
 
     def hear(self, text: str, tell: Tell) -> None:
         """Takes a message of the client; an answer to it, or what is wrong with it, goes to `tell`."""
@@ -335,9 +366,10 @@ class Listener(Session):
             peer = room.open_peer(on_frame=ignore, on_message=None, direction="sendonly", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
-            follower = asyncio.create_task(self.follow_peer())
-            stack.callback(follower.cancel)
-            await asyncio.shield(self.end)
+            async with asyncio.TaskGroup() as group:
+                follower = group.create_task(self.follow_peer())
+                await asyncio.shield(self.end)
+                follower.cancel()
 
 
 def open_stream(open_call: OpenStream, wishes: Wishes) -> CallStream:

@@ -12,7 +12,7 @@ from serve_app.calls.protocol import Start, Told, Wishes, parse, problem, write
 from serve_app.calls.rtc import HangUp, Rtc, is_local
 from serve_app.calls.sdp import check_offer
 from serve_app.calls.session import LEFT, Call
-from serve_app.errors import AtCapacity, Refused, Unavailable, refusal
+from serve_app.errors import AtCapacity, Refused, Unavailable, first_cause, refusal
 
 log = logging.getLogger("seedvc.rtc")
 
@@ -35,34 +35,40 @@ class SocketCall:
 
     async def run(self) -> None:
         """Serves the socket until its call is over."""
-        writer = asyncio.create_task(self._write())
-        reader: asyncio.Task[None] | None = None
-        code = CLOSE_NORMAL
+        code: int | None = CLOSE_NORMAL
         try:
-            self.tell(self._rtc.hello)
-            call = await self._start(await self._first())
-            reader = asyncio.create_task(self._read(call))
-            try:
-                await call.answered()
-                self.tell(ready(call))
-                await call.over.wait()
-            finally:
-                call.stop(LEFT)
-            code = CLOSE_AFTER.get(call.end.result().reason, CLOSE_NORMAL)
-        except WebSocketDisconnect:
-            return
-        except Exception as error:
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write())
+                code = await self._serve(group)
+                writer.cancel()
+        except* WebSocketDisconnect:
+            code = None
+        except* Exception as failures:
+            error = first_cause(failures)
+            assert isinstance(error, Exception)
             if refusal(error) is None:
                 log.error("socket failed", exc_info=error)
             self.tell(problem(error))
             code = close_code(error)
-        finally:
-            writer.cancel()
-            if reader is not None:
-                reader.cancel()
+        if code is None:
+            return
         await self._flush()
         with suppress(WebSocketDisconnect, RuntimeError):  # the client may be gone
             await self._socket.close(code)
+
+    async def _serve(self, group: asyncio.TaskGroup) -> int:
+        """The whole call; the code that the socket closes with."""
+        self.tell(self._rtc.hello)
+        call = await self._start(await self._first())
+        reader = group.create_task(self._read(call))
+        try:
+            await call.answered()
+            self.tell(ready(call))
+            await call.over.wait()
+        finally:
+            call.stop(LEFT)
+            reader.cancel()
+        return CLOSE_AFTER.get(call.end.result().reason, CLOSE_NORMAL)
 
     def tell(self, message: Told) -> None:
         """Queues a message; a client that does not read loses those that find no place."""
