@@ -1,7 +1,7 @@
 """The calling side of a call, for clients that are no browser: frames of 20 ms go out, frames of 20 ms come in.
 
 The sound card, real or not, is the clock: in each 20 ms it calls `say` with what the microphone gave and `hear` for
-what the speaker plays. Both may be called in a thread of the sound card's own.
+what the loudspeaker plays. Both may be called in a thread of the sound card's own.
 """
 
 import asyncio
@@ -38,17 +38,17 @@ QUIET = 0.003  # -50 dBFS
 
 @dataclass(frozen=True)
 class CallerStats:
-    """A call's network, as this side sees it; None where nothing was reported yet."""
+    """How the network does, as this side sees it; None where nothing was reported yet."""
 
     rtt_ms: float | None
     loss_out: float
     """Share of our packets that the other side missed, by its last report."""
     loss_in: float
-    """Share of its packets that were not there when they were due, since the start."""
+    """Share of the other side's packets that were not there when they were due, since the start."""
     jitter_ms: float
     jitter_buffer_ms: float
     held_ms: float
-    """Decoded, but not played yet."""
+    """Sound that is decoded, but not played yet."""
     received_packets: int
     received_bytes: int
     """Opus payload only."""
@@ -57,7 +57,7 @@ class CallerStats:
 
 
 class Caller:
-    """One connection that offers; lives in one event loop."""
+    """Our end of one media connection, on the side that offers; lives in the event loop that makes it."""
 
     def __init__(self, servers: Iterable[IceServer] = ()) -> None:
         self._loop = asyncio.get_running_loop()
@@ -77,7 +77,7 @@ class Caller:
 
     @property
     def transport(self) -> RTCDtlsTransport:
-        """What carries the sound, for those who measure it; there after `offer`."""
+        """The transport of the sound, for measurements; there after `offer`."""
         return self._receiver.transport
 
     async def offer(self) -> str:
@@ -86,7 +86,7 @@ class Caller:
         return with_opus_parameters(self._connection.localDescription.sdp)
 
     async def accept(self, answer: str) -> None:
-        """Connects to who gave this answer; `connected` or `closed` is set later. ValueError where it does not fit."""
+        """Connects; sets `connected` or `closed` later. ValueError where the answer does not fit the offer."""
         await self._connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
 
     def say(self, frame: Samples48k) -> None:
@@ -94,18 +94,18 @@ class Caller:
         self._loop.call_soon_threadsafe(self._microphone.put, frame)
 
     def hear(self, now_s: float) -> Samples48k:
-        """The 20 ms that the speaker plays next; `now_s` is the monotonic clock, best without the card's jitter."""
+        """The 20 ms that are played next; `now_s` is on the monotonic clock, best without the card's jitter."""
         return self._loudspeaker.frame(now_s)
 
     async def follow(self) -> CallerStats:
-        """What is known about the network; the bitrate goes by it, so ask about once a second."""
+        """What is known about the network. It also sets the bitrate by it: call it about once a second."""
         reports = self._reports
         if reports.read(await self._sender.getStats()):
             self._microphone.set_rate(self._rate.report(reports.loss, reports.rtt_ms, self._loop.time()))
         return self._loudspeaker.stats(reports.rtt_ms, reports.loss, self._microphone.sent, self._microphone.dropped)
 
     async def close(self) -> None:
-        """Hangs up; a relay that does not answer any more is not waited for."""
+        """Hangs up, and does not wait for a relay that no longer answers."""
         self.closed.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(HANG_UP_S):

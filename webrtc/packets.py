@@ -49,7 +49,7 @@ class PacketMaker:
         self._unheard = 0  # frames since the last packet with sound in it
 
     def set_rate(self, rate: Rate) -> None:
-        """From the next packet on."""
+        """Sets the bitrate and the copies of the next packets."""
         self._encoder.set_bitrate(rate.bitrate)
         self._encoder.set_expected_loss(rate.expected_loss_percent)
 

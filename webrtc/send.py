@@ -1,4 +1,4 @@
-"""The track that a call sends: one Opus packet each 20 ms by its own clock, whatever the model does."""
+"""The track that a peer sends: one Opus packet each 20 ms by its own clock, however unevenly blocks come."""
 
 import asyncio
 import time
@@ -20,13 +20,13 @@ MAX_BEHIND = 2
 
 
 class Pace:
-    """Which tick is next, and when: on one grid of 20 ms, which only `slew` moves, so that nothing drifts. Pure."""
+    """Which tick is next, and when it is due: ticks lie on one grid of 20 ms, which only `slew` moves. Pure."""
 
     def __init__(self, start_s: float) -> None:
         self._start_s = start_s
         self._tick = -1
         self.left_out = 0
-        """Ticks that a stall has cost."""
+        """Ticks that stalls have cost."""
 
     def slew(self, later_s: float) -> None:
         """Moves all ticks to come."""
@@ -45,8 +45,8 @@ class Pace:
 class SendTrack(MediaStreamTrack):
     """Encodes what the playout has, and silence where it has nothing.
 
-    aiortc asks for the next packet as soon as it has sent one, and sends at once what it gets: the pace is here. A
-    track that `recv` has started is read by one sender only.
+    aiortc asks for the next packet as soon as it has sent one, and sends at once what it gets: so `recv` keeps the
+    pace. One sender only reads a track.
     """
 
     kind = "audio"
@@ -72,15 +72,15 @@ class SendTrack(MediaStreamTrack):
 
     @property
     def ticks_left_out(self) -> int:
-        """Packets never made because this process stood still."""
+        """Packets that were never made, since this process stood still."""
         return 0 if self._pace is None else self._pace.left_out
 
     def play(self, samples: Samples) -> None:
-        """Sound at 22.05 kHz that is sent after what waits already."""
+        """Appends sound at 22.05 kHz to what waits to be sent."""
         self._playout.push(samples, self._clock())
 
     def set_rate(self, rate: Rate) -> None:
-        """From the next packet on."""
+        """Sets the bitrate and the copies of the next packets."""
         self._packets.set_rate(rate)
 
     async def recv(self) -> "Packet[Stream]":
@@ -97,11 +97,11 @@ class SendTrack(MediaStreamTrack):
 
     async def _next(self) -> "Packet[Stream]":
         if self._pace is None:
-            self._playout.clear()  # what came before anybody listened is old
+            self._playout.clear()  # sound from before the connection is old
             self._pace = Pace(self._clock())
         while True:
             tick, due_s = self._pace.next(self._clock())
-            await self._sleep(max(0.0, due_s - self._clock()))  # also where it is 0: the event loop gets its turn
+            await self._sleep(max(0.0, due_s - self._clock()))  # also 0: the event loop gets its turn
             if self.readyState != "live":
                 raise MediaStreamError("the track has been stopped")
             packet = self._packets.make(self._playout.frame(due_s), tick)
