@@ -9,7 +9,7 @@ from collections import deque
 from itertools import islice
 
 SLOWEST_LEFT_OUT = 40
-"""One packet in so many, and one more, may come later than `slow_s`: waiting for them would delay all."""
+"""One packet in 40, and one more, may come later than `slow_s`: waiting for them would delay all."""
 REMEMBERED = 128  # packets, 2.6 s of 20 ms each
 REMEMBERED_S = 8.0  # older packets are forgotten, which matters while the sender leaves silence out
 FAST_OVER = 50  # packets: enough to have an undelayed one among them, few enough to follow a drifting clock

@@ -128,9 +128,7 @@ class Guard:
         take_rtcp = sender._handle_rtcp_packet
 
         async def rtcp(packet: AnyRtcpPacket) -> None:
-            if not isinstance(
-                packet, RtcpRtpfbPacket
-            ):  # one may name thousands of packets; no answer of ours offers it
+            if not isinstance(packet, RtcpRtpfbPacket):  # one may ask for thousands of packets; no answer offers it
                 await take_rtcp(packet)
 
         receiver._send_rtcp = self._tolerant(receiver._send_rtcp)  # type: ignore[method-assign]

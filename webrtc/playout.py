@@ -66,7 +66,7 @@ RISE, _ALIGNED_RISE, _JOIN_RISE = _rise(FADE), _rise(ALIGNED_FADE), _rise(JOIN)
 
 @dataclass(slots=True)
 class PlayoutCounts:
-    """What became of the sound, in samples at 48 kHz unless it says otherwise."""
+    """What became of the sound, in samples at 48 kHz unless a field says otherwise."""
 
     bridged: int = 0
     """How often nothing was there to play in the middle of sound, and it was extended."""
@@ -95,16 +95,14 @@ class Playout:
         """Forgets all sound, as before the first block."""
         self._upsample = Upsampler()
         self._waiting: Samples = np.zeros(0, np.float32)
-        self._played: Samples = np.zeros(HISTORY, np.float32)  # the last of it, to go on from
+        self._played: Samples = np.zeros(HISTORY, np.float32)  # the end of it, which an extension goes on from
         self._extension: Extension | None = None  # there while a block is late
         self._silent = True  # what waits ends in silence
         self._risen = 0  # samples of the fade-in that are done
         self._gap: int | None = None  # played since the sound ended; None: not in a gap after sound
         self._framed_s: float | None = None  # when the last frame was made
         self._delay = 0.0  # the sum of cuts, bridges and moved frames, in samples
-        self._early: deque[float] = deque(
-            maxlen=REMEMBERED
-        )  # how long before its turn each block came, less `_delay` then
+        self._early: deque[float] = deque(maxlen=REMEMBERED)  # how long before its turn each came, less `_delay` then
         self._block = 0  # samples of the last block
         self._late_in_a_row = 0
         self._since_try = 0

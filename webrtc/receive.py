@@ -20,9 +20,9 @@ Samples16k = NDArray[np.float32]  # (320,) mono at 16 kHz, full scale at 1
 FRAME_16K = 320
 METER_FALL_DB = 1.0  # per 20 ms, so that the eye can follow
 STALL_S = 0.015
-"""A timer this late means that this process stood still, and that packets wait in the sockets ..."""
+"""Where a timer is this late, the process stood still, and packets wait in its sockets."""
 DRAIN_S = 0.003
-"""... which are read for this long first."""
+"""How long those packets are read first."""
 
 
 @dataclass(frozen=True, slots=True)
