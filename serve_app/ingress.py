@@ -32,8 +32,8 @@ from serve_app.voices.service import TEND_EVERY_S, Voices
 from serve_app.voices.stores import open_voice_store
 from stages.types import STAGE_NAMES, Samples, as_mono
 from webrtc.candidates import Reach
-from webrtc.opus import warm_up
 from webrtc.peer import Peer
+from webrtc.receive import warm_up
 
 log = logging.getLogger("seedvc.ingress")
 

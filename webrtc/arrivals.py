@@ -1,19 +1,18 @@
-"""How late packets come against their sender's clock: what the jitter buffer's delay follows.
+"""How late packets come against their sender's clock; the jitter buffer sets its delay by it.
 
 A packet's transit is its arrival on our clock minus its place on the sender's, in seconds. The two clocks share no
-zero, so only differences mean something: the fastest packets tell where no delay is, the slowest how much is needed.
+zero, so only differences mean something: the fastest packets show the path without delay, the slowest how much to wait.
 """
 
 from bisect import bisect_left, insort
 from collections import deque
 from itertools import islice
 
-SLOWEST_LEFT_OUT = (
-    40  # one packet in so many (and one more) may come later than `slow_s`: a delay for all would cost more
-)
+SLOWEST_LEFT_OUT = 40
+"""One packet in 40, and one more, may come later than `slow_s`: waiting for them would delay all."""
 REMEMBERED = 128  # packets, 2.6 s of 20 ms each
-REMEMBERED_S = 8.0  # ... and no longer than this, while the sender leaves silence out
-FAST_OVER = 50  # packets: long enough to hold one that came unhindered, short enough to follow a drifting clock
+REMEMBERED_S = 8.0  # older packets are forgotten, which matters while the sender leaves silence out
+FAST_OVER = 50  # packets: enough to have an undelayed one among them, few enough to follow a drifting clock
 FAST_NOW_OVER = 10
 
 
@@ -35,10 +34,10 @@ class Arrivals:
             _, forgotten_s = self._latest.popleft()
             del self._ordered[bisect_left(self._ordered, forgotten_s)]
         recent = [transit_s for _, transit_s in islice(reversed(self._latest), FAST_OVER)]
-        self.fast_s = min(recent)  # the transit where nothing was in the way
-        self.fast_now_s = min(recent[:FAST_NOW_OVER])  # the same in the last moments: follows a jump at once
+        self.fast_s = min(recent)  # the transit of an undelayed packet
+        self.fast_now_s = min(recent[:FAST_NOW_OVER])  # the same over fewer packets: follows a jump at once
         left_out = min(1 + len(self._ordered) // SLOWEST_LEFT_OUT, len(self._ordered) - 1)
-        self.slow_s = self._ordered[-1 - left_out]  # the transit that nearly all packets keep
+        self.slow_s = self._ordered[-1 - left_out]  # the transit that nearly all packets stay below
 
     @property
     def last_s(self) -> float:
@@ -47,7 +46,7 @@ class Arrivals:
 
     @property
     def last_transit_s(self) -> float:
-        """What it took."""
+        """The transit of the last packet."""
         return self._latest[-1][1]
 
     @property

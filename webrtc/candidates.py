@@ -1,4 +1,4 @@
-"""Addresses that a client names for itself: which of them are read, and which may be sent to."""
+"""The addresses that a client names as its own: which of them are read, and which packets may be sent to."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from aiortc import RTCIceCandidate
 
 MAX_CANDIDATES = 64
-"""Of one client, those in its offer and those after it together; each costs connectivity checks."""
+"""Of one client, in its offer and after it; each costs connectivity checks."""
 
 # RFC 8839, section 5.1; sound and control share component 1
 _CANDIDATE = re.compile(
@@ -21,15 +21,15 @@ _THIS_NETWORK, _RESERVED = IPv4Address("0.255.255.255"), IPv4Address("240.0.0.0"
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where packets of a call may go: an address of the client is the client's word only."""
+    """Where packets of a call may go. A client can name any address, also one that is not its own."""
 
     loopback: bool = False
-    """Whether this machine itself counts, as for a client that is known to run on it."""
+    """Whether this machine itself counts, for a client that is known to run on it."""
     private: bool = True
-    """Whether addresses that only a local network knows count."""
+    """Whether addresses of a local network count."""
 
     def allows(self, address: str) -> bool:
-        """Whether packets may be sent to an address; to nothing else than an IP address."""
+        """Whether packets may be sent to an address; False for anything but an IP address."""
         try:
             ip = _unwrapped(ip_address(address))
         except ValueError:
@@ -46,8 +46,8 @@ class Reach:
 def read_candidate(line: str, reach: Reach = Reach()) -> RTCIceCandidate | None:  # noqa: B008 - frozen
     """A candidate of UDP within reach, from its line in SDP or a browser's own form; None for anything else.
 
-    Names under .local, which browsers hide addresses behind, are left out: they would have to be looked up by
-    multicast, and only in this network. A client there reaches us at our own address anyway.
+    Names under .local, behind which browsers hide addresses, are left out: they can only be looked up by multicast, in
+    the local network. A client there reaches us at our own address anyway.
     """
     parts = _CANDIDATE.fullmatch(line.strip())
     if parts is None or not 0 < int(parts["port"]) < 65536 or not reach.allows(parts["address"]):
@@ -64,7 +64,7 @@ def read_candidate(line: str, reach: Reach = Reach()) -> RTCIceCandidate | None:
 
 
 def _unwrapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that packets to an IPv6 address end at, where it is such a one."""
+    """The IPv4 address that stands in an IPv6 address, where there is one; else the address itself."""
     if isinstance(ip, IPv4Address):
         return ip
     if ip.scope_id is not None:

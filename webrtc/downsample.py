@@ -1,6 +1,6 @@
-"""48 to 16 kHz as sound comes in: each third sample of a low-passed signal, nothing held back but the filter's delay.
+"""48 to 16 kHz, piece by piece: each third sample of a low-passed signal, delayed by the filter only.
 
-soxr's streams work in larger pieces: they would hold back 11 ms (LQ, up to 20) or 21 ms (MQ and HQ, up to 38).
+soxr's streams work in larger pieces: they hold back 11 ms (LQ, up to 20) or 21 ms (MQ and HQ, up to 38).
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""What stands between the network and aiortc: what is no part of a call, or more than a call has, ends here.
+"""Stands between the network and aiortc: drops what is no part of a call, and what is more than a call needs.
 
 aioice hands on any datagram that is not STUN, whoever sent it, and aiortc then takes it for the client's: an empty one
 ends the call. What the client itself sends has no bounds there: each new source is kept for good, each packet costs
@@ -34,7 +34,7 @@ MAX_CHECKS = 100
 MAX_STREAMS = 16
 """Of data channels; the page opens one."""
 WINDOW_BYTES = 262144
-"""What a client may have under way on its data channels."""
+"""What a client may send on its data channels before it is read."""
 MAX_GAPS = 4096
 """Packets that one report of the data channel names as received."""
 
@@ -46,9 +46,9 @@ class GuardCounts:
     strangers: int = 0
     """From addresses that are not the client's."""
     malformed: int = 0
-    """Neither STUN, DTLS nor RTP, or not what it says that it is."""
+    """Neither STUN, DTLS nor RTP, or broken."""
     flooded: int = 0
-    """More than a call has."""
+    """More than a call needs."""
 
     @property
     def all(self) -> int:
@@ -56,14 +56,14 @@ class GuardCounts:
 
 
 class Allowance:
-    """So many a second; what is left over may be had later, at most `burst` at once. Pure: time is an argument."""
+    """So many a second; unused ones add up to at most `burst`. Pure: time is an argument."""
 
     def __init__(self, per_s: float, burst: int) -> None:
         self._per_s, self._burst = per_s, burst
         self._left, self._at_s = float(burst), 0.0
 
     def take(self, now_s: float) -> bool:
-        """Whether there is one left; it is gone then."""
+        """Uses one up; False where none is left."""
         self._left = min(self._burst, self._left + self._per_s * max(0.0, now_s - self._at_s))
         self._at_s = now_s
         if self._left < 1:
@@ -73,7 +73,7 @@ class Allowance:
 
 
 class Guard:
-    """Guards one peer connection: its addresses before candidates are gathered, its sockets from then on."""
+    """Guards one peer. `before_gathering` comes before its candidates are gathered, `after_gathering` right after."""
 
     def __init__(self, reach: Reach, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts = GuardCounts()
@@ -87,12 +87,12 @@ class Guard:
         self._askers, self._newcomers = Allowance(50, 100), Allowance(50, 100)
         self._checks_left = MAX_CHECKS
         self._addresses: set[tuple[str, int]] = set()
-        """Those that know our password."""
+        """Addresses whose owner knows our password."""
         self._sources: set[bytes] = set()
         """SSRCs whose packets were the client's."""
 
     def before_gathering(self, connection: Connection) -> None:
-        """Nothing but STUN goes on until the sockets are guarded."""
+        """Lets only STUN through until the sockets are guarded."""
         connection.data_received = self._turn_away  # type: ignore[method-assign]
 
     def after_gathering(self, connection: Connection) -> None:
@@ -124,13 +124,11 @@ class Guard:
         transport._recv_next = self._tolerant(take_next)  # type: ignore[method-assign]
 
     def guard_media(self, receiver: RTCRtpReceiver, sender: RTCRtpSender) -> None:
-        """Keeps reports going whatever the client's time stamps are, and sends nothing twice that it asks for."""
+        """Keeps our reports going whatever the client's time stamps are; ignores its requests to send packets again."""
         take_rtcp = sender._handle_rtcp_packet
 
         async def rtcp(packet: AnyRtcpPacket) -> None:
-            if not isinstance(
-                packet, RtcpRtpfbPacket
-            ):  # one may name thousands of packets; no answer of ours offers it
+            if not isinstance(packet, RtcpRtpfbPacket):  # one may ask for thousands of packets; no answer offers it
                 await take_rtcp(packet)
 
         receiver._send_rtcp = self._tolerant(receiver._send_rtcp)  # type: ignore[method-assign]
@@ -170,7 +168,7 @@ class Guard:
         sctp._receive_sack_chunk, sctp._get_inbound_stream = sack, stream  # type: ignore[method-assign]
 
     def _tolerant(self, handle: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
-        """Lets what cannot be handled pass: aiortc would end the call, or stop reporting."""
+        """Drops and counts what `handle` fails on: aiortc would end the call, or stop reporting."""
 
         async def handled(*args: Any, **kwargs: Any) -> None:
             try:
@@ -238,7 +236,7 @@ class Guard:
         protocol: StunProtocol,
         now_s: float,
     ) -> bool:
-        """Whether what comes from a new address may be the client's; looks at few of them, as anybody may send many."""
+        """Whether a datagram from a new address may be the client's; looks at few, since anybody can send many."""
         if len(self._addresses) >= MAX_ADDRESSES or not data:
             return False
         if not is_stun:
@@ -257,7 +255,7 @@ class Guard:
         return allowed
 
     def _is_one_source_more(self, data: bytes) -> bool:
-        """Whether it is RTP of a new source, and there are enough; only what proves to be the client's counts."""
+        """Whether it is RTP of a new source beyond the bound; only sources of packets that could be decrypted count."""
         if not _is_rtp(data):
             return False
         source = data[4:8] if is_rtcp(data) else data[8:12]
@@ -276,7 +274,7 @@ class Guard:
         return False
 
     def _may_send(self, message: stun.Message, address: tuple[str, int], connection: Connection) -> bool:
-        """Bounds what is sent to addresses that are only named: they may be somebody else's."""
+        """Whether a message may be sent; few may go to addresses that are only named: they may be somebody else's."""
         if message.message_class is stun.Class.RESPONSE:  # the request knew our password
             self._addresses.add(address)
         if message.message_class is not stun.Class.REQUEST or self._is_clients(address, connection):
@@ -286,7 +284,7 @@ class Guard:
 
 
 def _is_dtls(data: bytes) -> bool:
-    """Whether it is DTLS; of data a single record: OpenSSL is asked for one per datagram, and would keep the rest."""
+    """Whether it is DTLS; data is a single record, since aiortc reads one per datagram and OpenSSL keeps the rest."""
     if len(data) < 13 or not 19 < data[0] < 64:
         return False
     return data[0] != 23 or int.from_bytes(data[11:13], "big") == len(data) - 13

@@ -1,4 +1,4 @@
-"""STUN and TURN servers: what a client is told, what aiortc gets, and coturn's time-limited credentials."""
+"""STUN and TURN servers: as a client is told of them, as aiortc takes them, and coturn's time-limited credentials."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ _URL = re.compile(
 )
 
 HANG_UP_S = 5.0
-"""How long a TURN server may take to hear that its relay is not needed any more."""
+"""How long we wait for a TURN server to give up its relay."""
 
 
 @dataclass(frozen=True, slots=True)

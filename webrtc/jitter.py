@@ -1,12 +1,12 @@
 """The jitter buffer: packets in as the network brings them, one event each 20 ms out, with little delay.
 
 Pure: time is an argument, nothing here waits. Three rules:
-- What comes out keeps to our clock, 20 ms each, give or take `PHASE_LIMIT_S`. The sender's clock is followed by moving
-  that phase; where this is not enough, a whole frame is put in or left out.
+- What comes out keeps to our clock, 20 ms each, give or take `PHASE_LIMIT_S`. The phase moves to follow the
+  sender's clock; where this is not enough, a whole frame is put in or left out.
 - A frame is put in or left out in silence. In speech only one a second is left out, and only while the delay is far
   too long.
-- Late is worse than lost: nothing waits for packets that come more than `max_ms` after the fastest. A delay that is
-  even longer by `GRACE_S`, as after a stalled network, ends at once, and what came too late for that is dropped.
+- Late is worse than lost: nothing waits for packets that come more than `max_ms` after the fastest. Where the delay is
+  longer than that by `GRACE_S`, as after a stalled network, it goes back to the target at once, and older packets drop.
 """
 
 from dataclasses import dataclass
@@ -15,23 +15,25 @@ from webrtc.arrivals import Arrivals
 from webrtc.opus import FRAME, RATE_HZ, is_dtx, packet_samples
 
 FRAME_S = FRAME / RATE_HZ
-MIN_MS = 20  # while nothing is lost; a lost frame's copy is in the next packet, which needs the full target
-HEADROOM_S = 0.010  # over what nearly all packets need
-LOSSY = 0.02  # share of lost packets from which it pays to wait for each next packet, for the copy in it
+MIN_MS = 20  # while nothing is lost; after a loss the full target waits for the next packet, which holds a copy
+HEADROOM_S = 0.010  # added to what nearly all packets need
+LOSSY = 0.02  # share of lost packets from which each frame waits for the next packet, for the copy in it
 LOSS_MEMORY_S = 10.0
 LOSS_MEMORY_PACKETS = 500
 PHASE_LIMIT_S = 0.012  # over half a frame, so that a clock between two frames does not flip to and fro
 SLEW_S = 0.0005  # phase per frame
 DEAD_BAND_S = 0.001
-TOO_LONG_S = 0.015  # a delay that is worth a cut in speech
-PATIENCE_S = 1.0  # ... if no silence comes for so long; then one more each such time
-SETTLING_S = 0.2  # at the start and after a break: a packet faster than those before, held up as they were, takes over
-GRACE_S = 0.06  # over the maximum: what the fastest of a few packets may differ by
-BREAK_S = 2.0  # a transit that jumps by as much, or a pause without any packet: nothing learned before holds
+TOO_LONG_S = 0.015  # beyond what is wanted; from here on speech may be cut
+PATIENCE_S = 1.0  # how long such a delay waits for silence before one frame of speech is cut, each time
+SETTLING_S = (
+    0.2  # at the start and after a break the first packets may have been held up: a faster one resets the delay
+)
+GRACE_S = 0.06  # over the maximum: the fastest of a few packets is not known better
+BREAK_S = 2.0  # after a jump of the transit or a pause without packets of this length, the stream is learned anew
 MISORDERED = 100  # a sequence number further back than this is of another stream
-MISSING = 1000  # ... as is one further ahead
+MISSING = 1000  # a sequence number further ahead than this is of another stream
 CAPACITY = 100  # packets; the oldest is dropped
-GUESSED_FRAMES = 5  # in a row; after that the peer is silent
+GUESSED_FRAMES = 5  # in a row; after them the sender counts as silent
 CATCH_UP_FRAMES = 10  # played at once after our own process was held up; the rest is dropped
 
 
@@ -45,7 +47,7 @@ class Packet:
 
 @dataclass(frozen=True)
 class Skip:
-    """This packet keeps the decoder's state, its sound is left out to shorten the delay."""
+    """The packet goes through the decoder, for its state; its sound is left out to shorten the delay."""
 
     payload: bytes
     samples: int
@@ -53,7 +55,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Lost:
-    """A frame is missing; the packet after it, where it is there already, may hold a copy."""
+    """A frame is missing. Where the packet after it is there already, it may hold a copy."""
 
     next_payload: bytes | None
     samples: int
@@ -61,7 +63,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Silence:
-    """The peer sends nothing, or a pause of its is stretched."""
+    """The sender is silent, or one of its pauses is made longer."""
 
     samples: int
 
@@ -75,13 +77,13 @@ class JitterStats:
 
     received: int  # without duplicates
     lost: int  # packets that were not there when they were due
-    late: int  # ... and came after all
+    late: int  # of the lost ones, those that came after all
     duplicates: int
     skipped: int  # packets left out to shorten the delay
     concealed: int  # frames that were guessed or recovered
-    jitter_ms: float  # how much later than the fastest nearly all packets come
-    delay_ms: float  # what the buffer adds to the way of the fastest packets
-    target_ms: float  # what it would like to add
+    jitter_ms: float  # how much later than the fastest packets nearly all packets come
+    delay_ms: float  # how long the buffer holds the fastest packets
+    target_ms: float  # how long it aims to hold them
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class JitterBuffer:
         self._stray = 0  # the last sequence number that did not fit in
         self._first = 0  # sequence number that the stream began with
         self._past = 0  # all up to this sequence number is played or given up
-        self._given_up: set[int] = set()  # ... and these of it were not there
+        self._given_up: set[int] = set()  # the sequence numbers up to `_past` that were not there
         self._position = 0  # unwrapped timestamp of what is due
         self._frame = FRAME  # samples of the last packet
         self._in_dtx = True
@@ -196,11 +198,11 @@ class JitterBuffer:
         return events
 
     def _breaks(self, arrivals: Arrivals, arrival_s: float, transit_s: float) -> bool:
-        """Whether nothing learned of the stream's time holds any more."""
+        """Whether the stream's times must be learned anew."""
         return abs(transit_s - arrivals.fast_now_s) >= BREAK_S or arrival_s - arrivals.last_s >= BREAK_S
 
     def _begin(self, number: int, at: int, arrival_s: float, transit_s: float) -> None:
-        """Starts anew with this packet; the sender was replaced, or was silent for long."""
+        """Starts over with this packet: the sender was replaced, or was silent for long."""
         self._skipped += len(self._waiting)
         self._waiting.clear()
         self._given_up.clear()
@@ -230,10 +232,12 @@ class JitterBuffer:
         return min(wanted_s, arrivals.fast_now_s + self._max_s)
 
     def _steer(self, arrivals: Arrivals, due_s: float, quiet: bool) -> list[Event]:
-        """Brings the delay nearer to what is wanted, before the next event; may move its due time."""
+        """Moves the delay towards what is wanted, before the next event: by its due time, or by whole frames."""
         head = self._head()
         if head is not None and head.timestamp < self._position + self._frame // 2:
-            self._position = head.timestamp  # later than it was due: what was guessed instead has lengthened the delay
+            self._position = (
+                head.timestamp
+            )  # a late packet is still played: what was guessed in its place has lengthened the delay
         play_out_s = self._play_out_s(due_s)
         later_s = self._wanted_s(arrivals, due_s) - play_out_s
         settling = due_s < self._settled_s
@@ -266,13 +270,13 @@ class JitterBuffer:
         return self._shift(due_s, transit_s + self._target_s - self._play_out_s(due_s))
 
     def _is_calm(self, head: _Waiting | None, quiet: bool) -> bool:
-        """Whether a frame more or less is not heard now."""
+        """Whether nobody hears a frame more or less now."""
         if head is None or head.timestamp >= self._position + self._frame // 2:
             return self._in_dtx
         return quiet if head.quiet is None else head.quiet
 
     def _shift(self, due_s: float, later_s: float) -> list[Event]:
-        """Moves what is due by whole frames, left out or put in before it, and the rest by the phase."""
+        """Moves what is due: by whole frames, left out or put in before it, and by the phase for the rest."""
         frames = round((self._phase_s + later_s) / FRAME_S)
         phase_s = self._phase_s + later_s - frames * FRAME_S
         self._due_s = due_s + phase_s - self._phase_s
@@ -310,7 +314,7 @@ class JitterBuffer:
         return Packet(head.payload, head.samples)
 
     def _bridge(self, head: _Waiting | None) -> Event:
-        """What takes the place of a packet that is not there; sequence numbers tell loss from a sender's pause."""
+        """What takes the place of a packet that is not there: lost by its sequence number, or never sent."""
         missing = head is not None and min(self._waiting) > self._past + 1
         if head is not None and missing and head.timestamp < self._position + 3 * self._frame // 2:
             self._give_up_before(min(self._waiting))

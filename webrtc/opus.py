@@ -1,4 +1,4 @@
-"""Opus through libopus itself: what PyAV leaves out (DTX, in-band FEC, concealment, settings that change in mid-call).
+"""Opus by libopus itself. PyAV leaves out DTX, in-band FEC, concealment, and settings that change in mid-call.
 
 All sound is mono float32 at 48 kHz. An object belongs to one thread at a time.
 """
@@ -33,7 +33,7 @@ _SET_EXPECTED_LOSS = 4014
 _SET_DTX = 4016
 _SET_SIGNAL = 4024
 
-# From RFC 6716 table 2: from these configurations on, packets are of another mode
+# From RFC 6716 table 2: the first configurations of the hybrid and of the CELT-only mode
 _HYBRID, _CELT_ONLY = 12, 16
 
 _FLOATS = ctypes.POINTER(ctypes.c_float)
@@ -105,7 +105,7 @@ class OpusEncoder:
         self._control(_SET_BITRATE, bps)
 
     def set_expected_loss(self, percent: int) -> None:
-        """How many packets the listener loses: libopus spends bits on FEC only from about 5 % on."""
+        """How many packets the receiver loses; libopus spends bits on FEC only from about 5 % on."""
         if not 0 <= percent <= 100:
             raise ValueError(f"a loss is 0 to 100 percent, not {percent}")
         self._control(_SET_EXPECTED_LOSS, percent)
@@ -115,7 +115,7 @@ class OpusEncoder:
 
 
 class OpusDecoder:
-    """Decodes one stream of packets, stereo mixed down; its state bridges what is missing."""
+    """Decodes one stream of packets, stereo mixed down; from its state it guesses what is missing."""
 
     def __init__(self) -> None:
         self._lib = _library()
@@ -189,7 +189,7 @@ def warm_up() -> None:
 
 @functools.cache
 def _library() -> Any:
-    """The first libopus that passes the self-test."""
+    """The first libopus that passes the self-test; raises OpusMissing."""
     tried = []
     for name in _candidates():
         try:
@@ -208,7 +208,7 @@ def _library() -> Any:
 
 
 def _candidates() -> Iterator[str]:
-    """PyAV's own copy (newest, always there with the wheel, its file name changes with each), then the system's."""
+    """PyAV's own copy (the newest; its file name changes with each wheel), then the system's."""
     spec = importlib.util.find_spec("av")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         yield from sorted(str(path) for path in Path(folder).parent.glob("av.libs/libopus-*.so*"))
@@ -217,7 +217,7 @@ def _candidates() -> Iterator[str]:
 
 
 def _self_test(library: Any) -> None:
-    """Sends 200 ms of tone through: wrong builds and wrong prototypes show here and not in a call."""
+    """Encodes and decodes 200 ms of a tone: wrong builds and prototypes show here, not in a call."""
     error = ctypes.c_int()
     encoder = library.opus_encoder_create(RATE_HZ, 1, _APPLICATION_VOIP, ctypes.byref(error))
     _check(library, error.value)

@@ -1,4 +1,4 @@
-"""One media connection of a call: what the client says comes in as frames, blocks go out to it, messages both ways."""
+"""Our end of one media connection: the client's speech comes in as frames, blocks go out to it, messages both ways."""
 
 import asyncio
 import json
@@ -34,17 +34,17 @@ MAX_MESSAGE = 65536  # characters
 MAX_UNSENT_BYTES = 262144
 """Messages that the network has not taken; beyond it new ones are dropped."""
 MESSAGES_PER_S, MESSAGES_AT_ONCE = 20, 100
-"""What a client may say on the data channel; the rest is left out."""
+"""How many messages a client may send on the data channel; more are left out."""
 MEASURE_EVERY_S = 1.0
 CONNECT_TIMEOUT_S = 20.0
 LOST_AFTER_S = 15.0
-"""Nothing at all has come in: browsers send a report each 5 s even when they only listen. ICE consent takes 30 s."""
+"""How long nothing may come in. Browsers that only listen still report each 5 s; ICE alone would take 30 s to tell."""
 CONNECT_WAKES_S = 0.06
 
 
 @dataclass(frozen=True, slots=True)
 class PeerStats:
-    """How the connection is doing, over the last second where it says nothing else."""
+    """How the connection does, over the last second unless a field says otherwise."""
 
     rtt_ms: float | None = None
     """Round trip by the client's reports, smoothed; None: not measured yet."""
@@ -68,19 +68,19 @@ class PeerStats:
     """How often converted sound came late and had to be bridged, since the start."""
     messages_dropped: int = 0
     left_out: int = 0
-    """Datagrams of strangers, malformed ones, and what was more than a call has, messages included; since the start."""
+    """Datagrams of strangers, malformed ones, and more than a call needs, messages included; since the start."""
 
 
 class Peer:
-    """Answers one offer; lives in the event loop that makes it. `closed` is set when all is over; `reason` says why,
-    and `failed` whether by an error of this side.
+    """Answers one offer; lives in the event loop that makes it. `closed` is set at the end; `reason` says why it ended,
+    and `failed` whether an error of this side ended it.
 
     Args:
-        ice_servers: what this side itself uses to be reached; mostly none.
+        ice_servers: STUN and TURN servers that this side itself uses; mostly none.
         on_frame: called each 20 ms with 320 samples of the client at 16 kHz, silence included, from the answer on.
         on_message: called with each text that the client sends on the data channel `control`.
-        direction: what this side is willing to do; the offer decides whether it comes to that.
-        reach: which addresses packets are sent to: without it, all but this machine's own and those of no use.
+        direction: what this side is willing to do; the offer may ask for less.
+        reach: which addresses packets are sent to; by default all but this machine's own and unusable ones.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Peer:
         self._channel: RTCDataChannel | None = None
         self._messages_dropped = 0
         self._reach, self._guard = reach, Guard(reach)
-        self._heard = Allowance(MESSAGES_PER_S, MESSAGES_AT_ONCE)
+        self._messages_allowed = Allowance(MESSAGES_PER_S, MESSAGES_AT_ONCE)
         self._messages_left_out = 0
         self._candidates: asyncio.Queue[tuple[RTCIceCandidate, Mapping[str, Any] | int]] = asyncio.Queue(MAX_CANDIDATES)
         self._n_candidates = 0
@@ -143,9 +143,9 @@ class Peer:
     def add_candidate(self, candidate: Mapping[str, Any] | None) -> None:
         """One more address of the client, in the form browsers have; used in the order of the calls.
 
-        None and the empty candidate, the end of them all, change nothing: after it aioice would report failure where no
-        known candidate works, though one that it learns from the client's own checks may yet. What cannot be read or
-        reached, and what comes after 64 of them, is left out: each costs connectivity checks.
+        None and the empty candidate mark the end, and change nothing: aioice would then report failure where no known
+        candidate works, though it may yet learn of one from the client's own checks. Candidates that cannot be read or
+        reached, and more than 64, are left out: each costs connectivity checks.
         """
         if line := str((candidate or {}).get("candidate") or ""):
             self._add_candidate(line, candidate or {})
@@ -164,7 +164,7 @@ class Peer:
             self._track.play(samples)
 
     def send_message(self, message: Mapping[str, Any]) -> None:
-        """Says something on the client's data channel; dropped and counted where there is none, or it is stuck."""
+        """Sends a message on the client's data channel; dropped and counted where there is none, or it is stuck."""
         channel = self._channel
         if channel is None or channel.readyState != "open" or channel.bufferedAmount > MAX_UNSENT_BYTES:
             self._messages_dropped += 1
@@ -172,7 +172,7 @@ class Peer:
         channel.send(json.dumps(message, separators=(",", ":")))
 
     def stats(self) -> PeerStats:
-        """What was measured last."""
+        """As measured last, once a second."""
         return self._stats
 
     async def close(self) -> None:
@@ -210,8 +210,8 @@ class Peer:
         checking = [transport for transport in transports if transport.state == "checking"]
         await self._connection.close()
         if checking:
-            # aioice's connect() looks up each 20 ms; where it finds that it had just succeeded, it begins to ask for
-            # consent on what is closed by now, and would do so for half a minute.
+            # aioice's connect() wakes each 20 ms; where it has just succeeded, it begins to ask for consent on what is
+            # closed by now, and would go on for half a minute.
             await asyncio.sleep(CONNECT_WAKES_S)
             for transport in checking:
                 await transport._connection.close()
@@ -244,7 +244,7 @@ class Peer:
         return complete_answer(connection.localDescription.sdp, offer)
 
     def _guarded(self, transceiver: RTCRtpTransceiver) -> list[IceConnection]:
-        """Puts the guard before all that aiortc has made for the call; its connections, which have no sockets yet."""
+        """Puts the guard before all that aiortc has made; returns its ICE connections, which have no sockets yet."""
         transports = {transceiver.receiver.transport}
         self._guard.guard_media(transceiver.receiver, transceiver.sender)
         if self._connection.sctp is not None:
@@ -265,14 +265,14 @@ class Peer:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Hangs up where a part has died: without it the call would go on in silence."""
+        """Hangs up where a part has died; the call would go on in silence."""
         log.error("a part of a peer has failed", exc_info=error)
         if self._closing is None:
             self.failed = True
             self._close_because("something failed on this side")
 
     async def _pass_candidates(self, offer: Offer) -> None:
-        """Hands candidates on one by one."""
+        """Hands candidates to aiortc in order."""
         while True:
             candidate, place = await self._candidates.get()
             section = (
@@ -285,7 +285,7 @@ class Peer:
             await self._connection.addIceCandidate(candidate)
 
     async def _watch(self, transceiver: RTCRtpTransceiver) -> None:
-        """Gives up on a connection that does not come about or goes quiet; measures one that works."""
+        """Hangs up where the connection does not come about or goes quiet; measures one that works."""
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await self.connected.wait()
@@ -303,7 +303,7 @@ class Peer:
                 return
 
     def _measure(self, stats: RTCStatsReport, now_s: float) -> bool:
-        """Renews the statistics and the bitrate; whether anything has come from the client since the last time."""
+        """Renews the statistics and the bitrate; tells whether anything came from the client since the last time."""
         before, seen, reports = self._seen, _Seen(now_s), self._reports
         for entry in stats.values():
             if isinstance(entry, RTCTransportStats):
@@ -343,7 +343,7 @@ class Peer:
                 self._close_because("the client hung up")
 
     def _adopt(self, channel: RTCDataChannel) -> None:
-        """Takes the client's channel for messages; there is one, and none of another name."""
+        """Keeps the client's channel for messages; closes a second one and those of another name."""
         if channel.label != CHANNEL or self._channel is not None:
             channel.close()
             return
@@ -355,7 +355,7 @@ class Peer:
         self._channel = None
 
     def _hear(self, message: str | bytes) -> None:
-        if not self._heard.take(asyncio.get_running_loop().time()):
+        if not self._messages_allowed.take(asyncio.get_running_loop().time()):
             self._messages_left_out += 1
             return
         if not isinstance(message, str) or len(message) > MAX_MESSAGE:
@@ -365,13 +365,13 @@ class Peer:
             try:
                 self._on_message(message)
             except Exception:
-                # It must not unwind into the transport, which would take it for the end of the connection.
+                # The transport would take the error for the end of the connection.
                 log.exception("a message could not be handled")
 
 
 @dataclass(slots=True)
 class _Seen:
-    """Counters at a measurement, to take the next one's differences from."""
+    """Counters at one measurement; the next one takes differences from them."""
 
     at_s: float = 0.0
     bytes_in: int = 0

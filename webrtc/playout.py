@@ -1,10 +1,10 @@
-"""What is played in each 20 ms: blocks that come when they come in, even frames out. Pure: time is an argument.
+"""What is played in each 20 ms: blocks come in unevenly, even frames go out. Pure: time is an argument.
 
-Blocks come unevenly. So much is kept in hand that all but a few come in time, as many as delay is worth it. Where one
-does not, the sound goes on by itself (`webrtc.bridge`) until the block is there and joins it. That leaves the call
-delayed for good, and so does a source that is faster than our clock. So what is more than needed is cut out again: in
-quiet places, or where the sound resembles itself (one or more periods of the voice), or at once where there is far
-too much.
+Some sound is kept in hand, so that nearly all blocks come in time; waiting for the last few would delay the call more
+than it is worth (`WORTH`). Where a block is late, the sound is extended (`webrtc.bridge`) until the block is there and
+joins it. That lengthens the delay for good, and so does a source that is faster than our clock. So surplus is cut out
+again: in quiet places, or where the sound resembles itself (one or more periods of the voice), or at once where there
+is far too much.
 """
 
 from collections import deque
@@ -24,34 +24,35 @@ MS = RATE_HZ // 1000
 
 FADE = 5 * MS
 HEADROOM = 10 * MS
-"""Silence before the first block and after each pause: the next block may come so much later than the first."""
+"""Silence put before the first block, and before the first after a pause: the next one may come this much later."""
 REMEMBERED = 100
-"""Blocks by which it is settled how much to keep in hand: 12 s of those of 120 ms."""
+"""The last blocks, by which the sound kept in hand is chosen: 12 s of blocks of 120 ms."""
 WORTH = 400 * MS
-"""Delay that is given for all blocks to be in time; for one in a hundred, a hundredth of it. Simulated over times of
-430 blocks on a busy host: 30 ms less than where all are waited for, with as many words and no lower DNSMOS."""
+"""The delay that it is worth to have all blocks in time; to have one in a hundred more in time is worth a hundredth of
+it. Simulated over times of 430 blocks on a busy host: 30 ms less than where all are waited for, with as many words
+recognised and no lower DNSMOS."""
 LEAST_KNOWN = 8
 """Blocks that must have come before anything is cut."""
 SPARE = 2 * MS
-"""What even the latest block that is waited for should come before its frame is made."""
+"""The latest block that is waited for should come at least this long before its frame is made."""
 SLEW = 0.1 * MS
-"""So much earlier or later than its time a frame may be made: half a percent, which receivers follow unheard."""
+"""How much earlier or later than its time a frame may be made: half a percent, which receivers follow unheard."""
 LATE_IN_A_ROW = 3
-"""So many late blocks one after the other say that the stages take another time now: only these count then."""
+"""After so many late blocks in a row the stages take longer than before: only these blocks count then."""
 LATE_AT_MOST = RATE_HZ // 2
-"""A longer gap is a pause of the stream and says nothing about how late its blocks may be."""
+"""A longer gap is a pause of the stream; it says nothing about how late blocks are."""
 QUIET = 0.003  # -50 dBFS
 MIN_CUT = 3 * MS
 MAX_ALIGNED_CUT = FRAME
 ALIGNED_FADE = 10 * MS
 JOIN, JOIN_WITHIN = 5 * MS, 10 * MS
-"""What a late block is cross-faded with, and how much later that may be for a place that fits."""
+"""How long a late block is cross-faded with the extension, and within which time a place that fits is looked for."""
 ALIKE = 0.6
 """Correlation from which a cut is not heard."""
 AS_GOOD = 0.02
-"""Of cuts whose correlations differ no more than this, the longest is made."""
+"""Of cuts whose correlation is this near to the best one, the longest is made."""
 URGENT = 100 * MS
-"""Surplus from which a cut is better than waiting for a good place."""
+"""With a surplus from this on, a cut does not wait for a good place."""
 CUT_EVERY = 4
 """Frames between two tries of an aligned cut: the sound is at most a quarter faster."""
 
@@ -65,14 +66,14 @@ RISE, _ALIGNED_RISE, _JOIN_RISE = _rise(FADE), _rise(ALIGNED_FADE), _rise(JOIN)
 
 @dataclass(slots=True)
 class PlayoutCounts:
-    """What became of the sound, in samples at 48 kHz unless it says otherwise."""
+    """What became of the sound, in samples at 48 kHz unless a field says otherwise."""
 
     bridged: int = 0
-    """How often nothing was there to play in the middle of sound, which had to go on by itself."""
+    """How often nothing was there to play in the middle of sound, and it was extended."""
     extended: int = 0
     """Sound made up where a block was late."""
     silence: int = 0
-    """Silence put in where it was later still, the start of the call not counted."""
+    """Silence played after the extension where the block was later still; before the first block it is not counted."""
     cut: int = 0
     """Surplus taken out in quiet or self-similar places."""
     dropped: int = 0
@@ -86,7 +87,7 @@ class Playout:
     """
 
     def __init__(self, max_ms: int = 300) -> None:
-        self._max = max_ms * MS  # that may wait when a block comes
+        self._max = max_ms * MS  # samples that may wait when a block comes
         self.counts = PlayoutCounts()
         self.clear()
 
@@ -94,14 +95,14 @@ class Playout:
         """Forgets all sound, as before the first block."""
         self._upsample = Upsampler()
         self._waiting: Samples = np.zeros(0, np.float32)
-        self._played: Samples = np.zeros(HISTORY, np.float32)  # the last of it, to go on from
+        self._played: Samples = np.zeros(HISTORY, np.float32)  # the end of it, which an extension goes on from
         self._extension: Extension | None = None  # there while a block is late
         self._silent = True  # what waits ends in silence
         self._risen = 0  # samples of the fade-in that are done
         self._gap: int | None = None  # played since the sound ended; None: not in a gap after sound
         self._framed_s: float | None = None  # when the last frame was made
-        self._delay = 0.0  # that cuts, bridges and moved frames have added up to, in samples
-        self._early: deque[float] = deque(maxlen=REMEMBERED)  # how long before its turn each block came, less that
+        self._delay = 0.0  # the sum of cuts, bridges and moved frames, in samples
+        self._early: deque[float] = deque(maxlen=REMEMBERED)  # how long before its turn each came, less `_delay` then
         self._block = 0  # samples of the last block
         self._late_in_a_row = 0
         self._since_try = 0
@@ -113,7 +114,7 @@ class Playout:
 
     @property
     def delay_ms(self) -> float:
-        """How long blocks wait of late until it is their turn."""
+        """How long the last few blocks waited for their turn."""
         lately = list(self._early)[-LEAST_KNOWN:]
         return max(0.0, float(np.mean(lately)) + self._delay) / MS if lately else 0.0
 
@@ -121,7 +122,7 @@ class Playout:
     def slew_s(self) -> float:
         """How much later (negative: earlier) than 20 ms after the last one the next frame is best made.
 
-        Blocks that come at even intervals would else wait for the next frame, 10 ms in the mean.
+        Without it, blocks that come at even intervals wait for the next frame, 10 ms in the mean.
         """
         if len(self._early) < LEAST_KNOWN or self._extension is not None:
             return 0.0
@@ -131,7 +132,7 @@ class Playout:
         return -float(np.clip(spare, -SLEW, SLEW)) / RATE_HZ if abs(spare) > SLEW else 0.0
 
     def push(self, samples: Samples, now_s: float) -> None:
-        """Appends sound; of what waits already the oldest is dropped beyond the bound, at whatever block size."""
+        """Appends sound. Where more than the bound waits already, the oldest of that is dropped."""
         sound = self._upsample(np.nan_to_num(samples, posinf=0.0, neginf=0.0))  # a network's overflow ends no call
         if not len(sound):
             return
@@ -185,18 +186,18 @@ class Playout:
 
     @property
     def _begun(self) -> int:
-        """How much of the frame in which the next block begins is filled before it."""
+        """How much of the frame in which the next block begins is filled already, in samples."""
         return len(self._waiting) % FRAME
 
     @property
     def _spare(self) -> float:
-        """How long before that frame is made the latest of the blocks that are waited for comes, in samples."""
+        """How long the latest block that is waited for comes before that frame is made, in samples."""
         early = np.sort(self._early)
         late = np.arange(len(early)) / len(early)  # share of the blocks before each of them
         return float(early[np.argmax(early - WORTH * late)]) + self._delay - self._begun - SPARE
 
     def _rising(self, sound: Samples) -> Samples:
-        """Fades in what follows silence, over as many pushes as it takes."""
+        """Fades in what follows silence; short blocks fade in over several pushes."""
         count = min(len(sound), FADE - self._risen)
         if count == 0:
             return sound
@@ -206,7 +207,7 @@ class Playout:
         return risen
 
     def _go_on(self, missing: int) -> None:
-        """Appends what bridges the time until the next block; after that only silence comes."""
+        """Extends the sound until the next block comes; when the extension is over, only silence follows."""
         if self._extension is None:
             past = np.concatenate((self._played, self._waiting))[-HISTORY:]
             self._extension = Extension(past)
@@ -218,7 +219,7 @@ class Playout:
             self._extension, self._silent = None, True
 
     def _joined(self, extension: Extension, sound: Samples) -> Samples:
-        """A late block, cross-faded with what bridged the time until it came, where they fit best."""
+        """A late block, cross-faded with the extension where they fit best."""
         going_on = extension.next(JOIN_WITHIN + JOIN)
         later = int(np.argmax(_likeness(going_on, sound[:JOIN])))
         joined = going_on[later : later + JOIN] * (1 - _JOIN_RISE) + sound[:JOIN] * _JOIN_RISE
@@ -227,7 +228,7 @@ class Playout:
         return np.concatenate((going_on[:later], joined, sound[JOIN:]))
 
     def _shrink(self) -> None:
-        """Takes out what is kept in hand beyond what nearly all blocks of late have needed."""
+        """Cuts out the surplus: what is kept in hand beyond what nearly all of the last blocks needed."""
         self._since_try += 1
         if len(self._early) < LEAST_KNOWN or self._extension is not None:
             return
@@ -248,7 +249,7 @@ class Playout:
                 self.counts.cut += lag
 
     def _best_lag(self, surplus: int) -> int:
-        """How much to cut so that the ends fit together, at most the surplus; 0: not here."""
+        """How much to cut so that the ends fit together, at most the surplus; 0 where no cut would pass unheard."""
         longest = min(surplus, MAX_ALIGNED_CUT)
         alike = _likeness(self._waiting[MIN_CUT : longest + ALIGNED_FADE], self._waiting[:ALIGNED_FADE])
         best = float(alike.max())
@@ -266,7 +267,7 @@ class Playout:
 
 
 def _likeness(sound: Samples, part: Samples) -> Samples:
-    """How much each place of the sound resembles the part, at most 1."""
+    """The correlation of the part with the sound at each place of it, at most 1."""
     energy = np.cumsum(np.concatenate(([0.0], sound.astype(np.float64) ** 2)))
     energy = energy[len(part) :] - energy[: -len(part)]
     alike = np.correlate(sound, part) / np.sqrt(energy * np.dot(part, part) + 1e-9)

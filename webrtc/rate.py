@@ -1,4 +1,4 @@
-"""How many bits to send, and how much of them as a second copy: from what the listener reports. Pure."""
+"""How many bits to send, and how many of them for second copies, by what the receiver reports. Pure."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 MIN_BPS = 16000
 MAX_BPS = 64000
 FEC_BPS = 40000
-"""Below it libopus has no bits to spare for a second copy, whatever loss it is told."""
+"""Below it libopus makes no second copies, whatever loss it is told."""
 
 HARMLESS_LOSS = 0.02
 CONGESTED_LOSS = 0.10
@@ -14,13 +14,13 @@ QUEUE_MS = 60.0
 """A round trip this much longer than the shortest, and half as long again, means that queues fill up."""
 UP_BPS_PER_S = 2000
 MAX_GAP_S = 5.0
-"""A longer silence between reports does not count: nothing is known about it."""
+"""A longer time between two reports counts as this much: nothing is known about the rest."""
 LOSS_HALVES_S = 10.0
 FEC_FROM_PERCENT = 5
-"""libopus makes no second copies for less."""
+"""libopus makes no second copies for a smaller loss."""
 MAX_PERCENT = 30
 BASE_RTT_CREEP = 0.01
-"""Share per report by which the shortest round trip follows a path that has become longer."""
+"""How far, per report, the shortest round trip moves towards that of a path that has become longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Rate:
 class RateControl:
     """Quick down on congestion, slow up.
 
-    Loss alone, up to a tenth of the packets, is answered with second copies and only so far with fewer bits as these
-    still fit in: on a radio link fewer bits would not help, and no copies would hurt.
+    Loss of up to a tenth of the packets, without queues, brings second copies, and fewer bits only down to where the
+    copies still fit in: on a radio link fewer bits do not help, and missing copies hurt.
     """
 
     def __init__(self, max_bps: int = MAX_BPS) -> None:
@@ -47,7 +47,7 @@ class RateControl:
 
     @property
     def rate(self) -> Rate:
-        """What holds now."""
+        """What the encoder is to be told now."""
         percent = math.ceil(100 * self._loss - 0.5)
         if percent > 0:
             percent = min(max(percent, FEC_FROM_PERCENT), MAX_PERCENT)

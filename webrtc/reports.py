@@ -1,10 +1,10 @@
-"""What the other side of a call reports of the packets that it gets from us."""
+"""What the other side reports of the packets that it gets from us."""
 
 from aiortc.stats import RTCRemoteInboundRtpStreamStats, RTCStatsReport
 
 
 class SenderReports:
-    """Reads the statistics of one aiortc sender, as often as one likes."""
+    """Reads the statistics of one aiortc sender; a report that was read before changes nothing."""
 
     def __init__(self) -> None:
         self.rtt_ms: float | None = None
@@ -14,7 +14,7 @@ class SenderReports:
         self._last: RTCRemoteInboundRtpStreamStats | None = None
 
     def read(self, stats: RTCStatsReport) -> bool:
-        """Takes in a report that is new; whether there was one."""
+        """Takes the newest report; False where it was read before, or there is none."""
         for entry in stats.values():
             if isinstance(entry, RTCRemoteInboundRtpStreamStats) and entry is not self._last:
                 self._last = entry

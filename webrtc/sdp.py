@@ -1,8 +1,8 @@
-"""What a call takes of an offer, and what is answered to the rest of it. Pure text work.
+"""What a call uses of an offer, and the answer to the rest of it. Text in, text out.
 
-An offer is read once, line by line and with bounds for everything in it, before anything is made of it. aiortc gets a
-short offer of its own, with the sound and the data channel in it: its parser looks through all codecs for each of
-their attributes, and it knows no rejected sections. Those are put back into its answer.
+An offer is read once, line by line, with a bound for everything in it. aiortc gets a short offer of its own, with the
+sound and the data channel only: its parser looks through all codecs for each of their attributes, and it knows no
+rejected sections. Those are put back into its answer.
 """
 
 import re
@@ -20,16 +20,16 @@ MAX_LINES = 2000
 MAX_LINE = 4096  # characters
 MAX_SECTIONS = 32
 MAX_ALIKE = 128
-"""Lines of one attribute in one section: a browser's video has sixty codecs ..."""
+"""Lines of one attribute in one section; a browser's video has sixty codecs."""
 MAX_ALIKE_OF: Mapping[str, int] = {
-    "rtcp-fb": 512,  # ... with five of these each
+    "rtcp-fb": 512,  # a browser's video has five for each codec
     "candidate": MAX_CANDIDATES,
     "fingerprint": 16,
     "group": 16,
     **dict.fromkeys(("ice-ufrag", "ice-pwd", "mid", "setup"), 1),
 }
 OPUS = "audio/opus"
-# What our decoder and jitter buffer want: aiortc's own answers say nothing, and browsers then send neither FEC nor DTX.
+# What our decoder and jitter buffer want. aiortc's own answers do not say it; browsers then send neither FEC nor DTX.
 OPUS_PARAMETERS = f"minptime=10;useinbandfec=1;usedtx=1;maxaveragebitrate={MAX_BPS};stereo=0;sprop-stereo=0"
 SCTP_PORT = 5000  # where an offer names none
 
@@ -42,10 +42,10 @@ _FINGERPRINT = re.compile(r"(sha-256|sha-384|sha-512) [0-9a-f]{2}(:[0-9a-f]{2})*
 _RTPMAP = re.compile(r"(?P<format>[0-9]{1,3}) (?P<codec>[!-~]+)")
 _OPUS = re.compile(r"opus/48000(/[0-9]{1,2})?", re.IGNORECASE)
 _EXTENSION = re.compile(r"(?P<id>[0-9]{1,2})(/[a-z]+)? (?P<uri>[!-~]+)( .*)?")
-# What aiortc makes use of in sound: which section a packet belongs to, and how loud it is
+# The header extensions of sound that aiortc uses: which section a packet belongs to, and how loud it is
 _EXTENSIONS = ("urn:ietf:params:rtp-hdrext:sdes:mid", "urn:ietf:params:rtp-hdrext:ssrc-audio-level")
-# aiortc's DTLS client offers ECDSA ciphers only, which a client with an RSA certificate (GStreamer) does not share: so
-# the client is to be the DTLS client.
+# As a DTLS client, aiortc offers ECDSA ciphers only, and fails with those that have an RSA certificate (GStreamer). So
+# the other side becomes the DTLS client.
 _SETUP = {"actpass": "active", "active": "active", "passive": "passive"}
 _TRANSPORT_LINES = ("a=ice-", "a=fingerprint:", "a=setup:", "a=candidate:", "a=end-of-candidates")
 _NO_SDP = "the offer is not a valid session description (SDP)"
@@ -60,13 +60,13 @@ class OfferedSection:
     """One media section of an offer, as the answer takes it up."""
 
     mid: str
-    """Empty: it has none."""
+    """Empty where it has none."""
     rejection: str | None
-    """Its section of the answer where it is not wanted."""
+    """The section of the answer that rejects it; None where it is wanted."""
     stays: bool
-    """Whether it is not wanted, but our sound lives on its connection: it is answered as inactive then."""
+    """Whether it is not wanted, but carries the connection of our sound; the answer then makes it inactive."""
     carrier: int | None
-    """Which section of aiortc's offer its candidates belong to; None: they are of no use."""
+    """Which section of aiortc's offer its candidates belong to; None where they are of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +76,17 @@ class Offer:
     sdp: str = field(repr=False)
     """What aiortc is given: the wanted sections, without candidates."""
     direction: Direction
-    """The answer's, which both sides want."""
+    """The answer's direction: what both sides want."""
     max_bps: int
-    """What the client takes at most."""
+    """The highest bitrate that the client takes."""
     sections: tuple[OfferedSection, ...]
     """All of them, in order."""
     bundle: tuple[str, ...]
     """The names of those that share one connection in the answer."""
     main: int
-    """The section of `sdp` that this connection is negotiated with."""
+    """The section of `sdp` that names the credentials of this connection."""
     candidates: tuple[tuple[str, int], ...]
-    """Lines that name addresses, with the section of `sdp` that each belongs to."""
+    """Candidate lines, with the section of `sdp` that each belongs to."""
 
     @property
     def mids(self) -> tuple[str, ...]:
@@ -94,9 +94,9 @@ class Offer:
         return tuple(section.mid for section in self.sections)
 
     def carrier(self, mid: Any, index: Any) -> int | None:
-        """Which section of `sdp` a candidate belongs to that comes later, by what it names; None: to none.
+        """Which section of `sdp` a later candidate belongs to, by the section that it names; None: to none.
 
-        Where it names nothing that was offered (fragments of WHIP clients), it belongs to the main one.
+        Where it names no section that was offered (fragments of WHIP clients), it belongs to the main one.
         """
         for section in self.sections:
             if section.mid and section.mid == mid:
@@ -107,7 +107,7 @@ class Offer:
 
 
 class _Section:
-    """The lines of the session or of one of its media, by attribute."""
+    """The lines of the session part or of one media section, by attribute."""
 
     def __init__(self, name: str, media: str | None = None) -> None:
         self.name = name
@@ -147,12 +147,12 @@ class _Section:
 
     @property
     def is_data(self) -> bool:
-        """Whether it is a data channel's, of browsers of today or (RFC 8841's drafts) of older ones."""
+        """Whether it is for data channels, as today's browsers write it, or older ones (drafts of RFC 8841)."""
         ours = {"UDP/DTLS/SCTP": self.formats == ["webrtc-datachannel"], "DTLS/SCTP": True}
         return self.kind == "application" and ours.get(self.protocol.upper(), False)
 
     def rejection(self, *, stays: bool = False) -> str:
-        """RFC 3264, section 6: the same line, with port 0; or where it `stays`, one that keeps its connection."""
+        """The same line with port 0 (RFC 3264, section 6); where it `stays`, an inactive section with a port."""
         lines = [f"m={self.kind} {9 if stays else 0} {self.protocol} {' '.join(self.formats)}", "c=IN IP4 0.0.0.0"]
         lines += [f"a=mid:{self.mid}"] if self.mid else []
         lines += ["a=inactive"] if "RTP/" in self.protocol else []
@@ -164,8 +164,8 @@ class _Section:
         return "".join(f"{line}\r\n" for line in lines)
 
 
-class _Session:
-    """A whole description."""
+class _Description:
+    """A session description, read into sections."""
 
     def __init__(self, text: str) -> None:
         if len(text) > MAX_OFFER:
@@ -203,15 +203,15 @@ class _Session:
             (self.media[-1] if self.media else self.common).add(attribute, value)
 
     def bundle_of(self, media: _Section) -> list[_Section]:
-        """The sections that share a connection with this one, in the order of their group; none where it has none."""
+        """The sections that share a connection with this one and itself, in the order of their group; else none."""
         return self._bundles.get(media.mid, [])
 
     def is_rejected(self, media: _Section) -> bool:
-        """Port 0 says so, but where the section lives on another one's connection from the start (RFC 8843)."""
+        """Whether its port is 0, and it does not use another section's connection from the start (RFC 8843)."""
         return media.port == 0 and not (media.has("bundle-only") and len(self.bundle_of(media)) > 1)
 
     def transport(self, media: _Section, attribute: str) -> list[str]:
-        """An attribute of a section's connection; what a section does not say, its bundle or the session says."""
+        """An attribute of a section's connection: its own lines, else those of the session part, else of its bundle."""
         for section in (media, self.common, *self.bundle_of(media)):
             if section.has(attribute):
                 return section.all(attribute)
@@ -219,7 +219,7 @@ class _Session:
 
 
 def read_offer(text: str, willing: Direction) -> Offer:
-    """Checks an offer to a side that is `willing` to do so much, and reads what a call needs of it.
+    """Checks an offer, and reads what a call needs of it; `willing` is what this side would do.
 
     Sections that a call has no use for are rejected one by one in the answer: video, text, more sound than one track.
 
@@ -227,29 +227,31 @@ def read_offer(text: str, willing: Direction) -> Offer:
         OfferError: it is malformed or too large, or no section of it is audio with Opus that can be served: both sides
             only want to send or only want to receive, there are no credentials, or RTCP wants a port of its own.
     """
-    session = _Session(text)
-    audio, direction = _audio(session, willing)
-    data = _data(session, audio)
-    wanted = [media for media in session.media if media in (audio, data)]
-    bundle = [media for media in session.bundle_of(audio) if media in wanted]
+    description = _Description(text)
+    audio, direction = _audio(description, willing)
+    data = _data(description, audio)
+    wanted = [media for media in description.media if media in (audio, data)]
+    bundle = [media for media in description.bundle_of(audio) if media in wanted]
     main = wanted.index(bundle[0] if bundle else audio)
-    host = _host(session, audio, wanted)
-    carriers = [wanted.index(media) if media in wanted else main if media is host else None for media in session.media]
+    host = _host(description, audio, wanted)
+    carriers = [
+        wanted.index(media) if media in wanted else main if media is host else None for media in description.media
+    ]
     lines = ["v=0", "o=- 1 1 IN IP4 0.0.0.0", "s=-", "t=0 0"]
-    lines += ["a=ice-lite"] if session.common.has("ice-lite") else []
+    lines += ["a=ice-lite"] if description.common.has("ice-lite") else []
     lines += [f"a=group:BUNDLE {' '.join(media.mid for media in bundle)}"] if bundle else []
     for media in wanted:
-        lines += _audio_lines(session, audio) if media is audio else _data_lines(media)
-        lines += _transport_lines(session, media, bundle[0] if media in bundle else media)
+        lines += _audio_lines(description, audio) if media is audio else _data_lines(media)
+        lines += _transport_lines(description, media, bundle[0] if media in bundle else media)
     sections = [
         OfferedSection(
             media.mid, None if media in wanted else media.rejection(stays=media is host), media is host, carrier
         )
-        for media, carrier in zip(session.media, carriers, strict=True)
+        for media, carrier in zip(description.media, carriers, strict=True)
     ]
     candidates = [
         (line, carrier)
-        for media, carrier in zip(session.media, carriers, strict=True)
+        for media, carrier in zip(description.media, carriers, strict=True)
         if carrier is not None
         for line in media.all("candidate")
     ]
@@ -258,14 +260,14 @@ def read_offer(text: str, willing: Direction) -> Offer:
         direction,
         _max_bps(audio),
         tuple(sections),
-        tuple(media.mid for media in session.bundle_of(audio) if media in wanted or media is host),
+        tuple(media.mid for media in description.bundle_of(audio) if media in wanted or media is host),
         main,
         tuple(candidates),
     )
 
 
 def complete_answer(answer: str, offer: Offer) -> str:
-    """aiortc's answer with what Opus we want, the rejected sections in their places, and the bundle as it is."""
+    """aiortc's answer with our Opus parameters, the rejected sections in their places, and the whole bundle."""
     head, *wanted = re.split(r"^(?=m=)", with_opus_parameters(answer), flags=re.MULTILINE)
     lines = [line for line in head.splitlines() if not line.startswith("a=group:")]
     if offer.bundle:
@@ -278,42 +280,42 @@ def complete_answer(answer: str, offer: Offer) -> str:
 
 
 def with_opus_parameters(answer: str) -> str:
-    """The answer, saying that mono Opus with in-band FEC and pauses is welcome."""
+    """The answer, which asks for mono Opus with in-band FEC and DTX."""
     parameters = rf"\g<0>\r\na=fmtp:\g<1> {OPUS_PARAMETERS}\r\na=ptime:20"
     return re.sub(r"^a=rtpmap:(\d+) opus/48000[^\r\n]*", parameters, answer, count=1, flags=re.MULTILINE | re.I)
 
 
 def _is_plain(value: str) -> bool:
-    """Whether it may be said back."""
+    """Whether the answer may repeat it."""
     return value.isascii() and value.isprintable()
 
 
-def _audio(session: _Session, willing: Direction) -> tuple[_Section, Direction]:
-    """The first audio section that can be served, and how."""
-    offered = [media for media in session.media if media.kind == "audio"]
+def _audio(description: _Description, willing: Direction) -> tuple[_Section, Direction]:
+    """The first audio section that can be served, and the answer's direction."""
+    offered = [media for media in description.media if media.kind == "audio"]
     if not offered:
         raise OfferError("the offer has no audio track; it must have exactly one")
-    live = [media for media in offered if not session.is_rejected(media)]
+    live = [media for media in offered if not description.is_rejected(media)]
     if not live:
         raise OfferError("the offer's audio has port 0, which rejects it; it must have one audio track that is live")
     problems = []
     for media in live:
         try:
-            _check_transport(session, media)
+            _check_transport(description, media)
             _check_audio(media)
-            return media, _both_want(willing, media.direction or session.common.direction or "sendrecv")
+            return media, _both_want(willing, media.direction or description.common.direction or "sendrecv")
         except OfferError as error:
             problems.append(error)
     raise problems[0]
 
 
-def _data(session: _Session, audio: _Section) -> _Section | None:
-    """The first section for data channels that can be served, best one that shares the sound's connection."""
-    bundled = session.bundle_of(audio)
-    found = [media for media in session.media if media.is_data and not session.is_rejected(media)]
+def _data(description: _Description, audio: _Section) -> _Section | None:
+    """The first section for data channels that can be served; one that shares the sound's connection goes first."""
+    bundled = description.bundle_of(audio)
+    found = [media for media in description.media if media.is_data and not description.is_rejected(media)]
     for media in sorted(found, key=lambda media: media not in bundled):
         try:
-            _check_transport(session, media)
+            _check_transport(description, media)
             _sctp_port(media)
         except OfferError:
             continue
@@ -321,26 +323,26 @@ def _data(session: _Session, audio: _Section) -> _Section | None:
     return None
 
 
-def _host(session: _Session, audio: _Section, wanted: list[_Section]) -> _Section | None:
-    """The unwanted section that our sound lives with from the start, as with the bundle policy max-bundle.
+def _host(description: _Description, audio: _Section, wanted: list[_Section]) -> _Section | None:
+    """The unwanted section whose connection our sound uses from the start, as with the bundle policy max-bundle.
 
-    It may not be rejected: browsers would take down the connection of both. Chromium says so only by naming all its
-    addresses there, and none for the sound.
+    It may not be rejected: browsers would take down the connection of both. Chromium shows the policy only by naming
+    all its addresses there, and none for the sound.
     """
-    first = next(iter(session.bundle_of(audio)), audio)
+    first = next(iter(description.bundle_of(audio)), audio)
     if first in wanted or first.port == 0:
         return None
-    is_shared = session.transport(first, "ice-ufrag") == session.transport(audio, "ice-ufrag")
+    is_shared = description.transport(first, "ice-ufrag") == description.transport(audio, "ice-ufrag")
     all_there = first.has("candidate") and not audio.has("candidate")
     return first if audio.port == 0 or (is_shared and all_there) else None
 
 
-def _check_transport(session: _Session, media: _Section) -> None:
+def _check_transport(description: _Description, media: _Section) -> None:
     for attribute in ("ice-ufrag", "ice-pwd"):
-        if not any(map(_WORD.fullmatch, session.transport(media, attribute))):
+        if not any(map(_WORD.fullmatch, description.transport(media, attribute))):
             raise OfferError("the offer has no ICE user name and password; a=ice-ufrag and a=ice-pwd are needed")
-    setup = next(iter(session.transport(media, "setup")), "")
-    if not setup or not any(map(_FINGERPRINT.fullmatch, session.transport(media, "fingerprint"))):
+    setup = next(iter(description.transport(media, "setup")), "")
+    if not setup or not any(map(_FINGERPRINT.fullmatch, description.transport(media, "fingerprint"))):
         needed = "a=fingerprint with sha-256, sha-384 or sha-512, and a=setup are needed"
         raise OfferError(f"the offer has no DTLS fingerprint and role; {needed}")
     if setup not in _SETUP:
@@ -384,10 +386,10 @@ def _both_want(willing: Direction, offered: str) -> Direction:
     return "recvonly"
 
 
-def _audio_lines(session: _Session, audio: _Section) -> Iterator[str]:
+def _audio_lines(description: _Description, audio: _Section) -> Iterator[str]:
     number = _opus_format(audio)
     yield f"m=audio 9 UDP/TLS/RTP/SAVPF {number}"
-    yield f"a={audio.direction or session.common.direction or 'sendrecv'}"
+    yield f"a={audio.direction or description.common.direction or 'sendrecv'}"
     yield "a=rtcp-mux"
     yield f"a=rtpmap:{number} opus/48000/2"
     numbers = set[str]()
@@ -418,16 +420,16 @@ def _sctp_port(data: _Section) -> int:
     return port
 
 
-def _transport_lines(session: _Session, media: _Section, main: _Section) -> Iterator[str]:
-    """What aiortc connects by: of a section that shares a connection, what the main one there says."""
+def _transport_lines(description: _Description, media: _Section, main: _Section) -> Iterator[str]:
+    """The lines that aiortc connects by; a section that shares a connection has those of the main one there."""
     yield "c=IN IP4 0.0.0.0"
     if media.mid:
         yield f"a=mid:{media.mid}"
     for attribute in ("ice-ufrag", "ice-pwd"):
-        yield f"a={attribute}:{session.transport(main, attribute)[0]}"
-    for fingerprint in filter(_FINGERPRINT.fullmatch, session.transport(main, "fingerprint")):
+        yield f"a={attribute}:{description.transport(main, attribute)[0]}"
+    for fingerprint in filter(_FINGERPRINT.fullmatch, description.transport(main, "fingerprint")):
         yield f"a=fingerprint:{fingerprint}"
-    yield f"a=setup:{_SETUP[session.transport(main, 'setup')[0]]}"
+    yield f"a=setup:{_SETUP[description.transport(main, 'setup')[0]]}"
 
 
 def _max_bps(audio: _Section) -> int:

@@ -1,4 +1,4 @@
-"""22.05 to 48 kHz as sound comes in: 320 samples for each 147, by one matrix product, with a short and constant delay.
+"""22.05 to 48 kHz, piece by piece: 320 samples for each 147, by one matrix product, with a short and constant delay.
 
 soxr's streams either hold back 5 to 42 ms (MQ, HQ) or 11 ms (variable rate), or lose the top (LQ: 0.9 ms, but -3.5 dB
 at 9 kHz and -22 dB at 10 kHz, where consonants have their edge).
@@ -44,7 +44,7 @@ class Upsampler:
         self._past = np.zeros(_PAST, np.float32)
 
     def __call__(self, samples: Samples) -> Samples:
-        """What the new samples complete."""
+        """The output of all whole periods so far."""
         sound = np.concatenate([self._past, samples])
         periods = (len(sound) - _PAST) // PERIOD_IN
         self._past = sound[periods * PERIOD_IN :]

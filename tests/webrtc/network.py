@@ -1,16 +1,17 @@
-"""A sender, a network with faults and a listener's clock, all simulated: minutes of packets in a second."""
+"""A sender, a network with faults and a receiver's clock, all simulated: minutes of packets in a second."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from aiortc.rtp import HeaderExtensions, RtpPacket
 
 from webrtc.jitter import Event, JitterBuffer, Lost, Packet, Silence, Skip
 from webrtc.opus import FRAME, RATE_HZ
 
 FRAME_S = FRAME / RATE_HZ
-START_S = 100.0  # the listener's clock when the first frame is captured
+START_S = 100.0  # the receiver's clock when the first frame is captured
 TRANSIT_S = 0.05
 TALK_S, PAUSE_S = 3.0, 1.0
 SPEECH = bytes([0x78, *range(100)])  # the first byte says: 20 ms, mono
@@ -27,6 +28,13 @@ class Sent:
     captured_s: float
     arrival_s: float
     quiet: bool | None = None
+
+
+def rtp(sent: Sent) -> RtpPacket:
+    """The packet as aiortc reads it off the network."""
+    packet = RtpPacket(payload_type=111, sequence_number=sent.sequence, timestamp=sent.timestamp, payload=sent.payload)
+    packet.extensions = HeaderExtensions()
+    return packet
 
 
 def talk(

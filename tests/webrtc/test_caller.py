@@ -14,10 +14,10 @@ import pytest
 
 from benchmarks.impair import Network
 from tests.e2e.turn import running_coturn
+from tests.webrtc.network import Sent, rtp
 from tests.webrtc.speech import speech_48k
-from webrtc.caller import Caller, _HeardVoice
+from webrtc.caller import Caller, _Loudspeaker, _Microphone
 from webrtc.ice import IceServer, time_limited_credential
-from webrtc.jitter import Packet, Skip
 from webrtc.opus import FRAME, OpusEncoder, Samples48k
 from webrtc.peer import Peer
 
@@ -87,26 +87,20 @@ async def test_the_loss_that_the_other_side_reports_is_a_share() -> None:
         await peer.close()
 
 
-def test_a_damaged_packet_that_is_to_be_left_out_adds_no_sound() -> None:
-    heard = _HeardVoice()
-    heard._decode(Skip(b"", FRAME))
-    assert heard.stats(None, 0.0, 0, 0).held_ms == 0
-    heard._decode(Packet(b"", FRAME))
-    assert heard.stats(None, 0.0, 0, 0).held_ms == 20
-
-
 def test_a_frame_that_is_always_held_goes_in_a_pause() -> None:
-    heard, encoder = _HeardVoice(), OpusEncoder()
+    loudspeaker, encoder = _Loudspeaker(), OpusEncoder()
     speech = speech_48k()[: 100 * FRAME].reshape(-1, FRAME)
     for number in range(200):
         frame = speech[number] if number < 100 else np.zeros(FRAME, np.float32)
-        heard._jitter.add(number, number * FRAME, encoder.encode(frame), number * 0.02)
+        loudspeaker.add(
+            rtp(Sent(number, number * FRAME, encoder.encode(frame), number * 0.02, number * 0.02)), number * 0.02
+        )
         if number == 50:
-            heard._hold(speech[number])  # as after the card was ahead of the buffer's clock for once
-        heard.frame(number * 0.02)
+            loudspeaker._hold(speech[number])  # as after the card was ahead of the buffer's clock for once
+        loudspeaker.frame(number * 0.02)
         if number == 99:
-            assert heard.stats(None, 0.0, 0, 0).held_ms == 20
-    assert heard.stats(None, 0.0, 0, 0).held_ms == 0
+            assert loudspeaker.stats(None, 0.0, 0, 0).held_ms == 20
+    assert loudspeaker.stats(None, 0.0, 0, 0).held_ms == 0
 
 
 @pytest.mark.skipif(shutil.which("turnserver") is None, reason="not installed: turnserver")
@@ -130,3 +124,12 @@ async def test_nothing_is_heard_before_the_other_side_speaks() -> None:
         assert "useinbandfec=1" in await caller.offer()
     finally:
         await caller.close()
+
+
+async def test_a_silent_microphone_sends_only_signs_of_life() -> None:
+    microphone = _Microphone(asyncio.get_running_loop())
+    for _ in range(100):
+        microphone.put(np.zeros(FRAME, np.float32))
+        while microphone._unsent:
+            await microphone.recv()
+    assert 2 <= microphone.sent < 15 and microphone.dropped == 0

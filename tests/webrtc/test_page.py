@@ -479,13 +479,13 @@ def test_a_voice_recorded_with_the_microphone(open_page: Open, server: PageServe
     page.get_by_test_id("add-voice").click()
     page.get_by_test_id("add-name").fill("Me")
     page.get_by_test_id("add-agree").check()
-    page.get_by_test_id("sample-record").click()
-    expect(page.get_by_test_id("sample-time")).to_have_text(re.compile("^0:0[1-4]"))
-    page.get_by_test_id("sample-record").click()
+    page.get_by_test_id("reference-record").click()
+    expect(page.get_by_test_id("reference-time")).to_have_text(re.compile("^0:0[1-4]"))
+    page.get_by_test_id("reference-record").click()
     expect(page.get_by_test_id("add-problem")).to_contain_text("at least 5 s")
-    page.get_by_test_id("sample-record").click()
-    expect(page.get_by_test_id("sample-time")).to_have_text(re.compile("^0:(0[5-9]|1.)"))
-    page.get_by_test_id("sample-record").click()
+    page.get_by_test_id("reference-record").click()
+    expect(page.get_by_test_id("reference-time")).to_have_text(re.compile("^0:(0[5-9]|1.)"))
+    page.get_by_test_id("reference-record").click()
     page.get_by_test_id("add-save").click()
     expect(page.get_by_role("radio", name="Me")).to_be_checked()
     assert server.said("upload")[0]["sizes"][0] >= 2 * 5 * 48000
@@ -495,16 +495,16 @@ def test_a_microphone_that_opens_behind_a_closed_sheet_is_shut_again(open_page: 
     """And one press too many opens no second one."""
     page = open_page(script=ASKING)
     page.get_by_test_id("add-voice").click()
-    page.get_by_test_id("sample-record").dblclick()
+    page.get_by_test_id("reference-record").dblclick()
     page.keyboard.press("Escape")
     page.evaluate("answer()")
     while page.evaluate(STATES) != ["ended"]:
         page.wait_for_timeout(50)
     page.get_by_test_id("add-voice").click()
-    expect(page.get_by_test_id("sample-record")).to_have_text("Record")
-    page.get_by_test_id("sample-record").dblclick()
+    expect(page.get_by_test_id("reference-record")).to_have_text("Record")
+    page.get_by_test_id("reference-record").dblclick()
     page.evaluate("answer()")
-    expect(page.get_by_test_id("sample-record")).to_have_text("Stop")
+    expect(page.get_by_test_id("reference-record")).to_have_text("Stop")
     assert page.evaluate(STATES) == ["ended", "live"]
     page.keyboard.press("Escape")
     while page.evaluate(STATES) != ["ended", "ended"]:
@@ -617,7 +617,7 @@ def test_the_delay_is_found_in_the_loudness_of_both_sides(open_page: Open) -> No
 
 def test_waits_between_tries_double_up_to_a_bound(open_page: Open) -> None:
     waits = open_page().evaluate("""async () => {
-      const { waitBefore } = await import("/session.js");
+      const { waitBefore } = await import("/dialer.js");
       return [0, 1, 2, 3, 4, 9].map((tries) => waitBefore(tries, 0)).concat(waitBefore(9, 1));
     }""")
     assert waits == [0.5, 1, 2, 4, 8, 8, 10]

@@ -8,9 +8,10 @@ from aiortc.mediastreams import MediaStreamError
 
 from tests.webrtc.speech import speech_48k
 from webrtc.opus import FRAME, OpusDecoder, OpusEncoder, OpusError, is_dtx
+from webrtc.packets import INAUDIBLE_AFTER, REFRESH_AFTER
 from webrtc.playout import Playout
 from webrtc.rate import Rate
-from webrtc.send import INAUDIBLE_AFTER, MAX_BEHIND, REFRESH_AFTER, TICK_S, Pace, SendTrack
+from webrtc.send import MAX_BEHIND, TICK_S, Pace, SendTrack
 
 
 class Clock:

@@ -2,9 +2,9 @@
 
 import { sentence } from "./api.js";
 import { openMicrophone, whatFailed } from "./devices.js";
-import { describe } from "./messages.js";
 import { Take, clock } from "./recorder.js";
 import { Tap } from "./tap.js";
+import { describe } from "./texts.js";
 import { addVoice } from "./voices.js";
 
 const LEAST_S = 5;
@@ -12,8 +12,8 @@ const MOST_S = 15;
 
 const $ = (id) => document.getElementById(id);
 
-/** What would sound better than this reference, or that it is good. */
-function told(name, { speech_s: speechS, advice }) {
+/** The advice on a voice's reference, or that it is good. */
+function adviceOn(name, { speech_s: speechS, advice }) {
   const all = advice.length ? advice : [`A good recording, ${speechS.toFixed(1)} s of speech`];
   return `${name}: ${all.map(sentence).join(" ")}`;
 }
@@ -21,13 +21,13 @@ function told(name, { speech_s: speechS, advice }) {
 export class AddVoice {
   #microphone;
   #onAdded;
-  #opening = null; // stands for the try to open the microphone; another, or none, once nobody waits for it
+  #opening = null; // an object of its own for each try to open the microphone; null while none runs
   #take = null;
   #tap = null;
   #track = null;
-  #sample = null; // the recording, once it is long enough
+  #reference = null; // the recording made here, once it is long enough
 
-  /** `microphone` gives the chosen device; `onAdded` takes the new voice's id. How good its reference is stays on the page. */
+  /** `microphone` returns the id of the chosen device; `onAdded` takes the new voice's id. */
   constructor({ microphone, onAdded }) {
     this.#microphone = microphone;
     this.#onAdded = onAdded;
@@ -38,7 +38,7 @@ export class AddVoice {
       this.#opening = null;
       this.#endRecording();
     });
-    $("sample-record").addEventListener("click", () => (this.#tap ? this.#endRecording() : this.#record()));
+    $("reference-record").addEventListener("click", () => (this.#tap ? this.#endRecording() : this.#record()));
     $("add-files").addEventListener("change", () => this.#showFiles());
     $("add-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -50,7 +50,7 @@ export class AddVoice {
     $("add-form").reset();
     this.#complain("");
     $("reference").textContent = "";
-    this.#setSample(null);
+    this.#setReference(null);
     this.#showFiles();
     this.#progress(0);
     $("add").showModal();
@@ -61,7 +61,7 @@ export class AddVoice {
     if (this.#opening) return; // pressed twice
     const opening = (this.#opening = {});
     this.#complain("");
-    this.#setSample(null);
+    this.#setReference(null);
     let track = null;
     let tap = null;
     try {
@@ -100,24 +100,24 @@ export class AddVoice {
     this.#track.stop();
     this.#tap = this.#track = null;
     this.#showRecording(false);
-    if (this.#take.seconds >= LEAST_S) this.#setSample(this.#take.wav());
+    if (this.#take.seconds >= LEAST_S) this.#setReference(this.#take.wav());
     else this.#complain(`That was ${this.#take.seconds.toFixed(1)} s; a voice takes at least ${LEAST_S} s.`);
     this.#take = null;
   }
 
   async #save() {
     const name = $("add-name").value.trim();
-    const files = this.#sample ? [new File([this.#sample], "recording.wav")] : [...$("add-files").files];
+    const files = this.#reference ? [new File([this.#reference], "recording.wav")] : [...$("add-files").files];
     if (this.#tap) return this.#complain("The recording is still running: stop it first.");
     if (!name) return this.#complain("Give the voice a name.", $("add-name"));
-    if (files.length === 0) return this.#complain("Record the speaker, or choose a file.", $("sample-record"));
+    if (files.length === 0) return this.#complain("Record the speaker, or choose a file.", $("reference-record"));
     if (!$("add-agree").checked) return this.#complain("The speaker has to agree first.", $("add-agree"));
     this.#complain("");
     this.#busy(true);
     try {
       const { voiceId, reference } = await addVoice(name, files, { clean: $("add-clean").checked });
       $("add").close();
-      $("reference").textContent = reference ? told(name, reference) : "";
+      $("reference").textContent = reference ? adviceOn(name, reference) : "";
       this.#onAdded(voiceId);
     } catch (error) {
       this.#complain(sentence(error.message));
@@ -127,13 +127,13 @@ export class AddVoice {
   }
 
   /** A recording made here takes the place of chosen files. */
-  #setSample(sample) {
-    this.#sample = sample;
-    const preview = $("sample-preview");
+  #setReference(reference) {
+    this.#reference = reference;
+    const preview = $("reference-preview");
     if (preview.src) URL.revokeObjectURL(preview.src);
-    preview.hidden = !sample;
-    if (sample) {
-      preview.src = URL.createObjectURL(sample);
+    preview.hidden = !reference;
+    if (reference) {
+      preview.src = URL.createObjectURL(reference);
       $("add-files").value = "";
       $("files-name").textContent = "any audio format";
     } else preview.removeAttribute("src");
@@ -143,21 +143,22 @@ export class AddVoice {
     const names = [...$("add-files").files].map((file) => file.name);
     $("files-name").textContent = names.join(", ") || "any audio format";
     if (names.length > 0) {
-      this.#setSample(null);
+      this.#setReference(null);
       this.#progress(0);
     }
   }
 
   #showRecording(on) {
-    $("sample-record").classList.toggle("on", on);
-    $("sample-label").textContent = on ? "Stop" : "Record again";
+    $("reference-record").classList.toggle("on", on);
+    $("reference-label").textContent = on ? "Stop" : "Record again";
     $("read-aloud").hidden = !on;
   }
 
   #progress(seconds) {
-    $("sample-fill").style.transform = `scaleX(${seconds / MOST_S})`;
-    $("sample-time").textContent = seconds ? `${clock(seconds)} of ${LEAST_S} to ${MOST_S} s` : `${LEAST_S} to ${MOST_S} s`;
-    if (!seconds) $("sample-label").textContent = "Record";
+    const allowed = `${LEAST_S} to ${MOST_S} s`;
+    $("reference-fill").style.transform = `scaleX(${seconds / MOST_S})`;
+    $("reference-time").textContent = seconds ? `${clock(seconds)} of ${allowed}` : allowed;
+    if (!seconds) $("reference-label").textContent = "Record";
   }
 
   #busy(on) {

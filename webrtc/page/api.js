@@ -2,7 +2,7 @@
 
 export const apiUrl = (path) => new URL(path, document.baseURI);
 
-/** A server may ask for a key; this window keeps it until it is closed. */
+/** A server may ask for a key; the browser's tab keeps it until it is closed. */
 const KEY = "seedvc.key";
 const key = () => sessionStorage.getItem(KEY);
 export const setKey = (value) => sessionStorage.setItem(KEY, value);
@@ -14,7 +14,7 @@ export function socketUrl() {
   return url;
 }
 
-/** An answer that is not what was asked for: `status` is 0 where none came; `code` is short, `message` for the user. */
+/** A refusal, or no answer at all (`status` is 0 then); `code` is for the program, `message` for the user. */
 export class Refused extends Error {
   constructor(status, message, code = null, retryAfterS = null) {
     super(message);

@@ -1,14 +1,14 @@
-/** The page: joins what the user touches with the call, and the call with what the user sees. */
+/** The page's main script: what the user does goes to the call, and how the call goes is shown to the user. */
 
 import { AddVoice } from "./addvoice.js";
 import { request, setKey } from "./api.js";
 import { Controls } from "./controls.js";
 import { DelayMeter } from "./delay.js";
 import { missingFeatures, openMicrophone, whatFailed } from "./devices.js";
+import { Dialer } from "./dialer.js";
 import { Meter } from "./meters.js";
 import { Notice } from "./notice.js";
 import { NetworkWatch, clearReadouts, showBlocks, showDelay, showNetwork, showWork } from "./readouts.js";
-import { Session } from "./session.js";
 import { remember, settings } from "./settings.js";
 import { Takes } from "./takes.js";
 import { Tap } from "./tap.js";
@@ -18,11 +18,11 @@ import { VoiceList, deleteVoice, fetchVoices } from "./voices.js";
 const STEP = 256; // samples in one point of trace and delay meter, see tap-worklet.js
 const STEP_S = STEP / 48000;
 const PICTURE_MS = 25; // between two pictures: the chart has about one new stroke in that time
-const CALM_MS = 1000; // and where the user asked for less motion
+const CALM_MS = 1000; // the same, where the user asked for less motion
 
 const $ = (id) => document.getElementById(id);
 
-const session = new Session({ voice: settings.voice, mode: settings.mode || null, steps: settings.steps, bypass: false });
+const dialer = new Dialer({ voice: settings.voice, mode: settings.mode || null, steps: settings.steps, bypass: false });
 const notice = new Notice({ onAction: act, onLeave: focusCall });
 const meters = [new Meter($("meter-in"), $("meter-in-word")), new Meter($("meter-out"), $("meter-out-word"))];
 const trace = new Trace($("trace"), STEP_S);
@@ -33,7 +33,7 @@ const takes = new Takes($("takes"), {
   onEmpty: focusCall,
 });
 const voiceList = new VoiceList($("voice-list"), { onChoose: chooseVoice, onDelete: askDelete });
-const controls = new Controls({ session, notice, onMicrophone: () => changeMicrophone() });
+const controls = new Controls({ dialer, notice, onMicrophone: () => changeMicrophone() });
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 let usable = false; // this browser can make calls at all
@@ -42,10 +42,10 @@ let muted = false;
 let tap = null;
 let track = null;
 let effective = {}; // settings of the running call, as the server told
-let heardMs = null;
-let progress = {}; // which try this is of how many, while none succeeds
-let cause = null; // why the call is ended from this side, where the user did not ask for it
-let change = Promise.resolve(); // of the microphone: one after the other
+let heardMs = null; // the measured delay
+let progress = {}; // {tries, limit}, while the connection is tried again
+let cause = null; // why the page ends the call by itself
+let change = Promise.resolve(); // the last change of microphone; the next one waits for it
 
 // Voices
 
@@ -69,7 +69,7 @@ async function loadVoices() {
 
 function chooseVoice(voiceId) {
   remember({ voice: voiceId });
-  session.change({ voice: voiceId });
+  dialer.change({ voice: voiceId });
   refresh();
 }
 
@@ -93,7 +93,7 @@ function askDelete(voice) {
 // The call
 
 async function start() {
-  if (session.active || opening || !usable) return;
+  if (dialer.active || opening || !usable) return;
   if (!settings.voice) return notice.show("no_voice");
   notice.hide();
   opening = true;
@@ -109,13 +109,13 @@ async function start() {
   watchMicrophone();
   controls.listDevices();
   delayMeter.stepS = STEP / tap.rateHz;
-  session.wanted.bypass = false;
+  dialer.wanted.bypass = false;
   trace.running = true;
   requestAnimationFrame(draw);
-  finish(await session.run(track));
+  finish(await dialer.run(track));
 }
 
-/** After the last try: everything is put away, but for what was recorded. */
+/** Puts everything away after the last try, but for the recordings. */
 function finish(ended) {
   const outcome = cause ?? ended;
   cause = null;
@@ -152,7 +152,7 @@ function changeMicrophone(code = null) {
   change = change.then(reopenMicrophone).catch((error) => {
     if (!tap) return; // the call ended meanwhile
     cause = { ...whatFailed(error), ...(code && { code }) };
-    session.stop();
+    dialer.stop();
   });
   return change;
 }
@@ -166,16 +166,16 @@ async function reopenMicrophone() {
   track = opened;
   track.enabled = !muted;
   try {
-    await session.replaceTrack(opened);
+    await dialer.replaceTrack(opened);
   } finally {
-    old.stop(); // not before: until then it is what the others hear
+    old.stop(); // not before: until then the call is made with it
   }
   if (track !== opened) return; // the call ended meanwhile
   watchMicrophone();
   tap.connect(0, new MediaStream([track]));
 }
 
-/** Some systems give a device to one user at a time: then the old track lets go of it first. */
+/** Some systems lend a device only once: then the old track lets go of it first. */
 async function openAnother(old) {
   try {
     return await openMicrophone(microphoneWishes());
@@ -195,7 +195,7 @@ function watchMicrophone() {
   };
 }
 
-session.addEventListener("state", ({ detail }) => {
+dialer.addEventListener("state", ({ detail }) => {
   progress = detail;
   if (detail.state === "live") {
     notice.hidePassing();
@@ -212,28 +212,28 @@ session.addEventListener("state", ({ detail }) => {
   }
   refresh();
 });
-session.addEventListener("countdown", ({ detail }) => notice.count(detail.leftS));
-session.addEventListener("hello", ({ detail }) => controls.showModes(detail));
-session.addEventListener("settings", ({ detail }) => {
+dialer.addEventListener("countdown", ({ detail }) => notice.count(detail.leftS));
+dialer.addEventListener("hello", ({ detail }) => controls.showModes(detail));
+dialer.addEventListener("settings", ({ detail }) => {
   effective = detail;
   controls.note(detail);
   refresh();
 });
-session.addEventListener("refused", ({ detail }) => {
+dialer.addEventListener("refused", ({ detail }) => {
   notice.show(detail.code, detail);
   remember({ voice: effective.voice });
-  Object.assign(session.wanted, { voice: effective.voice, bypass: effective.bypass });
+  Object.assign(dialer.wanted, { voice: effective.voice, bypass: effective.bypass });
   controls.fallBack(effective);
   loadVoices();
 });
-session.addEventListener("remote", ({ detail: stream }) => {
+dialer.addEventListener("remote", ({ detail: stream }) => {
   $("remote").srcObject = stream;
   tap?.connect(1, stream);
   listen();
 });
-session.addEventListener("stats", async ({ detail: server }) => {
-  const report = await session.getStats();
-  if (session.state !== "live" || !tap) return;
+dialer.addEventListener("stats", async ({ detail: server }) => {
+  const report = await dialer.getStats();
+  if (dialer.state !== "live" || !tap) return;
   const figures = network.read(report);
   if (!figures) return;
   if (!muted) heardMs = delayMeter.measure() ?? heardMs;
@@ -246,7 +246,7 @@ session.addEventListener("stats", async ({ detail: server }) => {
   trace.delayMs = heardMs;
 });
 
-/** Lets the remote stream sound; a browser may want one more click first. */
+/** Plays what comes back; a browser may want one more click first. */
 async function listen() {
   try {
     await $("remote").play();
@@ -265,12 +265,12 @@ function hear({ peaks, levels, chunk }) {
   if (chunk) takes.add(chunk);
 }
 
-/** Draws, then rests: asked for picture after picture, a browser on a busy machine does nothing else. */
+/** Draws, then rests: without the rest, a browser on a busy machine does nothing else. */
 function draw(now) {
   if (!tap) return;
   trace.draw();
   meters[0].draw(now);
-  if (session.state === "live") meters[1].draw(now);
+  if (dialer.state === "live") meters[1].draw(now);
   $("record-time").textContent = takes.running ? takes.time : "";
   setTimeout(() => requestAnimationFrame(draw), calm.matches ? CALM_MS : PICTURE_MS);
 }
@@ -282,7 +282,7 @@ function say(text, state) {
 
 function statusText() {
   const name = voiceList.name(effective.voice ?? settings.voice);
-  switch (session.state) {
+  switch (dialer.state) {
     case "connecting":
       return "Connecting";
     case "reconnecting":
@@ -291,15 +291,15 @@ function statusText() {
       return "Waiting for a free place";
     case "live":
       if (muted) return "Muted: nothing is heard of you";
-      return session.wanted.bypass ? "Live: heard in your own voice" : `Live: heard as ${name}`;
+      return dialer.wanted.bypass ? "Live: heard in your own voice" : `Live: heard as ${name}`;
     default:
       return usable ? (settings.voice ? "Ready" : "Ready, without a voice") : "Not usable here";
   }
 }
 
-/** Brings everything that depends on the state in line with it. */
+/** Shows the present state everywhere on the page. */
 function refresh() {
-  const { active, state } = session;
+  const { active, state } = dialer;
   say(statusText(), state);
   const focused = document.activeElement;
   $("start").hidden = active;
@@ -307,18 +307,18 @@ function refresh() {
   $("start").disabled = !usable || !settings.voice;
   for (const id of ["mute", "bypass", "record"]) $(id).disabled = !active;
   if (focused?.closest(".transport") && (focused.hidden || focused.disabled)) focusCall();
-  $("bypass").setAttribute("aria-checked", String(active && session.wanted.bypass));
+  $("bypass").setAttribute("aria-checked", String(active && dialer.wanted.bypass));
   const name = settings.voice ? voiceList.name(settings.voice) : "The other voice";
-  $("lane-voice").textContent = active && session.wanted.bypass ? "You, unconverted" : name;
+  $("lane-voice").textContent = active && dialer.wanted.bypass ? "You, unconverted" : name;
   $("ab-voice").textContent = settings.voice ? name : "Converted";
   $("chart-hint").hidden = active;
   voiceList.choose(settings.voice);
   showRecording();
 }
 
-/** Puts the keyboard on what begins or ends the call: it must not get lost with what it was on. */
+/** Moves the keyboard to Start or Stop: the key that had it may be hidden or disabled now. */
 function focusCall() {
-  const key = session.active ? $("stop") : $("start");
+  const key = dialer.active ? $("stop") : $("start");
   (key.disabled ? $("deck") : key).focus();
 }
 
@@ -330,8 +330,8 @@ function setMuted(on) {
 }
 
 function toggleBypass() {
-  if (!session.active) return;
-  session.change({ bypass: !session.wanted.bypass });
+  if (!dialer.active) return;
+  dialer.change({ bypass: !dialer.wanted.bypass });
   refresh();
 }
 
@@ -353,7 +353,7 @@ function showRecording() {
 
 /** Single letters are shortcuts only where nothing else takes letters, and can be switched off. */
 function onKey(event) {
-  if (!settings.shortcuts || event.repeat || event.ctrlKey || event.metaKey || event.altKey || !session.active) return;
+  if (!settings.shortcuts || event.repeat || event.ctrlKey || event.metaKey || event.altKey || !dialer.active) return;
   if (event.target.closest("input[type=text], select, textarea, dialog")) return;
   const shortcut = { m: () => setMuted(!muted), b: toggleBypass }[event.key.toLowerCase()];
   if (!shortcut) return;
@@ -364,7 +364,7 @@ function onKey(event) {
 function act(action) {
   const actions = {
     retry: start,
-    now: () => session.tryNow(),
+    now: () => dialer.tryNow(),
     listen,
     voices: init,
     key: () => $("key").showModal(),
@@ -374,7 +374,7 @@ function act(action) {
 
 function bind() {
   $("start").addEventListener("click", start);
-  $("stop").addEventListener("click", () => session.stop());
+  $("stop").addEventListener("click", () => dialer.stop());
   $("mute").addEventListener("click", () => setMuted(!muted));
   $("bypass").addEventListener("click", toggleBypass);
   $("record").addEventListener("click", toggleRecording);

@@ -1,4 +1,4 @@
-/** One call: a WebSocket for signalling, a peer connection for sound, a data channel for changes. It never retries. */
+/** One call: a WebSocket for signalling, a peer for sound, a data channel for changes. It never retries. */
 
 const HELLO_TIMEOUT_MS = 8000;
 const READY_TIMEOUT_MS = 30000; // a busy server is slow to answer, and a voice may have to be made ready first
@@ -28,8 +28,8 @@ export class Call {
   }
 
   /**
-   * Runs the call; `request` gives {voice, mode, steps, bypass, replaces} when they are needed, since they may change
-   * until then. The promise tells how it ended: {code, reason, retryAfterS}.
+   * Runs the call; the promise tells how it ended: {code, reason, retryAfterS}. `request` returns {voice, mode, steps,
+   * bypass, replaces}; it is called late, since the user may change them until `start` is sent.
    */
   run(request) {
     return new Promise((resolve) => {
@@ -42,10 +42,10 @@ export class Call {
     });
   }
 
-  /** Asks for other settings from the next block on; what `start` still has to say is not said twice. */
+  /** Asks for other settings from the next block on. Until `start` is sent there is no need: it carries the newest. */
   change(fields) {
     if (this.#phase === "opening" || this.#phase === "starting") return;
-    if (this.#phase === "asked") return void Object.assign(this.#early, fields); // refused now, it would end the call
+    if (this.#phase === "asked") return void Object.assign(this.#early, fields); // a refusal before `ready` ends the call
     const text = JSON.stringify({ type: "change", ...fields });
     if (this.#channel?.readyState === "open") this.#channel.send(text);
     else if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(text);
@@ -143,7 +143,7 @@ export class Call {
     }
   }
 
-  /** Sound that once got through was not stopped by a firewall. */
+  /** Where sound once got through, no firewall stops it: the connection was lost. */
   #lossOr(code) {
     return code === "media_failed" && this.#phase === "live" ? "connection_lost" : code;
   }
@@ -175,7 +175,7 @@ export class Call {
   }
 }
 
-/** Other codecs would be taken for what they are not: the server speaks Opus only. */
+/** Offers Opus alone: the server speaks nothing else. */
 function preferOpus(transceiver) {
   const codecs = RTCRtpReceiver.getCapabilities?.("audio")?.codecs ?? [];
   const opus = codecs.filter((codec) => codec.mimeType.toLowerCase() === "audio/opus");

@@ -10,15 +10,15 @@ const check = (name, value) => radios(name).forEach((radio) => (radio.checked = 
 const MICROPHONE_SWITCHES = { "echo-cancellation": "echoCancellation", "noise-suppression": "noiseSuppression" };
 
 export class Controls {
-  #session;
+  #dialer;
   #notice;
   #autoSteps = null; // how many steps "Auto" means, once known
 
   /** `onMicrophone`: another microphone is chosen, or another treatment of its sound. */
-  constructor({ session, notice, onMicrophone }) {
-    this.#session = session;
+  constructor({ dialer, notice, onMicrophone }) {
+    this.#dialer = dialer;
     this.#notice = notice;
-    this.#bindCall();
+    this.#bindModeAndSteps();
     this.#bindDevices(onMicrophone);
     for (const [id, name] of Object.entries({ ...MICROPHONE_SWITCHES, shortcuts: "shortcuts" })) {
       $(id).checked = settings[name];
@@ -44,41 +44,41 @@ export class Controls {
 
   /** Learns from the settings of a running call what "Auto" means. */
   note({ steps }) {
-    if (this.#session.wanted.steps === null) this.#autoSteps ??= steps ?? null;
+    if (this.#dialer.wanted.steps === null) this.#autoSteps ??= steps ?? null;
   }
 
   /** Goes back to what the call runs with, after a change was refused. */
   fallBack({ mode, steps }) {
-    const wanted = this.#session.wanted;
+    const wanted = this.#dialer.wanted;
     wanted.mode &&= mode;
     wanted.steps = wanted.steps === null ? null : steps;
     remember({ mode: wanted.mode ?? "", steps: wanted.steps });
-    this.#showCall();
+    this.#showModeAndSteps();
   }
 
-  #bindCall() {
-    this.#showCall();
+  #bindModeAndSteps() {
+    this.#showModeAndSteps();
     for (const radio of radios("mode")) radio.addEventListener("change", () => this.#chooseMode(radio.value));
     for (const radio of radios("steps")) radio.addEventListener("change", () => this.#chooseSteps(radio.value));
   }
 
-  #showCall() {
+  #showModeAndSteps() {
     check("mode", settings.mode || "lowest");
     check("steps", settings.steps === null ? "" : String(settings.steps));
   }
 
   #chooseMode(mode) {
     remember({ mode });
-    this.#session.change({ mode });
+    this.#dialer.change({ mode });
   }
 
-  /** A running call takes only numbers; where it is not known what "Auto" means, the next call has it. */
+  /** A running call takes only numbers: where it is not known what "Auto" means, only the next call gets it. */
   #chooseSteps(value) {
     const steps = value === "" ? null : Number(value);
     remember({ steps });
     const now = steps ?? this.#autoSteps;
-    if (now !== null) this.#session.change({ steps: now });
-    this.#session.wanted.steps = steps;
+    if (now !== null) this.#dialer.change({ steps: now });
+    this.#dialer.wanted.steps = steps;
   }
 
   #bindDevices(onMicrophone) {

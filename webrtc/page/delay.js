@@ -1,6 +1,6 @@
 /** How late the other voice is: measured from the loudness of both sides, else added up from its parts. */
 
-const WINDOW_S = 7;
+const COMPARED_S = 7;
 const LONGEST_S = 1.4;
 const LEAST_LIKENESS = 0.55;
 const QUIET = 0.003;
@@ -14,7 +14,7 @@ export class DelayMeter {
   /** `stepS`: seconds between two points. */
   constructor(stepS) {
     this.stepS = stepS;
-    const size = Math.round(WINDOW_S / stepS);
+    const size = Math.round(COMPARED_S / stepS);
     this.#sides = [new Float32Array(size), new Float32Array(size)];
   }
 
@@ -74,7 +74,10 @@ function vertex(left, middle, right) {
   return bend < 0 ? (left - right) / (2 * bend) : 0;
 }
 
-/** What the delay is made of, in ms, in the order in which sound passes; the conversion takes what a measurement leaves. */
+/**
+ * What the delay is made of, in ms, in the order in which sound passes. Where the whole was measured, the conversion is
+ * what the other parts leave of it.
+ */
 export function delayParts({ microphoneMs, rttMs, jitterBufferMs, conversionMs, playoutMs, receiveMs, speakerMs, measuredMs }) {
   const packetMs = 26.5; // one Opus frame of 20 ms and the encoder's look-ahead
   const around = [microphoneMs + packetMs, rttMs, jitterBufferMs + receiveMs, playoutMs + speakerMs];

@@ -12,7 +12,7 @@ export function missingFeatures() {
   return Object.keys(needed).filter((name) => !needed[name]);
 }
 
-/** A microphone that did not open; `code` names the message for it. */
+/** A microphone that did not open; `code` is one of texts.js. */
 export class MicrophoneError extends Error {
   constructor(code, reason) {
     super(reason);
@@ -20,7 +20,7 @@ export class MicrophoneError extends Error {
   }
 }
 
-/** The message for whatever kept the microphone from being used: {code, reason}. */
+/** What kept the microphone from being used, as texts.js takes it: {code, reason}. */
 export function whatFailed(error) {
   if (error instanceof Refused) return { code: "server_unreachable", reason: error.message };
   return { code: error instanceof MicrophoneError ? error.code : "microphone_failed", reason: error.message };

@@ -53,7 +53,7 @@ export class Meter {
     if (now - this.#spokenAt > SPOKEN_EVERY_MS) this.#speak(now);
   }
 
-  /** At rest: no bar, and a word why. */
+  /** Empties the bar; the word says why. */
   rest(word) {
     this.#shown = this.#held = FLOOR_DB;
     this.#place(FLOOR_DB, FLOOR_DB);

@@ -1,6 +1,6 @@
-/** The strip that says what went wrong, with the one thing that helps. */
+/** The strip that says what went wrong, with a key for what helps. */
 
-import { ACTIONS, describe } from "./messages.js";
+import { ACTIONS, describe } from "./texts.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -9,7 +9,10 @@ export class Notice {
   #onLeave;
   #shown = null;
 
-  /** `onAction` takes the name of the action whose key was pressed; `onLeave` takes the keyboard when the strip goes. */
+  /**
+   * `onAction` takes the name of the action whose key was pressed; `onLeave` is called where the strip had the keyboard
+   * when it went.
+   */
   constructor({ onAction, onLeave }) {
     this.#onAction = onAction;
     this.#onLeave = onLeave;
@@ -22,26 +25,26 @@ export class Notice {
   }
 
   /**
-   * Shows a message; words that stand there already are not said again. In the details, `action` replaces the usual one,
-   * and `final` says that nothing is tried any more.
+   * Shows the text of a code; one that stands there already is not spoken again. In the details, `action` replaces the
+   * usual one, and `final` says that nothing is tried any more.
    */
   show(code, details = {}) {
-    const message = { ...describe(code, details), ...("action" in details && { action: details.action }) };
-    if (details.final && message.action === "now") message.action = "retry";
-    const same = this.#shown?.title === message.title && this.#shown?.text === message.text;
-    this.#shown = message;
+    const told = { ...describe(code, details), ...("action" in details && { action: details.action }) };
+    if (details.final && told.action === "now") told.action = "retry";
+    const same = this.#shown?.title === told.title && this.#shown?.text === told.text;
+    this.#shown = told;
     $("notice").hidden = false;
-    $("notice").dataset.code = message.code;
-    $("notice").dataset.passing = String(message.passing && message.action === "now");
+    $("notice").dataset.code = told.code;
+    $("notice").dataset.passing = String(told.passing && told.action === "now");
     if (!same) {
-      $("notice-title").textContent = message.title;
-      $("notice-text").textContent = message.text;
+      $("notice-title").textContent = told.title;
+      $("notice-text").textContent = told.text;
     }
     $("notice-count").textContent = "";
     const held = document.activeElement === $("notice-action");
-    $("notice-action").hidden = message.action === null;
-    $("notice-action").textContent = ACTIONS[message.action] ?? "";
-    if (held && message.action === null) $("notice-close").focus();
+    $("notice-action").hidden = told.action === null;
+    $("notice-action").textContent = ACTIONS[told.action] ?? "";
+    if (held && told.action === null) $("notice-close").focus();
   }
 
   count(leftS) {
@@ -57,7 +60,7 @@ export class Notice {
     if (held) this.#onLeave();
   }
 
-  /** Takes away what has passed, and leaves the rest. */
+  /** Hides a text about trouble that passes by itself; others stay. */
   hidePassing() {
     if ($("notice").dataset.passing === "true") this.hide();
   }

@@ -6,11 +6,11 @@ import { make } from "./voices.js";
 const $ = (id) => document.getElementById(id);
 const NONE = "–";
 
-/** What the browser knows of the connection since the last look; null where it does not say. */
+/** Figures of the connection, from the change between two of the browser's reports. */
 export class NetworkWatch {
   #before = null;
 
-  /** Takes an RTCStatsReport. */
+  /** Takes an RTCStatsReport. Answers null for the first, and where no time has passed since the last. */
   read(report) {
     const entries = [...report.values()];
     const find = (type, test = () => true) => entries.find((entry) => entry.type === type && test(entry)) ?? {};
@@ -91,7 +91,7 @@ function part({ name, ms }) {
   return row;
 }
 
-/** Time that a block took in each stage, against the time that it lasts. */
+/** Shows how long a block took in each stage, beside how long it lasts. */
 export function showWork(stagesMs, blockMs) {
   const names = ["encoder", "diffusion", "vocoder"];
   names.forEach((name) => number(`stage-${name}`, stagesMs[name], 0));
@@ -108,7 +108,7 @@ export function showBlocks(blocks) {
   for (const name of ["late", "dropped"]) $(`blocks-${name}`).classList.toggle("raised", blocks[name] > 0);
 }
 
-/** Before and after a call there is nothing to read. */
+/** Shows no figures, as before and after a call. */
 export function clearReadouts() {
   showNetwork({}, {});
   showWork({}, null);

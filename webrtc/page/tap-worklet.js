@@ -1,7 +1,7 @@
-/** Listens to two sounds on one clock: input 0 is the microphone, input 1 what comes back. */
+/** Measures two sounds on one clock: input 0 is the microphone, input 1 what comes back. */
 
 const CHUNK = 1024;
-const STEP = 256; // one point of the trace
+const STEP = 256; // samples in one point of the trace
 const POINTS = CHUNK / STEP;
 
 class TapProcessor extends AudioWorkletProcessor {

@@ -1,4 +1,4 @@
-/** The page's ears: levels, trace points and recorded samples of the microphone and of what comes back. */
+/** Levels, trace points and recorded samples of the microphone and of what comes back. */
 
 import { Refused } from "./api.js";
 
@@ -7,10 +7,10 @@ const RATE_HZ = 48000;
 export class Tap {
   #context;
   #node;
-  #sources = [null, null];
+  #sides = [null, null];
 
   /**
-   * Listens to a microphone's stream. `onPiece` takes {peaks: [in, out], levels: [in, out], chunk: samples or null} each
+   * Taps a microphone's stream. `onPiece` takes {peaks: [in, out], levels: [in, out], chunk: samples or null} each
    * 1024 samples. Throws Refused where the server no longer gives the worklet.
    */
   static async open(stream, onPiece) {
@@ -36,16 +36,16 @@ export class Tap {
     return this.#context.sampleRate;
   }
 
-  /** Seconds between the graph and the ear, as far as the browser knows. */
+  /** Seconds that played sound needs to the ear, as far as the browser knows. */
   get outputLatencyS() {
     return this.#context.outputLatency || this.#context.baseLatency || 0;
   }
 
   /** Connects a stream to side 0 (microphone) or 1 (what comes back), in place of the one before. */
   connect(side, stream) {
-    this.#sources[side]?.disconnect();
-    this.#sources[side] = stream && this.#context.createMediaStreamSource(stream);
-    this.#sources[side]?.connect(this.#node, 0, side);
+    this.#sides[side]?.disconnect();
+    this.#sides[side] = stream && this.#context.createMediaStreamSource(stream);
+    this.#sides[side]?.connect(this.#node, 0, side);
   }
 
   /** From now on pieces carry the samples of one side; of none with null. */
@@ -54,13 +54,13 @@ export class Tap {
   }
 
   close() {
-    this.#sources.forEach((source) => source?.disconnect());
+    this.#sides.forEach((side) => side?.disconnect());
     this.#node.port.onmessage = null;
     return this.#context.close();
   }
 }
 
-/** At 48 kHz, but where a browser takes a microphone only at the rate of its device. */
+/** At 48 kHz; where a browser takes a microphone only at its own rate, at that. */
 function contextFor(stream) {
   const context = new AudioContext({ sampleRate: RATE_HZ, latencyHint: "interactive" });
   try {

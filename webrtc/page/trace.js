@@ -36,7 +36,7 @@ export class Trace {
     this.#delayMs = value;
   }
 
-  /** Clears the paper for a call, or leaves it to the example of one. */
+  /** Whether a call runs. The chart starts empty then; without a call it shows an example. */
   set running(value) {
     this.#running = value;
     this.#rings.forEach((ring) => ring.fill(0));
@@ -109,7 +109,7 @@ export class Trace {
     paper.globalAlpha = 1;
   }
 
-  /** The highest point within one stroke. Strokes are cut at fixed points of time, so that they do not shimmer. */
+  /** The highest point within one stroke. Strokes begin at fixed points of time, so that they do not shimmer. */
   #peak(side, share, width) {
     const ring = this.#rings[side];
     const size = ring.length;
@@ -122,7 +122,7 @@ export class Trace {
     return highest;
   }
 
-  /** A line of measure from now back to what was said then, as on a drawing. */
+  /** A dimension line, as on a drawing: from now back to the moment at which what comes back now was said. */
   #dimension({ width, height }, delayMs) {
     const paper = this.#context;
     const middle = Math.round(height / 2) + 0.5;
@@ -143,7 +143,7 @@ export class Trace {
   }
 }
 
-/** What the paper shows before the first call: a sentence, and the same sentence a moment later. */
+/** What the chart shows without a call: a sentence, and the same sentence a moment later. */
 function example(atS, side) {
   const time = side === 0 ? atS : atS - 0.35;
   const phrase = Math.max(0, Math.sin(time * 1.15 - 0.3)) ** 0.6;

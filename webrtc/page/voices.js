@@ -81,7 +81,7 @@ export class VoiceList {
   }
 }
 
-/** A mark to know a voice by: a handful of bars that follow from its id. */
+/** A drawing to recognise a voice by: bars whose lengths follow from its id. */
 function print(voiceId) {
   const drawing = svg("svg", { class: "voice-print", viewBox: `0 0 ${4 * PRINT_BARS} 32`, "aria-hidden": "true" });
   let state = 2166136261;

@@ -1,12 +1,12 @@
-/** What the user calls a call: one after the other, through lost connections and a full server, until stopped. */
+/** Makes calls, one after the other, through lost connections and a full server, until the user stops. */
 
 import { request, socketUrl } from "./api.js";
 import { Call } from "./call.js";
 
 const FIRST_WAIT_S = 0.5;
 const LONGEST_WAIT_S = 8;
-const TRIES = { before: 3, after: 8, full: 60 }; // before a first success, after one, and at a full server
-const STEADY_MS = 10000; // a call that held this long starts the counting anew
+const TRIES = { before: 3, after: 8, full: 60 }; // before the first call that is live, after it, and at a full server
+const STEADY_MS = 10000; // after a call that was live for so long, tries are counted from 0 again
 const PASSING = new Set([
   "connection_lost", "server_unreachable", "media_failed", "offer_failed", "shutting_down", "at_capacity", "system_busy",
   "internal_error",
@@ -18,14 +18,14 @@ export function waitBefore(tries, random = Math.random()) {
 }
 
 /** Events: state, hello, settings, stats, refused, remote, countdown; `detail` is what came. */
-export class Session extends EventTarget {
+export class Dialer extends EventTarget {
   state = "idle"; // idle, connecting, live, reconnecting, waiting
   wanted;
   #call = null;
   #track = null;
   #hurry = null;
   #stopped = false;
-  #lost = null; // the id of a call that the server may still believe in
+  #sessionId = null; // of the last call, while the server may still hold it
 
   /** `wanted` is {voice, mode, steps, bypass}: what each call is started with. */
   constructor(wanted) {
@@ -38,7 +38,7 @@ export class Session extends EventTarget {
     return this.state !== "idle";
   }
 
-  /** Keeps calls going with this microphone; the promise tells why no other was tried. */
+  /** Calls with this microphone; the promise tells why no other call was tried. */
   async run(track) {
     this.#track = track;
     this.#stopped = false;
@@ -94,7 +94,7 @@ export class Session extends EventTarget {
     this.#call = new Call(socketUrl(), this.#track, {
       hello: tell("hello"),
       ready: ({ session, settings }) => {
-        this.#lost = session;
+        this.#sessionId = session;
         this.#tell("settings", settings);
       },
       settings: tell("settings"),
@@ -106,9 +106,9 @@ export class Session extends EventTarget {
         this.#enter("live");
       },
     });
-    const outcome = await this.#call.run(() => ({ ...this.wanted, ...(this.#lost && { replaces: this.#lost }) }));
+    const outcome = await this.#call.run(() => ({ ...this.wanted, ...(this.#sessionId && { replaces: this.#sessionId }) }));
     this.#call = null;
-    if (outcome.ended) this.#lost = null;
+    if (outcome.ended) this.#sessionId = null;
     return outcome.code === "no_hello" && !this.#stopped ? await whyNoHello() : outcome;
   }
 
@@ -133,7 +133,7 @@ export class Session extends EventTarget {
   }
 
   #over(outcome) {
-    this.#lost = null;
+    this.#sessionId = null;
     this.#enter("idle");
     return outcome;
   }
@@ -143,7 +143,7 @@ export class Session extends EventTarget {
   }
 }
 
-/** A socket does not say why it was refused; a plain request to the same place does. */
+/** A refused socket does not say why; the answer to a plain request does. */
 async function whyNoHello() {
   try {
     await request("v1/rtc/config");

@@ -1,6 +1,6 @@
-/** Everything that can go wrong, in words: what happened, and what helps. */
+/** Texts for everything that can go wrong: what happened, and what helps. */
 
-const MESSAGES = {
+const TEXTS = {
   insecure_context: {
     title: "This page has no right to a microphone",
     text: "Browsers share microphones only with pages on https:// or localhost. Open this server at such an address.",
@@ -166,9 +166,9 @@ export const ACTIONS = {
   voices: "Load again",
 };
 
-/** The words for a code: {code, title, text, action, passing}; one that is not known here is a refusal. */
+/** The text for a code: {code, title, text, action, passing}; a code that is not known here is a refusal. */
 export function describe(code, details = {}) {
-  const found = MESSAGES[code] ?? (details.ended ? MESSAGES.ended : MESSAGES.refused);
+  const found = TEXTS[code] ?? (details.ended ? TEXTS.ended : TEXTS.refused);
   const text = typeof found.text === "function" ? found.text(details) : found.text;
   return { code, title: found.title, text, action: found.action ?? null, passing: found.passing ?? false };
 }
