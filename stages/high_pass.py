@@ -25,16 +25,18 @@ Matrix = NDArray[np.float64]
 class Design:
     """Half the power is left at `cutoff_hz`; without sections of second order it is one of first order.
 
-    `step` samples are filtered at once.
+    `step` samples are filtered at once. Where it is `settled`, the offset that a sound begins with has always been
+    there, else there was silence before.
     """
 
     rate: int
     step: int
     cutoff_hz: float
     qualities: tuple[float, ...] = ()
+    settled: bool = False
 
 
-SOURCE = Design(CONTENT_RATE, TICK_16K // 4, 40.0, BUTTERWORTH)
+SOURCE = Design(CONTENT_RATE, TICK_16K // 4, 40.0, BUTTERWORTH, settled=True)
 """A bass voice of 60 Hz loses 0.2 dB, what shakes a stand at 15 Hz 34 dB."""
 RESULT_BLOCKS = Design(MODEL_RATE, TICK_MODEL // 3, 20.0)
 RESULT_CHUNKS = Design(MODEL_RATE, HOP // 2, 20.0)
@@ -61,8 +63,9 @@ class HighPass:
         steps[: len(samples)] = samples
         from_past, from_new, kept, taken, constant = _matrices(self._design)
         state = self._state
-        if state is None:  # what a sound begins with has always been there: else its offset would thump
-            state = constant * float(np.mean(samples[: self._design.rate // TICKS_PER_S]))
+        if state is None:  # an offset that began only here would thump
+            offset = float(np.mean(samples[: self._design.rate // TICKS_PER_S])) if self._design.settled else 0.0
+            state = constant * offset
         heard = np.empty_like(steps)
         for start in range(0, len(steps), size):
             new = steps[start : start + size]
