@@ -1,7 +1,5 @@
 """Pitch is found within a percent from 62 to 1090 Hz at any level, and silence and noise have none."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 
@@ -107,7 +105,7 @@ def usual_while_hearing(sound: np.ndarray, block_ms: int = 120) -> np.ndarray:
     return np.array([window.usual_hz or 0.0 for window in windows])
 
 
-def sung(notes_hz: Sequence[float], note_s: float, rest_s: float = 0.0) -> np.ndarray:
+def sung(notes_hz: np.ndarray, note_s: float, rest_s: float = 0.0) -> np.ndarray:
     """Notes with edges of 50 ms, and a rest behind each."""
     n = round(note_s * RATE)
     edges = np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1]) / (0.05 * RATE))
@@ -135,7 +133,7 @@ def test_no_interval_of_a_tune_is_bent_in_a_call(notes: np.ndarray, rest_s: floa
 def test_another_speaker_in_a_call_is_followed(first_hz: float, second_hz: float) -> None:
     """Phrases of 1.5 s with half a second between; the second speaker's third phrase is his own already."""
     intonation = 2 ** (np.array([2, 1, 0, -1, -3]) / 12)
-    first, second = (np.tile(sung(hz * intonation, 0.3), 1) for hz in (first_hz, second_hz))
+    first, second = (sung(hz * intonation, 0.3) for hz in (first_hz, second_hz))
     pause = np.zeros(RATE // 2, np.float32)
     usual = usual_while_hearing(np.concatenate([first, pause] * 5 + [second, pause] * 5))
     before, after = usual[: round(10 / 0.12)], usual[round((10 + 4) / 0.12) + 1 :]
