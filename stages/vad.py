@@ -38,7 +38,6 @@ class SpeechGate:
     def _is_speech(self, tick: Samples) -> bool:
         """As the detector hears it, who is deaf to quiet speakers; but what is silence remains silence."""
         gain = self._level.push(float(np.mean(np.square(tick, dtype=np.float64))))
-        if np.abs(tick).max() <= SILENCE_PEAK:
-            return False
         pcm = (np.clip(tick * gain, -1, 1) * 32767).astype("<i2")
-        return bool(self._detector.is_speech(pcm.tobytes(), CONTENT_RATE))
+        is_speech = self._detector.is_speech(pcm.tobytes(), CONTENT_RATE)  # asked in silence too: it adapts to it
+        return bool(is_speech and np.abs(tick).max() > SILENCE_PEAK)
