@@ -173,7 +173,8 @@ class LiveSettings(Strict):
     follow_level: bool = False
     """Whether the output is as loud as the source; else as loud as the voice's reference, as upstream."""
     high_pass: bool = False
-    """Whether an offset and what else lies below every voice are taken out of the source; upstream leaves them in."""
+    """Whether an offset and what else lies below every voice are taken out of source and result; upstream leaves them
+    in."""
     vocoder_past_frames: Annotated[int, Field(ge=0)] | None = None
     """How many mel frames the vocoder renders in front of a block; None: all, as upstream."""
     lowest: CallMode = CallMode(block_ms=120, deadline_ms=240)

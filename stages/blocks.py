@@ -64,8 +64,8 @@ class BlockMaker:
             self._past = np.concatenate([self._past[size:], heard])
             self._end_tick += self._geometry.block_ticks
             power = powers(self._past, TICK_16K)
-            if (
-                power[-self._geometry.block_ticks :].max() > QUIET**2 * power.max()
-            ):  # a pause's hum is no speaker's pitch
+            if power[-self._geometry.block_ticks :].max() > QUIET**2 * power.max():
                 self._pitch.push(self._past[-size:])
+            else:  # a pause's hum is no speaker's pitch
+                self._pitch.rest(self._geometry.block_ticks)
             yield BlockWindow(self._past, self._end_tick, self._geometry, self._pitch.hz, lift(power))

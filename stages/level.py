@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K, TICK_MODEL
-from stages.models.mel_match import limited
+from stages.models import mel_match
 from stages.quiet import powers
 from stages.types import Samples
 
@@ -60,5 +60,9 @@ class LevelFollower:
 
 def _scaled(wave: Samples, gains: NDArray[np.float64], step: int) -> Samples:
     at = (np.arange(len(wave)) + 0.5) / step
-    scaled = np.asarray(wave * np.interp(at, np.arange(len(gains)) + 0.5, gains), np.float32)
-    return limited(torch.from_numpy(scaled)).numpy()
+    return limited(np.asarray(wave * np.interp(at, np.arange(len(gains)) + 0.5, gains), np.float32))
+
+
+def limited(wave: Samples) -> Samples:
+    """Peaks bent smoothly below full scale; the rest stays as it is."""
+    return mel_match.limited(torch.from_numpy(wave)).numpy()

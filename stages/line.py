@@ -19,7 +19,8 @@ from stages.blocks import BlockMaker, BlockWindow
 from stages.clock import CaptureClock
 from stages.gate import apply_gains
 from stages.geometry import CONTENT_RATE, MODEL_RATE, TICK_16K, TICK_MODEL, mel_frames
-from stages.level import LevelFollower
+from stages.high_pass import RESULT_BLOCKS, HighPass
+from stages.level import LevelFollower, limited
 from stages.quiet import raised
 from stages.settings import CallSettings, geometry_of
 from stages.stitch import Stitcher
@@ -126,6 +127,7 @@ class BlockLine:
         self._blocks = BlockMaker(self.geometry, live.high_pass)
         self._stitcher, self._clock = Stitcher(self.geometry), CaptureClock()
         self._level = LevelFollower() if live.follow_level else None
+        self._high_pass = HighPass(RESULT_BLOCKS) if live.high_pass else None
 
     @property
     def settings(self) -> CallSettings:
@@ -152,19 +154,26 @@ class BlockLine:
     def finish(self, block: Block, wave: Samples) -> Samples:
         """A block that the vocoder's samples have come for: silent where the source is, as loud as it."""
         heard = apply_gains(block.window.geometry.returned(wave), block.gains)
-        return self._stitcher.push(self._level.block(heard, block.window) if self._level else heard)
+        return self._stitched(self._level.block(heard, block.window) if self._level else heard)
 
     def skip(self, block: Block) -> Samples:
         """A block of silence."""
-        return self._stitcher.push(np.zeros(block.window.geometry.return_samples, np.float32))
+        return self._stitched(np.zeros(block.window.geometry.return_samples, np.float32))
 
     def bypass(self, block: Block) -> Samples:
         """A block that is to sound as it came."""
-        return self._stitcher.push(original(block.window))
+        return self._stitched(original(block.window))
 
     def conceal(self, block: Block) -> Samples:
         """A block that is lost: the one before it fades out, the one after it fades in."""
-        return self._stitcher.conceal(block.window.geometry.block_samples)
+        return self._heard(self._stitcher.conceal(block.window.geometry.block_samples))
+
+    def _stitched(self, returned: Samples) -> Samples:
+        return self._heard(self._stitcher.push(returned))
+
+    def _heard(self, final: Samples) -> Samples:
+        """The same without the vocoder's offset; every sample passes here, so that no seam shows."""
+        return limited(self._high_pass.push(final)) if self._high_pass else final
 
 
 def original(window: BlockWindow) -> Samples:

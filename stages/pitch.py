@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import soxr
@@ -28,7 +29,14 @@ QUIET, NEAR_TICKS = 0.05, 100
 """Frames below this share of the amplitude of the loudest one within 2 s are unvoiced, however loud that one is."""
 SILENCE = 10 ** (-100 / 20)
 """Frames whose root mean square is below that of a 16-bit sound's rounding are unvoiced too."""
-MEMORY_TICKS, LEAST_TICKS = 400, 25
+MEMORY_TICKS, RECENT_TICKS, LEAST_TICKS = 400, 100, 25
+"""Voiced frames that a speaker's usual pitch is the median of; that show who speaks now; that are needed to begin."""
+CALL_CENTS_PER_S, FILE_CENTS_PER_S = 33.0, 4.0
+"""How fast it follows: a recording's is told once for each window, whose border no tune should show."""
+STRANGE, FAR = 5.0, 2.0
+"""Another speaker's median is so many semitones away, and nine tenths of the voice so many."""
+PAUSE_TICKS = 15
+"""Without voice, 0.3 s: within a phrase nobody else begins."""
 
 
 def pitch_hz(wave: Samples, n_frames: int) -> NDArray[np.float32]:
@@ -126,18 +134,52 @@ def relative_pitch(wave: Samples, n_frames: int, usual_hz: float | None = None) 
     return pitch / np.float32(usual_hz or median_hz(pitch) or 1.0)
 
 
-class UsualPitch:
-    """The median pitch of what a speaker has said of late: a window's own median would flatten every sentence."""
+def is_another_speaker(usual_hz: float, voiced: Sequence[float]) -> bool:
+    """Whether pitches [n] are somebody else's than his of that usual one: nearly all of them are far off."""
+    semitones = 12 * np.log2(np.asarray(voiced) / usual_hz)
+    low, middle, high = np.quantile(semitones, [0.1, 0.5, 0.9])
+    return bool(abs(middle) > STRANGE and (low > FAR or high < -FAR))
 
-    def __init__(self) -> None:
+
+class UsualPitch:
+    """The pitch that a speaker's melody is told relative to: a window's own median would flatten every sentence.
+
+    It begins as the median of what was heard first and follows that of late so slowly that no interval of a tune is
+    bent. Somebody else is followed at once, from a pause on.
+    """
+
+    def __init__(self, cents_per_s: float = CALL_CENTS_PER_S) -> None:
+        self._most_octaves = cents_per_s / 1200 / TICKS_PER_S  # per tick
         self._voiced: deque[float] = deque(maxlen=MEMORY_TICKS)
+        self._unvoiced_ticks = 0
+        self.hz: float | None = None
+        """None until half a second of voiced sound has come."""
 
     def push(self, wave: Samples) -> None:
         """Take more of the speech, at 16 kHz."""
-        pitch = pitch_hz(wave, len(wave) // TICK_16K)
-        self._voiced.extend(pitch[pitch > 0].tolist())
+        self.take(pitch_hz(wave, len(wave) // TICK_16K))
 
-    @property
-    def hz(self) -> float | None:
-        """None until half a second of voiced sound has come."""
-        return float(np.median(self._voiced)) if len(self._voiced) >= LEAST_TICKS else None
+    def take(self, pitch: NDArray[np.float32]) -> None:
+        """The same for its pitch [ticks]."""
+        for hz in pitch.tolist():
+            if hz > 0:
+                self._voiced.append(hz)
+                self._unvoiced_ticks = 0
+            else:
+                self.rest(1)
+        if len(self._voiced) < LEAST_TICKS:
+            return
+        own_hz = float(np.median(self._voiced))
+        most = self._most_octaves * len(pitch)
+        self.hz = self.hz * 2.0 ** np.clip(np.log2(own_hz / self.hz), -most, most) if self.hz else own_hz
+
+    def rest(self, ticks: int) -> None:
+        """So many ticks pass without a voice."""
+        was_pause = self._unvoiced_ticks >= PAUSE_TICKS
+        self._unvoiced_ticks += ticks
+        if was_pause or self._unvoiced_ticks < PAUSE_TICKS or self.hz is None:
+            return
+        recent = list(self._voiced)[-RECENT_TICKS:]
+        if len(recent) == RECENT_TICKS and is_another_speaker(self.hz, recent):
+            self._voiced = deque(recent, maxlen=MEMORY_TICKS)
+            self.hz = float(np.median(recent))

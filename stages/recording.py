@@ -16,9 +16,10 @@ import numpy as np
 from configs.schema import ConfigError, FileSettings
 from stages.gate import apply_gains, tick_gains
 from stages.geometry import CONTENT_RATE, HOP, TICK_16K, TICK_MODEL, mel_frames
-from stages.high_pass import HighPass
-from stages.level import LevelFollower
+from stages.high_pass import RESULT_CHUNKS, HighPass
+from stages.level import LevelFollower, limited
 from stages.line import MAX_IN_FLIGHT, Block, BlockLine
+from stages.pitch import FILE_CENTS_PER_S, UsualPitch, pitch_hz
 from stages.quiet import lift, powers, raised
 from stages.resample import ContentRateStream, ModelRateStream
 from stages.stitch import ChunkJoiner
@@ -86,8 +87,10 @@ class RecordingStream:
         self._segments = Segmentation.of(settings, streaming)
         self._to_model, self._to_content = ModelRateStream(sample_rate), ContentRateStream()
         self._high_pass = HighPass() if settings.high_pass else None
+        self._result_high_pass = HighPass(RESULT_CHUNKS) if settings.high_pass else None
         self._joiner = ChunkJoiner(settings.overlap_frames * HOP)
         self._level = LevelFollower() if settings.follow_level else None
+        self._pitch = UsualPitch(FILE_CENTS_PER_S)
         self._held: Samples = np.zeros(0, np.float32)  # 16 kHz, from the current window's start on
         self._window_start = 0
         self._n_model_samples = 0
@@ -141,7 +144,7 @@ class RecordingStream:
             return
         gains, power = tick_gains(window), powers(window, TICK_16K)
         is_audible = any(self._gains_of(chunk, gains).any() for chunk in chunks)
-        content = self._stages.encode(EncodeRequest(raised(window, lift(power)))) if is_audible else None
+        content = self._stages.encode(self._request(window, lift(power))) if is_audible else None
         ahead: list[tuple[Pending | None, np.ndarray, _Chunk]] = []
         for chunk in chunks:
             chunk_gains = self._gains_of(chunk, gains)
@@ -151,6 +154,12 @@ class RecordingStream:
                 yield await self._finish_chunk(*ahead.pop(0), gains, power, following=ahead[0][0])
         for entry in ahead:
             yield await self._finish_chunk(*entry, gains, power, following=None)
+
+    def _request(self, window: Samples, gain: float) -> EncodeRequest:
+        """A window whose melody is told as that of the windows before: else a song would be transposed between them."""
+        known = self._segments.overlap // TICK_16K if self._window_start else 0
+        self._pitch.take(pitch_hz(window, len(window) // TICK_16K)[known:])
+        return EncodeRequest(raised(window, gain), usual_hz=self._pitch.hz)
 
     def _chunks(self, window_samples: int, last: bool) -> list[_Chunk]:
         """Cut one window's frames as upstream cuts the whole: full contexts that overlap by 16 frames."""
@@ -210,7 +219,8 @@ class RecordingStream:
             if self._level:
                 n_final = len(wave) - (0 if chunk.last else self._overlap_frames * HOP)
                 wave = self._level.chunk(wave, power, first_tick, ticks_per_tick, n_final)
-        return self._joiner.push(wave, chunk.last)
+        joined = self._joiner.push(wave, chunk.last)
+        return limited(self._result_high_pass.push(joined)) if self._result_high_pass else joined
 
 
 class BlockStream:

@@ -6,7 +6,7 @@ import numpy as np
 import webrtcvad
 from numpy.typing import NDArray
 
-from stages.gate import widened
+from stages.gate import SILENCE_PEAK, widened
 from stages.geometry import CONTENT_RATE, TICK_16K
 from stages.quiet import RecentLevel
 from stages.types import Samples
@@ -36,7 +36,8 @@ class SpeechGate:
         return widened(self._flags, HOLD_TICKS, AHEAD_TICKS)
 
     def _is_speech(self, tick: Samples) -> bool:
-        """As the detector hears it: it is deaf to quiet speakers."""
+        """As the detector hears it, who is deaf to quiet speakers; but what is silence remains silence."""
         gain = self._level.push(float(np.mean(np.square(tick, dtype=np.float64))))
         pcm = (np.clip(tick * gain, -1, 1) * 32767).astype("<i2")
-        return bool(self._detector.is_speech(pcm.tobytes(), CONTENT_RATE))
+        is_speech = self._detector.is_speech(pcm.tobytes(), CONTENT_RATE)  # asked in silence too: it adapts to it
+        return bool(is_speech and np.abs(tick).max() > SILENCE_PEAK)

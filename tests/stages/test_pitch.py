@@ -97,3 +97,54 @@ def test_a_call_remembers_the_speakers_usual_pitch() -> None:
     windows = list(BlockMaker(Geometry.from_settings(LiveSettings())).push(speech))
     assert windows[0].usual_hz is None
     assert windows[-1].usual_hz == pytest.approx(100, rel=0.02)
+
+
+def usual_while_hearing(sound: np.ndarray, block_ms: int = 120) -> np.ndarray:
+    """The usual pitch that each block of a call is told relative to; 0 before it is known."""
+    windows = BlockMaker(Geometry.from_settings(LiveSettings(), block_ms)).push(sound)
+    return np.array([window.usual_hz or 0.0 for window in windows])
+
+
+def sung(notes_hz: np.ndarray, note_s: float, rest_s: float = 0.0) -> np.ndarray:
+    """Notes with edges of 50 ms, and a rest behind each."""
+    n = round(note_s * RATE)
+    edges = np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1]) / (0.05 * RATE))
+    rest = np.zeros(round(rest_s * RATE), np.float32)
+    notes = [harmonics(np.full(n, hz)) * edges.astype(np.float32) for hz in notes_hz]
+    return np.concatenate([part for note in notes for part in (note, rest)])
+
+
+SCALE = 2.0 ** (np.array([0, 2, 4, 5, 7, 9, 11, 12]) / 12)
+
+
+@pytest.mark.parametrize("rest_s", [0.0, 0.2])
+@pytest.mark.parametrize("notes", [220 * SCALE, 440 * SCALE[::-1], 220 * SCALE[[0, 7, 6, 4, 6, 7, 0, 5]]])
+def test_no_interval_of_a_tune_is_bent_in_a_call(notes: np.ndarray, rest_s: float) -> None:
+    note_s = 0.7
+    usual = usual_while_hearing(sung(notes, note_s, rest_s))
+    known = usual[usual > 0]
+    one_note = round((note_s + rest_s) / 0.12) + 1
+    bent = np.abs(np.log2(known[one_note:] / known[:-one_note]))
+    assert len(known) > len(usual) - 10
+    assert bent.max() < 50 / 1200
+
+
+@pytest.mark.parametrize(("first_hz", "second_hz"), [(110.0, 200.0), (220.0, 120.0)])
+def test_another_speaker_in_a_call_is_followed(first_hz: float, second_hz: float) -> None:
+    """Phrases of 1.5 s with half a second between; the second speaker's third phrase is his own already."""
+    intonation = 2 ** (np.array([2, 1, 0, -1, -3]) / 12)
+    first, second = (sung(hz * intonation, 0.3) for hz in (first_hz, second_hz))
+    pause = np.zeros(RATE // 2, np.float32)
+    usual = usual_while_hearing(np.concatenate([first, pause] * 5 + [second, pause] * 5))
+    before, after = usual[: round(10 / 0.12)], usual[round((10 + 4) / 0.12) + 1 :]
+    assert np.abs(12 * np.log2(before[before > 0] / first_hz)).max() < 2.5
+    assert np.abs(12 * np.log2(after / second_hz)).max() < 1.5
+
+
+def test_a_usual_pitch_caught_wrong_settles() -> None:
+    """The first half second was said in a high voice."""
+    phrase, pause = sung(150 * 2 ** (np.array([2, 0, -2, 0]) / 12), 0.3), np.zeros(RATE // 2, np.float32)
+    high = harmonics(np.full(RATE * 6 // 10, 190.0))
+    usual = usual_while_hearing(np.concatenate([high, pause] + [phrase, pause] * 10))
+    assert usual[10] == pytest.approx(190, rel=0.03)
+    assert abs(12 * np.log2(usual[-1] / 150)) < 1

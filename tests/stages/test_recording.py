@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
+from configs import load_preset
 from configs.schema import ConfigError, FileSettings
-from stages.geometry import HOP, MODEL_RATE, TICK_MODEL
+from stages.encoder import melody
+from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K, TICK_MODEL
 from stages.local import LocalStages, drain
-from stages.recording import FileSampling, LiveRecordingStream, RecordingStream
-from stages.types import Voice
+from stages.pitch import median_hz, pitch_hz
+from stages.recording import FileSampling, LiveRecordingStream, RecordingStream, Segmentation
+from stages.types import EncodeRequest, Samples, Voice
 from tests.stages.sounds import SineStages, converted, live_recording, noise, quick_preset, recording, sine
 
 Open = Callable[[LocalStages, Voice, int], RecordingStream | LiveRecordingStream]
@@ -119,3 +122,73 @@ def test_the_call_path_gives_sound_where_the_source_has_it() -> None:
     heard = np.flatnonzero(out) / MODEL_RATE
     assert heard[0] == pytest.approx(1.0, abs=0.07)
     assert heard[-1] == pytest.approx(1.5 + 0.2, abs=0.07)
+
+
+class Listening(SineStages):
+    """Stages that keep what the encoder gets."""
+
+    def __init__(self) -> None:
+        self.heard: list[EncodeRequest] = []
+
+    def encode(self, request: EncodeRequest) -> Samples:
+        self.heard.append(request)
+        return super().encode(request)
+
+
+def sung(semitones: Sequence[float], note_s: float) -> Samples:
+    """Notes over 220 Hz, each with edges of 50 ms, at 16 kHz."""
+    t = np.arange(round(note_s * CONTENT_RATE)) / CONTENT_RATE
+    edges = np.minimum(1, np.minimum(t, t[::-1]) / 0.05)
+    hz = 220 * 2 ** (np.asarray(semitones)[:, None] / 12)
+    notes = sum(np.sin(2 * np.pi * hz * k * t) / k for k in range(1, 8)) * edges
+    return np.asarray(0.1 * notes.ravel(), np.float32)
+
+
+TUNES = {
+    "low verse, high chorus": [0, 2, 4, 2, 0, -3, 0, 2] * 2 + [7, 9, 7, 5, 7, 9, 11, 7] * 2,
+    "scale": [0, 2, 4, 5, 7, 9, 11, 12, 14, 16, 17, 19, 21, 23, 24, 23, 21, 19, 17, 16, 14, 12, 11, 9, 7, 5, 4, 2, 0],
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("tune", TUNES)
+def test_a_song_is_not_transposed_between_windows(tune: str, streaming: bool) -> None:
+    """What two windows tell of the same moment is the same note within half a semitone, though their medians differ."""
+    notes = TUNES[tune]
+    source = sung(notes, 25 / len(notes))
+    file = load_preset("tiny").file
+    sampling, stages_ = FileSampling(0, 1, 0.0), Listening()
+    stream = RecordingStream(stages_, "anyone", 430, file, sampling, CONTENT_RATE, streaming)
+    converted(stream, *np.array_split(source, 9))
+    overlap = Segmentation.of(file, streaming).overlap // TICK_16K
+    told = [melody(request, len(request.samples) // TICK_16K) for request in stages_.heard]
+    assert len(told) > 2
+    for before, after in zip(told, told[1:], strict=False):
+        one, other = before[-overlap + 5 : -5], after[5 : overlap - 5]
+        both = (one > 0) & (other > 0)
+        assert both.sum() > 20
+        assert abs(np.median(np.log2(one[both] / other[both]))) < 50 / 1200
+    own = [np.log2(median_hz(pitch_hz(r.samples, len(r.samples) // TICK_16K))) for r in stages_.heard]
+    assert np.abs(np.diff(own)).max() > 200 / 1200  # by its own median each would be told otherwise
+
+
+def test_another_speaker_in_a_recording_is_followed() -> None:
+    phrase, pause = sung([2, 1, 0, -1, -3], 0.3), np.zeros(CONTENT_RATE // 2, np.float32)
+    low, high = np.concatenate([phrase, pause] * 7), np.concatenate([sung([12, 11, 10, 9, 7], 0.3), pause] * 10)
+    stages_ = Listening()
+    stream = RecordingStream(stages_, "anyone", 430, load_preset("tiny").file, FileSampling(0, 1, 0.0), CONTENT_RATE)
+    converted(stream, low, high)
+    assert stages_.heard[0].usual_hz == pytest.approx(220, rel=0.03)
+    assert stages_.heard[-1].usual_hz == pytest.approx(220 * 2 ** (10 / 12), rel=0.03)
+
+
+def test_how_a_recording_is_cut_does_not_change_its_usual_pitch() -> None:
+    source, told = sung(TUNES["scale"], 0.5), []
+    for pieces in ([source], np.array_split(source, 50)):
+        stages_ = Listening()
+        stream = RecordingStream(
+            stages_, "anyone", 430, load_preset("tiny").file, FileSampling(0, 1, 0.0), CONTENT_RATE
+        )
+        converted(stream, *pieces)
+        told.append([request.usual_hz for request in stages_.heard])
+    assert told[0] == told[1] and len(told[0]) == 2

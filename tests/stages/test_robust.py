@@ -213,3 +213,77 @@ def test_a_melody_keeps_its_intervals_above_500_hz(tiny: LocalStages, voice: Voi
     ticks = round(note_s * TICKS_PER_S)
     heard = np.array([np.median(pitch[i * ticks + 6 : (i + 1) * ticks - 6]) for i in range(len(notes_hz))])
     assert np.abs(np.diff(np.log2(heard)) - np.diff(np.log2(notes_hz))).max() < 50 / 1200
+
+
+@WAYS
+def test_a_result_has_no_offset(tiny: LocalStages, voice: Voice, speech: Samples, live: bool) -> None:
+    source = speech[: 3 * MODEL_RATE]
+    assert abs(tiny.convert(source, MODEL_RATE, voice, live=live).mean()) < 0.002
+
+
+def low_passed(wave: Samples, hz: float) -> Samples:
+    """What lies below, as loud as the whole was."""
+    spectrum = np.fft.rfft(wave)
+    spectrum[np.fft.rfftfreq(len(wave), 1 / MODEL_RATE) > hz] = 0
+    low = np.fft.irfft(spectrum, len(wave))
+    return np.asarray(low * np.sqrt(np.mean(np.square(wave)) / np.mean(np.square(low))), np.float32)
+
+
+def tick_db(wave: Samples) -> NDArray[np.float64]:
+    """Level of each tick."""
+    ticks = wave[: len(wave) // TICK_MODEL * TICK_MODEL].reshape(-1, TICK_MODEL)
+    return np.asarray(10 * np.log10(np.mean(np.square(ticks, dtype=np.float64), axis=1) + 1e-12))
+
+
+def share_heard(made: Samples, spoken: Samples) -> float:
+    """Of the ticks in which a recording is about as loud as it gets, those in which a result is no more than 25 dB
+    below its own loudest."""
+    n = min(len(made), len(spoken))
+    heard_db, spoken_db = tick_db(made[:n]), tick_db(spoken[:n])
+    return float(np.mean(heard_db[spoken_db > spoken_db.max() - 15] > heard_db.max() - 25))
+
+
+def assert_no_click(made: Samples, source: Samples) -> None:
+    """Nothing stands out more than it does in the source, or than speech itself does."""
+    assert prominence(made).max() <= CLICK * max(prominence(source).max(), np.sqrt(AROUND_S * MODEL_RATE) / 2)
+
+
+@WAYS
+def test_a_clipped_source_is_converted(tiny: LocalStages, voice: Voice, speech: Samples, live: bool) -> None:
+    spoken = speech[: 2 * MODEL_RATE]
+    clipped = np.clip(30 * spoken, -1, 1)
+    made = tiny.convert(clipped, MODEL_RATE, voice, live=live)
+    assert_bounded(made)
+    assert_no_click(made, clipped)
+    assert share_heard(made, spoken) > 0.9
+
+
+@WAYS
+def test_a_source_of_the_lowest_tones_does_not_explode(
+    tiny: LocalStages, voice: Voice, speech: Samples, live: bool
+) -> None:
+    hum = (0.3 * np.sin(2 * np.pi * 70 * seconds(1.5))).astype(np.float32)
+    for source in (low_passed(speech[: 2 * MODEL_RATE], 100.0), hum):
+        made = tiny.convert(source, MODEL_RATE, voice, live=live)
+        assert_bounded(made)
+        assert level_db(made) <= level_db(source) + LOUDER_DB
+        assert_no_click(made, source)
+
+
+@WAYS
+@pytest.mark.parametrize("jump_db", [-30.0, 30.0])
+def test_a_jump_of_the_level_makes_no_click(
+    tiny: LocalStages, voice: Voice, speech: Samples, live: bool, jump_db: float
+) -> None:
+    """Within a word, from one sample to the next: a microphone that is switched, a gain that is turned."""
+    spoken = 0.5 * speech[: 3 * MODEL_RATE]
+    gain = np.where(
+        np.arange(len(spoken)) < 1.5 * MODEL_RATE, 10 ** (min(0, -jump_db) / 20), 10 ** (min(0, jump_db) / 20)
+    )
+    source = (spoken * gain).astype(np.float32)
+    made = tiny.convert(source, MODEL_RATE, voice, live=live)
+    assert_bounded(made)
+    assert_no_click(made, source)
+    for part in (slice(0, MODEL_RATE), slice(2 * MODEL_RATE, 3 * MODEL_RATE)):
+        assert share_heard(made[part], spoken[part]) > 0.9
+    assert level_db(made) <= level_db(source) + LOUDER_DB
