@@ -23,7 +23,7 @@ def prompt_of(voice: Voice, request: DiffuseRequest) -> Prompt:
     return voice.live if request.live else voice.file
 
 
-class Diffusion:
+class DiffusionStage:
     """Length regulator and flow-matching sampler; requests of one shape, step count and guidance share a batch.
 
     Networks that render from no noise were trained to land in one step, and take one, however many are asked for.

@@ -47,7 +47,7 @@ def melody(request: EncodeRequest, n_frames: int) -> NDArray[np.float32]:
     return relative_pitch(wave, request.drop_frames - unheard + n_frames, request.usual_hz)[-n_frames:]
 
 
-class Encoder:
+class EncoderStage:
     """Whisper's encoder over whole windows; windows of equal length share a batch."""
 
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:

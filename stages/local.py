@@ -14,8 +14,8 @@ import torch
 from configs.schema import ConfigError, Preset, load_preset
 from stages.blocks import BlockWindow
 from stages.checkpoints import Checkpoint, open_checkpoint
-from stages.diffusion import Diffusion
-from stages.encoder import Encoder
+from stages.diffusion import DiffusionStage
+from stages.encoder import EncoderStage
 from stages.geometry import Geometry
 from stages.line import BlockRequests, Sampling
 from stages.recording import LiveRecordingStream, RecordingStream
@@ -33,8 +33,8 @@ from stages.types import (
     Voice,
     as_mono,
 )
-from stages.vocoder import Vocoder
-from stages.voice import VoiceMaker
+from stages.vocoder import VocoderStage
+from stages.voice import VoiceStage
 
 Item = TypeVar("Item")
 
@@ -125,10 +125,10 @@ class LocalStages:
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.preset = preset
         self.geometry = Geometry.from_settings(preset.live)
-        self._encoder = Encoder(preset, checkpoint, device)
-        self._diffusion = Diffusion(preset, checkpoint, device)
-        self._vocoder = Vocoder(preset, checkpoint, device)
-        self._voice_maker = VoiceMaker(preset, checkpoint, self._encoder, self._diffusion, device)
+        self._encoder = EncoderStage(preset, checkpoint, device)
+        self._diffusion = DiffusionStage(preset, checkpoint, device)
+        self._vocoder = VocoderStage(preset, checkpoint, device)
+        self._voice_maker = VoiceStage(preset, checkpoint, self._encoder, self._diffusion, device)
         self.fingerprint = self._voice_maker.fingerprint
         self._at_once = AtOnce(self)
         self.streams = Streams(preset, self._at_once)

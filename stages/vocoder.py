@@ -18,7 +18,7 @@ MIN_MATCHED_FRAMES = 4
 """Below this a wave is shorter than one analysis window and its mirrored edges."""
 
 
-class Vocoder:
+class VocoderStage:
     """BigVGAN in float32; mels of equal length share a batch."""
 
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:

@@ -1,4 +1,4 @@
-"""VoiceMaker: a reference recording to a Voice, once per voice."""
+"""Voice stage: a reference recording to a Voice, once per voice."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from configs.schema import ModelSizes, Preset
 from stages.checkpoints import Checkpoint, load_network
-from stages.diffusion import Diffusion
-from stages.encoder import Encoder
+from stages.diffusion import DiffusionStage
+from stages.encoder import EncoderStage
 from stages.geometry import MODEL_RATE, TICK_16K, TICK_MODEL, mel_frames, prompt_samples
 from stages.models.campplus import Campplus, centred_fbank
 from stages.models.mel import MelSpectrogram
@@ -125,11 +125,16 @@ def blank_voice(preset: Preset, sizes: ModelSizes) -> Voice:
     return Voice(live=prompt(preset.live.prompt_ms), file=prompt(preset.file.prompt_ms), fingerprint="blank")
 
 
-class VoiceMaker:
+class VoiceStage:
     """Whisper, mel and CAM++ over a reference, in the prompts' two lengths."""
 
     def __init__(
-        self, preset: Preset, checkpoint: Checkpoint, encoder: Encoder, diffusion: Diffusion, device: str = "cpu"
+        self,
+        preset: Preset,
+        checkpoint: Checkpoint,
+        encoder: EncoderStage,
+        diffusion: DiffusionStage,
+        device: str = "cpu",
     ) -> None:
         self._encoder, self._diffusion, self._device = encoder, diffusion, device
         self._preset, self._n_mels = preset, checkpoint.sizes.mel.n_mels

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from configs.schema import ConfigError, Preset, load_preset
 from stages.checkpoints import Checkpoint, WeightsError, load_network
-from stages.encoder import Encoder
+from stages.encoder import EncoderStage
 from stages.local import open_weights
 from stages.models.campplus import Campplus
 from stages.models.mel import MelSpectrogram
@@ -44,7 +44,7 @@ class PresetContent:
 
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str) -> None:
         self.width = checkpoint.sizes.whisper.d_model
-        self._encoder = Encoder(preset, checkpoint, device)
+        self._encoder = EncoderStage(preset, checkpoint, device)
 
     def content(self, waves: Tensor) -> Tensor:
         """Content [B, n // 320 + 1, width] of waves [B, n], without the pitch."""

@@ -106,9 +106,9 @@ def _cleaned(source: Iterator[tuple[Samples, int]]) -> Iterator[tuple[Samples, i
 
 def _decoded(source: Source, progress: Progress | None = None) -> Generator[tuple[Samples, int]]:
     """The sound of a recording, piece by piece."""
-    from webrtc.files import Decoder
+    from webrtc.files import RecordingDecoder
 
-    with source.opened() as file, Decoder() as decoder:
+    with source.opened() as file, RecordingDecoder() as decoder:
         try:
             while data := file.read(_READ_BYTES):
                 yield from decoder.feed(data)

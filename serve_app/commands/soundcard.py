@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from serve_app.commands import UserMistake
-from webrtc.files import Decoder
+from webrtc.files import RecordingDecoder
 from webrtc.files.codecs import Samples
 
 RATE = 48000
@@ -159,7 +159,7 @@ def _resampled(path: Path) -> Iterator[Samples]:
 
 
 def _decoded(path: Path) -> Iterator[tuple[Samples, int]]:
-    with path.open("rb") as file, Decoder() as decoder:
+    with path.open("rb") as file, RecordingDecoder() as decoder:
         while data := file.read(_READ_BYTES):
             yield from decoder.feed(data)
         yield from decoder.finish()

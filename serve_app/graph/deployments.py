@@ -51,11 +51,11 @@ class Encoder:
     """Windows at 16 kHz to content features."""
 
     def __init__(self, args: ServeArgs) -> None:
-        from stages.encoder import Encoder as Stage
+        from stages.encoder import EncoderStage
         from stages.geometry import Geometry
 
         preset, checkpoint = open_stage(args)
-        stage = Stage(preset, checkpoint, args.device)
+        stage = EncoderStage(preset, checkpoint, args.device)
         geometry = Geometry.from_settings(preset.live)
         window = EncodeRequest(np.zeros(geometry.window_samples_16k, np.float32), geometry.drop_ticks, live=True)
         for size in range(1, args.encoder.max_batch_size + 1):
@@ -75,12 +75,12 @@ class Diffusion:
     """Content features and a voice to mel; keeps the voices it has met, by id, within a bound."""
 
     def __init__(self, args: ServeArgs) -> None:
-        from stages.diffusion import Diffusion as Stage
+        from stages.diffusion import DiffusionStage
         from stages.geometry import Geometry
         from stages.voice import blank_voice, fingerprint
 
         preset, checkpoint = open_stage(args)
-        stage = Stage(preset, checkpoint, args.device)
+        stage = DiffusionStage(preset, checkpoint, args.device)
         voices = open_voice_store(args.voices)
         self._voices = VoiceCache(voices, fingerprint(preset, checkpoint), args.voice_cache_mb * 2**20)
         geometry = Geometry.from_settings(preset.live)
@@ -110,10 +110,10 @@ class Vocoder:
 
     def __init__(self, args: ServeArgs) -> None:
         from stages.geometry import Geometry
-        from stages.vocoder import Vocoder as Stage
+        from stages.vocoder import VocoderStage
 
         preset, checkpoint = open_stage(args)
-        stage = Stage(preset, checkpoint, args.device)
+        stage = VocoderStage(preset, checkpoint, args.device)
         rows = checkpoint.sizes.mel.n_mels + checkpoint.sizes.carries_pitch
         n_frames = Geometry.from_settings(preset.live).vocoder_frames(preset.live.vocoder_past_frames)
         mel, request = np.zeros((rows, n_frames), np.float32), VocodeRequest(n_frames, live=True)
@@ -132,7 +132,7 @@ class Vocoder:
         self._gate.check()
 
 
-class Stages:
+class AllStages:
     """All three in one process: a block of a call crosses between processes once."""
 
     def __init__(self, args: ServeArgs) -> None:
@@ -172,14 +172,14 @@ class VoiceMaker:
     """Reference recordings to voices."""
 
     def __init__(self, args: ServeArgs) -> None:
-        from stages.diffusion import Diffusion as DiffusionStage
-        from stages.encoder import Encoder as EncoderStage
-        from stages.voice import VoiceMaker as Maker
+        from stages.diffusion import DiffusionStage
+        from stages.encoder import EncoderStage
+        from stages.voice import VoiceStage
 
         preset, checkpoint = open_stage(args)
         encoder = EncoderStage(preset, checkpoint, args.device)
         diffusion = DiffusionStage(preset, checkpoint, args.device)
-        self._maker = Maker(preset, checkpoint, encoder, diffusion, args.device)
+        self._maker = VoiceStage(preset, checkpoint, encoder, diffusion, args.device)
         self._busy, self._watch, self._stuck_after_s = asyncio.Lock(), Watch(), args.voice_stuck_after_s
 
     async def fingerprint(self) -> str:

@@ -19,7 +19,7 @@ from serve_app.errors import first_cause
 from serve_app.threads import in_thread
 from stages.denoise import NoiseRemover
 from stages.types import Samples
-from webrtc.files import Encoder, OutputFormat
+from webrtc.files import OutputFormat, RecordingEncoder
 
 _QUEUED = 4
 
@@ -60,7 +60,7 @@ class Conversion:
         self._remove_noise = remove_noise
         self._pieces: asyncio.Queue[tuple[Samples, int] | None] = asyncio.Queue(_QUEUED)
         self._encoded: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED)
-        self._encoder = Encoder(output_format)
+        self._encoder = RecordingEncoder(output_format)
         self._context = AsyncExitStack()
 
     @property

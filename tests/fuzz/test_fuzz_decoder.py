@@ -13,7 +13,7 @@ from tests.fuzz.budget import budgeted
 from tests.webrtc.files.recordings import float_wav, recording, stamped, tone
 from tests.webrtc.files.test_decode import RECORDINGS
 from webrtc.files import NotAudio
-from webrtc.files.decode import Decoder
+from webrtc.files.decode import RecordingDecoder
 from webrtc.files.demux import MAX_RATE_HZ, MIN_RATE_HZ, PIECE_S
 from webrtc.files.timeline import MAX_SILENCE_S
 
@@ -79,7 +79,7 @@ def test_a_damaged_recording_is_sound_or_refused(
     data = data[: round(end * len(data))]
     began_s = time.process_time()
     seconds = 0.0
-    with Decoder(file_format=file_format) as decoder:
+    with RecordingDecoder(file_format=file_format) as decoder:
         try:
             for start in range(0, len(data) + 1, cut):
                 feeding = decoder.feed(data[start : start + cut])

@@ -24,7 +24,7 @@ from serve_app.voices.store import VoiceStore
 from stages.reference import ReferenceReport, check_reference
 from stages.resample import ModelRateStream
 from stages.types import Prompt, Samples, StoredVoice, Voice
-from webrtc.files import OUTPUT_FORMATS, Encoder, encode_file
+from webrtc.files import OUTPUT_FORMATS, RecordingEncoder, encode_file
 
 
 class EchoStream:
@@ -145,7 +145,7 @@ def encoded(seconds: float, output_format: str) -> bytes:
 
 def streamed(seconds: float, output_format: str) -> bytes:
     """The same as it would be recorded live: no sizes in any header."""
-    with Encoder(OUTPUT_FORMATS[output_format]) as encoder:
+    with RecordingEncoder(OUTPUT_FORMATS[output_format]) as encoder:
         return encoder.feed(tone(seconds)) + encoder.finish()
 
 

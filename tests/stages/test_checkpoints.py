@@ -28,7 +28,7 @@ from stages.checkpoints import (
     read_tensors,
 )
 from stages.local import LocalStages, open_weights
-from stages.vocoder import Vocoder
+from stages.vocoder import VocoderStage
 from tests.stages.golden import TINY_MODEL
 from tests.stages.sounds import noise
 
@@ -412,7 +412,7 @@ def test_a_network_opens_its_own_file_only(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checkpoints, "read_tensors", noting)
     opened = open_weights(PRESET, folder)
     assert read == [CAMPPLUS], "CAM++ ships no config: its sizes are read off its shapes"
-    Vocoder(PRESET, opened)
+    VocoderStage(PRESET, opened)
     assert read == [CAMPPLUS, BIGVGAN]
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from stages.checkpoints import Checkpoint
-from stages.diffusion import Diffusion
-from stages.encoder import Encoder, melody
+from stages.diffusion import DiffusionStage
+from stages.encoder import EncoderStage, melody
 from stages.geometry import CONTENT_RATE, MODEL_RATE
 from stages.local import LocalStages
 from stages.types import BadAudio, Content, DiffuseRequest, EncodeRequest, VocodeRequest, Voice
-from stages.vocoder import Vocoder
+from stages.vocoder import VocoderStage
 from tests.stages.sounds import noise, quick_preset, speech
 
 SINGLE = DiffuseRequest("", frames=40, start=0, stop=40, seed=1, first_frame=0, steps=2, cfg_rate=0.7)
@@ -30,7 +30,7 @@ def assert_close(batch: Sequence[np.ndarray], singles: Sequence[np.ndarray]) -> 
 
 
 def test_encoder_batch(checkpoint: Checkpoint) -> None:
-    encoder = Encoder(quick_preset(), checkpoint)
+    encoder = EncoderStage(quick_preset(), checkpoint)
     lengths = (1.0, 0.5, 1.0, 0.31, 0.5, 1.0)
     # Of different loudness: each window's own peak decides what Whisper's mel keeps.
     windows = [noise(seconds, CONTENT_RATE, seed=i, peak=0.7**i) for i, seconds in enumerate(lengths)]
@@ -41,7 +41,7 @@ def test_encoder_batch(checkpoint: Checkpoint) -> None:
 
 
 def test_dropped_frames_change_nothing_in_the_others(checkpoint: Checkpoint) -> None:
-    encoder, window = Encoder(quick_preset(), checkpoint), noise(1.0, CONTENT_RATE)
+    encoder, window = EncoderStage(quick_preset(), checkpoint), noise(1.0, CONTENT_RATE)
     (whole,) = encoder([EncodeRequest(window)])
     for n_dropped in (1, 20, 50):
         assert_close(encoder([EncodeRequest(window, n_dropped)]), [whole[n_dropped:]])
@@ -58,13 +58,13 @@ def test_the_pitch_of_a_windows_end_needs_little_before_it() -> None:
 
 
 def test_encoder_takes_its_longest_window(checkpoint: Checkpoint) -> None:
-    (content,) = Encoder(quick_preset(), checkpoint)([EncodeRequest(np.zeros(480000, np.float32))])
+    (content,) = EncoderStage(quick_preset(), checkpoint)([EncodeRequest(np.zeros(480000, np.float32))])
     assert len(content) == 1500  # 30 s hold no 1501st position
 
 
 def test_encoder_refuses_what_it_cannot_hold(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadAudio, match="480001 samples; the encoder holds at most 480000"):
-        Encoder(quick_preset(), checkpoint)([EncodeRequest(np.zeros(480001, np.float32))])
+        EncoderStage(quick_preset(), checkpoint)([EncodeRequest(np.zeros(480001, np.float32))])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_temperature_scales_the_noise(quick_stages: LocalStages, checkpoint: Che
     content = quick_stages.encode(EncodeRequest(noise(0.4, CONTENT_RATE)))
 
     def mel(temperature: float, **changes: Any) -> np.ndarray:
-        diffusion = Diffusion(quick_preset().model_copy(update={"temperature": temperature}), checkpoint)
+        diffusion = DiffusionStage(quick_preset().model_copy(update={"temperature": temperature}), checkpoint)
         return diffusion([content], [dataclasses.replace(SINGLE, cfg_rate=0.0, **changes)], voices[:1])[0]
 
     assert np.array_equal(mel(0.0, seed=1), mel(0.0, seed=2))
@@ -87,7 +87,7 @@ def test_temperature_scales_the_noise(quick_stages: LocalStages, checkpoint: Che
 
 
 def test_diffusion_batch(quick_stages: LocalStages, checkpoint: Checkpoint, voices: list[Voice]) -> None:
-    diffusion = Diffusion(quick_preset(), checkpoint)
+    diffusion = DiffusionStage(quick_preset(), checkpoint)
     long, short = (quick_stages.encode(EncodeRequest(noise(seconds, CONTENT_RATE))) for seconds in (0.6, 0.4))
     own_noise = np.random.default_rng(0).standard_normal((80, 40)).astype(np.float32)
     rows: list[tuple[Content, Voice, DiffuseRequest]] = [
@@ -121,7 +121,7 @@ def test_the_last_frames_alone_equal_those_of_all(
 
 
 def test_vocoder_batch(checkpoint: Checkpoint) -> None:
-    vocoder, generator = Vocoder(quick_preset(), checkpoint), np.random.default_rng(0)
+    vocoder, generator = VocoderStage(quick_preset(), checkpoint), np.random.default_rng(0)
     mels = [generator.normal(-3, 2, (80, n)).astype(np.float32) for n in (20, 31, 20, 31, 12)]
     requests = [VocodeRequest(), VocodeRequest(12), VocodeRequest(live=True), VocodeRequest(), VocodeRequest(12)]
     batch = vocoder(mels, requests)

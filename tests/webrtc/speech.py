@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from webrtc.files.decode import Decoder
+from webrtc.files.decode import RecordingDecoder
 from webrtc.opus import FRAME, RATE_HZ, Samples48k
 
 RECORDING = Path(__file__).parents[2] / "samples" / "sources" / "bakery.flac"
@@ -16,7 +16,7 @@ SPEECH_S = 6
 @functools.cache
 def speech_48k() -> Samples48k:
     """Six seconds of speech, peak 0.5."""
-    with Decoder() as decoder:
+    with RecordingDecoder() as decoder:
         pieces = [*decoder.feed(RECORDING.read_bytes()), *decoder.finish()]
     sample_rate = pieces[0][1]
     spoken = np.concatenate([samples for samples, _ in pieces])[: SPEECH_S * sample_rate]

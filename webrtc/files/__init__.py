@@ -13,16 +13,24 @@ import numpy as np
 
 if TYPE_CHECKING:
     from webrtc.files.codecs import Samples
-    from webrtc.files.decode import Decoder
-    from webrtc.files.encode import Encoder, encode_file
+    from webrtc.files.decode import RecordingDecoder
+    from webrtc.files.encode import RecordingEncoder, encode_file
     from webrtc.files.errors import NotAudio
     from webrtc.files.formats import OUTPUT_FORMATS, OutputFormat
 
-__all__ = ["OUTPUT_FORMATS", "Decoder", "Encoder", "NotAudio", "OutputFormat", "decode_file", "encode_file"]
+__all__ = [
+    "OUTPUT_FORMATS",
+    "RecordingDecoder",
+    "RecordingEncoder",
+    "NotAudio",
+    "OutputFormat",
+    "decode_file",
+    "encode_file",
+]
 
 _HOME_OF = {
-    "Decoder": "decode",
-    "Encoder": "encode",
+    "RecordingDecoder": "decode",
+    "RecordingEncoder": "encode",
     "NotAudio": "errors",
     "OUTPUT_FORMATS": "formats",
     "OutputFormat": "formats",
@@ -39,9 +47,9 @@ def __getattr__(name: str) -> Any:
 
 def decode_file(source: str | Path | bytes) -> tuple[Samples, int]:
     """All samples of a file, or of a file's bytes, and their rate in Hz."""
-    from webrtc.files.decode import Decoder
+    from webrtc.files.decode import RecordingDecoder
 
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    with Decoder() as decoder:
+    with RecordingDecoder() as decoder:
         chunks = [*decoder.feed(data), *decoder.finish()]
     return np.concatenate([samples for samples, _ in chunks]), chunks[0][1]

@@ -23,7 +23,7 @@ RAW_PCM = Container("s16le", {"sample_rate": "16000", "ch_layout": "mono"})
 SHORTFALL_S = 0.1  # codec delays alone make a file up to this much shorter than it says
 
 
-class Decoder:
+class RecordingDecoder:
     """Decodes one upload; `file_format` is pcm_s16le_16 (raw, 16 kHz, mono) or other (a container, told by content)."""
 
     def __init__(self, *, file_format: str = "other") -> None:

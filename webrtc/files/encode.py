@@ -25,7 +25,7 @@ _CODECS: dict[str, Callable[[OutputFormat], Codec]] = {
 }
 
 
-class Encoder:
+class RecordingEncoder:
     """Turns samples at `sample_rate` into a stream of bytes in one output format."""
 
     def __init__(self, fmt: OutputFormat, *, sample_rate: int = MODEL_RATE) -> None:
@@ -75,7 +75,7 @@ class Encoder:
 
 def encode_file(pieces: Iterable[Samples], fmt: OutputFormat, out: IO[bytes], *, sample_rate: int = MODEL_RATE) -> None:
     """Writes a whole file with exact sizes in its header; `out` is seekable and holds the result alone."""
-    with Encoder(fmt, sample_rate=sample_rate) as encoder:
+    with RecordingEncoder(fmt, sample_rate=sample_rate) as encoder:
         for piece in pieces:
             out.write(encoder.feed(piece))
         out.write(encoder.finish())

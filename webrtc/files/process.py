@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from webrtc.files.codecs import Samples
-from webrtc.files.decode import Decoder
+from webrtc.files.decode import RecordingDecoder
 from webrtc.files.demux import PIECE_S
 from webrtc.files.errors import NotAudio
 
@@ -75,7 +75,7 @@ def _messages(commands: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 def _decode_one(peer: socket.socket, file_format: str, messages: Iterator[tuple[bytes, bytes]]) -> None:
     told = 0
-    with Decoder(file_format=file_format) as decoder:
+    with RecordingDecoder(file_format=file_format) as decoder:
         for kind, data in messages:
             try:
                 for piece, rate in joined(decoder.feed(data) if kind == FEED else decoder.finish()):
@@ -93,7 +93,7 @@ def _decode_one(peer: socket.socket, file_format: str, messages: Iterator[tuple[
                 return
 
 
-def _tell(peer: socket.socket, decoder: Decoder, told: int) -> int:
+def _tell(peer: socket.socket, decoder: RecordingDecoder, told: int) -> int:
     warnings = decoder.warnings
     for warning in warnings[told:]:
         _send(peer, WARNING, warning.encode())

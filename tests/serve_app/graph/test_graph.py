@@ -19,7 +19,7 @@ from ray.experimental import get_object_locations
 from configs.schema import CallMode
 from configs.serve import ServeArgs
 from serve_app.errors import VoiceNotFound
-from serve_app.graph.deployments import Stages
+from serve_app.graph.deployments import AllStages
 from serve_app.graph.handles import Hop, ServeBackend, ServeStages, StageHandle
 from serve_app.metrics import BlockMetrics
 from stages.blocks import BlockMaker
@@ -176,7 +176,7 @@ async def test_killed_replica_loses_nothing(graph: Deployed, deployment: str, tr
 def together(graph: Deployed, tmp_path: Path) -> Iterator[ServeStages]:
     """What the ingress has where one deployment is all three stages."""
     args = ServeArgs(preset="seed-vc-small", weights=str(graph.weights), voices=str(tmp_path), together=True)
-    stages = serve.deployment(ray_actor_options={"num_cpus": 0})(Stages).bind(args)
+    stages = serve.deployment(name="Stages", ray_actor_options={"num_cpus": 0})(AllStages).bind(args)
     handle: Any = serve.run(stages, name="together", route_prefix=None)
     parts = (handle.encode, handle.diffuse, handle.vocode)
     encoder, diffusion, vocoder = (StageHandle.of(part, "object_store") for part in parts)

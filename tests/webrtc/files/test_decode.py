@@ -23,7 +23,7 @@ from tests.webrtc.files.recordings import (
     stereo_wav,
     tone,
 )
-from webrtc.files import OUTPUT_FORMATS, Decoder, Encoder, NotAudio, decode_file
+from webrtc.files import OUTPUT_FORMATS, NotAudio, RecordingDecoder, RecordingEncoder, decode_file
 from webrtc.files.codecs import Samples
 
 # name -> (container, codec, sample rate, layout)
@@ -73,7 +73,7 @@ RECORDINGS = {
 def decode(
     data: bytes, cuts: Iterator[int] | None = None, file_format: str = "other"
 ) -> tuple[Samples, int, list[str]]:
-    with Decoder(file_format=file_format) as decoder:
+    with RecordingDecoder(file_format=file_format) as decoder:
         chunks: list[tuple[Samples, int]] = []
         while cuts is not None and data:
             size = next(cuts)
@@ -119,7 +119,7 @@ def test_a_growing_upload_sounds_before_its_end(name: str) -> None:
     # An Ogg page is the smallest piece that decodes, and ffmpeg writes pages of a second unless told otherwise.
     options = {"page_duration": "100000"} if name == "ogg opus" else {}
     data = recording(*RECORDINGS[name], muxer_options=options)
-    with Decoder() as decoder:
+    with RecordingDecoder() as decoder:
         first_200_ms = data[: len(data) // 15]
         heard = [
             len(samples)
@@ -133,7 +133,7 @@ def test_a_growing_upload_sounds_before_its_end(name: str) -> None:
 def test_our_own_streams_decode_as_they_grow_and_without_a_warning(name: str) -> None:
     fmt = OUTPUT_FORMATS[name]
     file_format = "pcm_s16le_16" if fmt.codec == "pcm" else "other"
-    with Encoder(fmt) as encoder, Decoder(file_format=file_format) as decoder:
+    with RecordingEncoder(fmt) as encoder, RecordingDecoder(file_format=file_format) as decoder:
         early = list(decoder.feed(encoder.feed(tone(1.0))))
         assert sum(len(samples) for samples, _ in early) / fmt.sample_rate > 0.5
         late = [*decoder.feed(encoder.finish()), *decoder.finish()]
@@ -183,7 +183,7 @@ def test_a_truncated_recording_decodes_as_far_as_it_goes_with_a_warning(name: st
 
 
 def test_a_truncated_mp3_without_a_stated_length_is_noticed_too() -> None:
-    with Encoder(OUTPUT_FORMATS["mp3_44100_64"]) as encoder:
+    with RecordingEncoder(OUTPUT_FORMATS["mp3_44100_64"]) as encoder:
         data = encoder.feed(tone()) + encoder.finish()
     samples, rate, warnings = decode(data[: len(data) // 2 + 50])
     assert 1.3 < len(samples) / rate < 1.6
@@ -314,7 +314,7 @@ def decoding_threads() -> list[threading.Thread]:
 
 def test_a_decoder_left_half_way_leaves_no_thread() -> None:
     data = recording("mp3", "libmp3lame", 44100)
-    with Decoder() as fed, Decoder() as half_taken, Decoder():
+    with RecordingDecoder() as fed, RecordingDecoder() as half_taken, RecordingDecoder():
         list(fed.feed(data[:5000]))
         next(iter(half_taken.feed(data)))
         assert len(decoding_threads()) == 2
@@ -323,7 +323,7 @@ def test_a_decoder_left_half_way_leaves_no_thread() -> None:
 
 
 def test_a_forgotten_decoder_takes_its_thread_with_it() -> None:
-    decoder = Decoder()
+    decoder = RecordingDecoder()
     list(decoder.feed(recording("mp3", "libmp3lame", 44100)[:5000]))
     (thread,) = decoding_threads()
     del decoder
@@ -334,7 +334,7 @@ def test_a_forgotten_decoder_takes_its_thread_with_it() -> None:
 
 def test_an_unknown_file_format_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="pcm_s16le_16"):
-        Decoder(file_format="mp3")
+        RecordingDecoder(file_format="mp3")
 
 
 @pytest.mark.parametrize("name", ["flac", "m4a"])
@@ -344,7 +344,7 @@ def test_a_ten_minute_recording_is_never_held_whole(name: str) -> None:
     data = silence(container, codec, sample_rate, 600)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     decoded_s = 0.0
-    with Decoder() as decoder:
+    with RecordingDecoder() as decoder:
         for start in range(0, len(data), 65536):
             for samples, rate in decoder.feed(data[start : start + 65536]):
                 decoded_s += len(samples) / rate

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tests.webrtc.files.recordings import TONE_HZ, peak_hz, tone
-from webrtc.files import OUTPUT_FORMATS, Encoder, OutputFormat, decode_file, encode_file
+from webrtc.files import OUTPUT_FORMATS, OutputFormat, RecordingEncoder, decode_file, encode_file
 from webrtc.files.codecs import Samples
 
 EVERY_FORMAT = list(OUTPUT_FORMATS.values())
 
 
 def encode(samples: Samples, fmt: OutputFormat, cuts: list[int] | None = None) -> bytes:
-    with Encoder(fmt) as encoder:
+    with RecordingEncoder(fmt) as encoder:
         return b"".join(map(encoder.feed, np.split(samples, cuts or []))) + encoder.finish()
 
 
@@ -62,7 +62,7 @@ def test_any_split_of_the_samples_gives_the_same_bytes(fmt: OutputFormat) -> Non
 
 @pytest.mark.parametrize("fmt", EVERY_FORMAT, ids=lambda fmt: fmt.name)
 def test_bytes_come_before_the_end(fmt: OutputFormat) -> None:
-    with Encoder(fmt) as encoder:
+    with RecordingEncoder(fmt) as encoder:
         sent = b"".join(encoder.feed(tone(0.02)) for _ in range(25))
         decoded = decode(sent, fmt)
         assert len(decoded) / fmt.sample_rate > 0.2
@@ -106,7 +106,7 @@ def test_silence_stays_silent_and_nothing_stays_short(fmt: OutputFormat) -> None
 
 def test_an_encoder_left_half_way_can_be_closed() -> None:
     for fmt in EVERY_FORMAT:
-        encoder = Encoder(fmt)
+        encoder = RecordingEncoder(fmt)
         encoder.feed(tone(0.1))
         encoder.close()
         encoder.close()
