@@ -73,11 +73,11 @@ async def _call(args: argparse.Namespace, source: Path | None, out: Path | None,
         delay_s = ready["settings"]["delay_ms"] / 1000
         recording = None if source is None else Recording(source)
         file = None if out is None else stack.enter_context(_written(out))
-        exchange = _Exchange(caller, recording, file, delay_s + TAIL_S, ended)
-        async with _sound(exchange, args, say=source is None, hear=out is None):
+        card_side = _CardSide(caller, recording, file, delay_s + TAIL_S, ended)
+        async with _sound(card_side, args, say=source is None, hear=out is None):
             await ended
-    if exchange.failure is not None:
-        raise exchange.failure
+    if card_side.failure is not None:
+        raise card_side.failure
 
 
 def _ice_server(entry: Any) -> IceServer:
@@ -134,7 +134,7 @@ async def _listen(signalling: Signalling, display: _Display, caller: Caller, end
     _set(ended, UserMistake("the connection to the server was lost"))
 
 
-class _Exchange:
+class _CardSide:
     """What happens in each 20 ms of the sound card: one frame to the other side, and one from there.
 
     Ends the call when its recording has been said and its answer heard.
@@ -176,14 +176,14 @@ class _Exchange:
 
 
 @asynccontextmanager
-async def _sound(exchange: _Exchange, args: argparse.Namespace, *, say: bool, hear: bool) -> AsyncIterator[None]:
-    """Keeps the exchange going, on real devices where one is wanted."""
+async def _sound(card_side: _CardSide, args: argparse.Namespace, *, say: bool, hear: bool) -> AsyncIterator[None]:
+    """Keeps the sound card going, on real devices where one is wanted."""
     if say or hear:
-        with on_devices(exchange, microphone=args.microphone, speaker=args.speaker, say=say, hear=hear) as latency_s:
+        with on_devices(card_side, microphone=args.microphone, speaker=args.speaker, say=say, hear=hear) as latency_s:
             note(f"speak; Ctrl-C hangs up (sound devices add {latency_s * 1000:.0f} ms)")
             yield
         return
-    card = asyncio.create_task(on_timer(exchange))
+    card = asyncio.create_task(on_timer(card_side))
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ _READ_BYTES = 1 << 16
 _SLEW = 0.05
 """How much of a callback's lateness the smoothed clock takes over: sound cards call in bursts, but keep time."""
 
-Exchange = Callable[[Samples, float], Samples]
+Tick = Callable[[Samples, float], Samples]
 """One frame said at a moment of the monotonic clock (s) -> the frame to be heard then."""
 
 
@@ -65,26 +65,24 @@ class WavFile:
         self._file.close()
 
 
-async def on_timer(exchange: Exchange) -> None:
-    """A sound card of no hardware: every 20 ms one exchange, for as long as nobody cancels it.
+async def on_timer(tick: Tick) -> None:
+    """A sound card of no hardware: every 20 ms one tick, for as long as nobody cancels it.
 
-    Frame n is said at its end, as a microphone does, and the clock that the exchange is told has no jitter.
+    Frame n is said at its end, as a microphone does, and the clock that the tick is told has no jitter.
     """
     silence = np.zeros(FRAME, np.float32)
     due_s = time.monotonic()
     while True:
         due_s += FRAME_S
         await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-        exchange(silence, due_s)
+        tick(silence, due_s)
 
 
 @contextlib.contextmanager
-def on_devices(
-    exchange: Exchange, *, microphone: str | None, speaker: str | None, hear: bool, say: bool
-) -> Iterator[float]:
+def on_devices(tick: Tick, *, microphone: str | None, speaker: str | None, hear: bool, say: bool) -> Iterator[float]:
     """Microphone (`say`) and speaker (`hear`) of this machine, None being the default ones; yields their latency in s.
 
-    The exchange is called in the sound card's own thread.
+    The tick is called in the sound card's own thread.
     """
     devices = _sounddevice()
     smooth_s = [0.0]
@@ -96,13 +94,13 @@ def on_devices(
         return smooth_s[0]
 
     def both(captured: Samples, played: Samples, frames: int, clock: object, flags: object) -> None:
-        played[:, 0] = exchange(captured[:, 0].copy(), now_s())
+        played[:, 0] = tick(captured[:, 0].copy(), now_s())
 
     def only_said(captured: Samples, frames: int, clock: object, flags: object) -> None:
-        exchange(captured[:, 0].copy(), now_s())
+        tick(captured[:, 0].copy(), now_s())
 
     def only_heard(played: Samples, frames: int, clock: object, flags: object) -> None:
-        played[:, 0] = exchange(np.zeros(FRAME, np.float32), now_s())
+        played[:, 0] = tick(np.zeros(FRAME, np.float32), now_s())
 
     options: dict[str, Any] = {
         "samplerate": RATE, "blocksize": FRAME, "channels": 1, "dtype": "float32", "latency": "low",

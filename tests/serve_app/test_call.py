@@ -15,7 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from serve_app.cli import main
 from serve_app.commands import UserMistake
-from serve_app.commands.call import _Exchange, stats_line
+from serve_app.commands.call import _CardSide, stats_line
 from serve_app.commands.signalling import CallRefused, connected
 from serve_app.commands.soundcard import FRAME, RATE, Recording, WavFile, on_timer
 from tests.serve_app.fakes import tone, wav_file
@@ -146,7 +146,7 @@ class Deaf:
 
 async def test_a_sound_card_that_fails_ends_the_call() -> None:
     ended = asyncio.get_running_loop().create_future()
-    exchange = _Exchange(Deaf(), None, None, 0.5, ended)  # type: ignore[arg-type]
+    exchange = _CardSide(Deaf(), None, None, 0.5, ended)  # type: ignore[arg-type]
     card = asyncio.create_task(on_timer(exchange))
     await asyncio.wait_for(ended, 10)
     card.cancel()

@@ -20,7 +20,7 @@ class _Abandoned(Exception):
     """The feeder has closed: stop decoding."""
 
 
-class Exchange:
+class Turns:
     """Bytes in, chunks out. ffmpeg's side calls `read` and `put`, the feeder's side `give` and `take`."""
 
     def __init__(self) -> None:
@@ -96,12 +96,12 @@ class Worker:
     """Decodes one container that comes in pieces."""
 
     def __init__(self, container: Container) -> None:
-        self._exchange = Exchange()
+        self._turns = Turns()
         self._recordings: list[Recording] = []
-        arguments = (self._exchange, container, self._recordings)
+        arguments = (self._turns, container, self._recordings)
         self._thread = threading.Thread(target=_decode, args=arguments, name="decode-upload", daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._exchange.close)  # a decoder that nobody closed takes its thread with it
+        weakref.finalize(self, self._turns.close)  # a decoder that nobody closed takes its thread with it
 
     @property
     def recording(self) -> Recording | None:
@@ -110,24 +110,24 @@ class Worker:
 
     def feed(self, data: bytes, *, complete: bool = False) -> Iterator[Chunk]:
         """Yields what the bytes complete; with `complete`, all that is left."""
-        self._exchange.give(data, complete=complete)
-        while (chunk := self._exchange.take()) is not None:
+        self._turns.give(data, complete=complete)
+        while (chunk := self._turns.take()) is not None:
             yield chunk
 
     def close(self) -> None:
         """Ends the thread and waits for it."""
-        self._exchange.close()
+        self._turns.close()
         self._thread.join()
 
 
-def _decode(exchange: Exchange, container: Container, recordings: list[Recording]) -> None:
+def _decode(turns: Turns, container: Container, recordings: list[Recording]) -> None:
     """The thread: holds no reference to its Worker, so that a forgotten one can be collected."""
     try:
-        with contextlib.closing(Recording(exchange, container)) as recording:
+        with contextlib.closing(Recording(turns, container)) as recording:
             recordings.append(recording)
             for chunk in recording.chunks():
-                exchange.put(chunk)
+                turns.put(chunk)
     except BaseException as error:  # noqa: B036 - not swallowed: raised again in the thread that feeds
-        exchange.end(error)
+        turns.end(error)
     else:
-        exchange.end()
+        turns.end()
