@@ -21,8 +21,8 @@ READABLE = "wav, flac, mp3, ogg, opus, webm, m4a, aac, aiff or another common re
 # What ffmpeg may take an upload for. Playlists and scripts (hls, concat, dash, ...) are not in the list: they would
 # have the server open addresses and files that the upload names.
 DEMUXERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,rm,"
-    "s16le,s24le,s32le,tta,u8,w64,wav,wv"
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,iff,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
+    "mxf,nistsphere,nut,ogg,rm,s16le,s24le,s32le,tta,u8,voc,w64,wav,wv"
 )
 MAX_STREAMS = 64  # a film has a few dozen; each costs memory before anything is decoded
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
@@ -32,7 +32,7 @@ PIECE_S = 0.5  # the most that one piece of sound holds
 EDGE_S = 0.005  # over which sound goes into a silence that was put in, and comes back
 # Containers whose frames carry a time of their own; in the others a frame begins where the one before it ends. In an
 # AVI only the first one does: those behind it count packets, whatever these hold.
-STAMPED = frozenset({"matroska", "mov", "flv", "mpegts", "mpeg", "asf", "ogg", "avi", "rm", "amr"})
+STAMPED = frozenset({"matroska", "mov", "flv", "mpegts", "mpeg", "asf", "ogg", "avi", "rm", "amr", "nut"})
 AMR_PAUSE_BYTES = 7  # speech takes 13 at least
 # Containers whose time stamps count from 0, also where sound is all that they hold.
 START_AT_ZERO = frozenset({"matroska", "mov", "flv"})
