@@ -20,13 +20,13 @@ from configs.serve import Limits, RtcArgs
 from serve_app.cli import main
 from serve_app.commands.ending import ended_by_signals
 from serve_app.http import create_app
+from serve_app.ingress import open_peer
 from serve_app.rtc import Rtc
 from serve_app.service import Service
 from serve_app.stores.voices import FolderVoiceStore, VoiceNotFound, VoiceRecord
 from tests.serve_app.call_fakes import CallRoom
 from tests.serve_app.fakes import EchoBackend, serving, tone, wait_until, wav_file
 from tests.serve_app.test_rtc import NamedOwners
-from webrtc.peer import Peer
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    room = CallRoom(RtcArgs(), make_peer=partial(Peer, ()))
+    room = CallRoom(RtcArgs(), make_peer=partial(open_peer, RtcArgs()))
     service = Service(EchoBackend(), FolderVoiceStore(tmp_path / "voices"), Limits())
     monkeypatch.setattr(room.calls, "make_features", service.make_features)
     replicas: dict[str, Rtc] = {}
