@@ -29,10 +29,15 @@ QUIET, NEAR_TICKS = 0.05, 100
 """Frames below this share of the amplitude of the loudest one within 2 s are unvoiced, however loud that one is."""
 SILENCE = 10 ** (-100 / 20)
 """Frames whose root mean square is below that of a 16-bit sound's rounding are unvoiced too."""
-MEMORY_TICKS, RECENT_TICKS, LEAST_TICKS = 400, 100, 25
+MEMORY_TICKS, RECENT_TICKS, LEAST_TICKS = 400, 100, 50
 """Voiced frames that a speaker's usual pitch is the median of; that show who speaks now; that are needed to begin."""
 CALL_CENTS_PER_S, FILE_CENTS_PER_S = 33.0, 4.0
 """How fast it follows: a recording's is told once for each window, whose border no tune should show."""
+SETTLING_CENTS_PER_S, SETTLING_TICKS = 45.0, 150
+"""A call's follows faster until so much voice has come."""
+BEGINS_HIGHER, HIGHER_TICKS = 1.5, 200
+"""Speech begins some semitones above its usual pitch and falls to it: what a call has heard first is taken for so much
+higher, less and less until so much voice has come (20 pairs of held-out speakers, 2026-11-28)."""
 STRANGE, FAR = 5.0, 2.0
 """Another speaker's median is so many semitones away, and nine tenths of the voice so many."""
 PAUSE_TICKS = 15
@@ -145,15 +150,16 @@ class UsualPitch:
     """The pitch that a speaker's melody is told relative to: a window's own median would flatten every sentence.
 
     It begins as the median of what was heard first and follows that of late so slowly that no interval of a tune is
-    bent. Somebody else is followed at once, from a pause on.
+    bent. Somebody else is followed at once, from a pause on. `cents_per_s` None: as fast as a call does.
     """
 
-    def __init__(self, cents_per_s: float = CALL_CENTS_PER_S) -> None:
-        self._most_octaves = cents_per_s / 1200 / TICKS_PER_S  # per tick
+    def __init__(self, cents_per_s: float | None = None) -> None:
+        self._cents_per_s = cents_per_s
+        self._n_voiced = 0
         self._voiced: deque[float] = deque(maxlen=MEMORY_TICKS)
         self._unvoiced_ticks = 0
         self.hz: float | None = None
-        """None until half a second of voiced sound has come."""
+        """None until a second of voiced sound has come."""
 
     def push(self, wave: Samples) -> None:
         """Take more of the speech, at 16 kHz."""
@@ -164,14 +170,28 @@ class UsualPitch:
         for hz in pitch.tolist():
             if hz > 0:
                 self._voiced.append(hz)
+                self._n_voiced += 1
                 self._unvoiced_ticks = 0
             else:
                 self.rest(1)
         if len(self._voiced) < LEAST_TICKS:
             return
-        own_hz = float(np.median(self._voiced))
-        most = self._most_octaves * len(pitch)
+        own_hz = float(np.median(self._voiced)) * 2.0 ** (-self._begins_higher / 12)
+        most = self._speed / 1200 / TICKS_PER_S * len(pitch)
         self.hz = self.hz * 2.0 ** np.clip(np.log2(own_hz / self.hz), -most, most) if self.hz else own_hz
+
+    @property
+    def _speed(self) -> float:
+        """Cents per second."""
+        if self._cents_per_s is not None:
+            return self._cents_per_s
+        return SETTLING_CENTS_PER_S if self._n_voiced < SETTLING_TICKS else CALL_CENTS_PER_S
+
+    @property
+    def _begins_higher(self) -> float:
+        """Semitones that what was heard so far lies above the usual pitch, most likely."""
+        is_call = self._cents_per_s is None
+        return BEGINS_HIGHER * max(0.0, 1 - self._n_voiced / HIGHER_TICKS) if is_call else 0.0
 
     def rest(self, ticks: int) -> None:
         """So many ticks pass without a voice."""

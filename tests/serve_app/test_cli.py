@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import wave
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,47 @@ def test_a_pipe_is_converted(
         _, told = running.communicate(timeout=120)
     assert running.returncode == 0, told
     assert abs(len(decode_file(out)[0]) - SOURCE_S * MODEL_RATE) <= HOP
+
+
+def piped(data: bytes, arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """The command with `{}` standing for a pipe that holds the data, as a shell passes `<(command)`."""
+    end, ours = os.pipe()
+    command = [sys.executable, "-m", "serve_app.cli", *(part.format(f"/dev/fd/{end}") for part in arguments)]
+
+    def feed() -> None:
+        with suppress(BrokenPipeError), open(ours, "wb") as pipe:
+            pipe.write(data)
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, pass_fds=[end], env=environment, timeout=120)
+    os.close(end)
+    feeding.join()
+    return done
+
+
+@pytest.mark.parametrize("place", ["here", "on a server"])
+@pytest.mark.parametrize("part", ["source", "voice"])
+def test_what_a_shell_passes_as_a_pipe_is_read(
+    preset: str, url: str, source: str, reference: str, tmp_path: Path, part: str, place: str
+) -> None:
+    where = ["--preset", preset] if place == "here" else ["--server", url]
+    given = {"source": source, "voice": reference}
+    data = Path(given[part]).read_bytes()
+    given[part] = "{}"
+    out = tmp_path / "out.wav"
+    done = piped(data, ["convert", given["source"], "--voice", given["voice"], "--out", str(out), *where])
+    assert done.returncode == 0, done.stderr
+    assert abs(len(decode_file(out)[0]) - SOURCE_S * MODEL_RATE) <= HOP
+
+
+def test_a_voice_is_added_from_a_pipe_and_a_call_says_that_it_wants_a_file(url: str, reference: str) -> None:
+    data = Path(reference).read_bytes()
+    done = piped(data, ["voices", "add", "Pia", "{}", "--server", url])
+    assert done.returncode == 0, done.stderr
+    refused = piped(b"", ["call", "--voice", "clara", "--in", "{}", "--server", url])
+    assert refused.returncode == 2 and b"is no file; --in takes" in refused.stderr
 
 
 def test_what_is_no_source_is_told_before_anything_is_done(

@@ -125,7 +125,7 @@ def test_no_interval_of_a_tune_is_bent_in_a_call(notes: np.ndarray, rest_s: floa
     known = usual[usual > 0]
     one_note = round((note_s + rest_s) / 0.12) + 1
     bent = np.abs(np.log2(known[one_note:] / known[:-one_note]))
-    assert len(known) > len(usual) - 10
+    assert len(known) > len(usual) - 13  # a second of voice makes it known
     assert bent.max() < 50 / 1200
 
 
@@ -142,9 +142,9 @@ def test_another_speaker_in_a_call_is_followed(first_hz: float, second_hz: float
 
 
 def test_a_usual_pitch_caught_wrong_settles() -> None:
-    """The first half second was said in a high voice."""
+    """The first second was said in a high voice."""
     phrase, pause = sung(150 * 2 ** (np.array([2, 0, -2, 0]) / 12), 0.3), np.zeros(RATE // 2, np.float32)
-    high = harmonics(np.full(RATE * 6 // 10, 190.0))
+    high = harmonics(np.full(RATE * 12 // 10, 190.0))
     usual = usual_while_hearing(np.concatenate([high, pause] + [phrase, pause] * 10))
-    assert usual[10] == pytest.approx(190, rel=0.03)
+    assert usual[10] == pytest.approx(190, rel=0.08), "but for what speech begins higher"
     assert abs(12 * np.log2(usual[-1] / 150)) < 1

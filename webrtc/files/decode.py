@@ -20,6 +20,7 @@ from webrtc.files.thread import Worker
 
 SPOOL_IN_MEMORY_BYTES = 1 << 20
 RAW_PCM = Container("s16le", {"sample_rate": "16000", "ch_layout": "mono"})
+LOST_S = 0.5  # of silence that is told of
 SHORTFALL_S = 0.1  # codec delays alone make a file up to this much shorter than it says
 
 
@@ -119,6 +120,11 @@ class RecordingDecoder:
             self._verdict.append(f"the recording is cut off: {decoded} of {whole_s:.1f} s were decoded")
         elif self._ends_early(recording):
             self._verdict.append(f"the recording is damaged or cut off: {decoded} of it were decoded")
+        elif recording.lost_s > LOST_S:
+            self._verdict.append(
+                f"an AVI does not tell when its sound is heard: about {recording.lost_s:.1f} s of silence before or "
+                "within it may be missing; mp4 and mkv keep it"
+            )
 
     def _whole_s(self, recording: Recording) -> float | None:
         """How long the recording was meant to be, where part of it is missing."""

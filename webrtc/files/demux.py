@@ -21,8 +21,8 @@ from webrtc.files.timeline import LEAD_S, Timeline
 # What ffmpeg may take an upload for. Playlists and scripts (hls, concat, dash, ...) are not in the list: they would
 # have the server open addresses and files that the upload names.
 DEMUXERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,rm,"
-    "s16le,s24le,s32le,tta,u8,w64,wav,wv"
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,iff,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
+    "mxf,nistsphere,nut,ogg,rm,s16le,s24le,s32le,tta,u8,voc,w64,wav,wv"
 )
 MAX_STREAMS = 64  # a film has a few dozen; each costs memory before anything is decoded
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
@@ -30,9 +30,12 @@ MAX_CHANNELS = 8
 MAX_FRAME_SAMPLES = 1 << 22  # in all channels; the longest frames in use (APE) hold 2.4 million
 PIECE_S = 0.5  # the most that one piece of sound holds
 EDGE_S = 0.005  # over which sound goes into a silence that was put in, and comes back
-# Containers whose frames carry a time of their own; in the others a frame begins where the one before it ends.
-STAMPED = frozenset({"matroska", "mov", "flv", "mpegts", "mpeg", "asf", "ogg", "avi", "rm", "amr"})
+# Containers whose frames carry a time of their own; in the others a frame begins where the one before it ends. In an
+# AVI only the first one does: those behind it count packets, whatever these hold.
+STAMPED = frozenset({"matroska", "mov", "flv", "mpegts", "mpeg", "asf", "ogg", "avi", "rm", "amr", "nut"})
 AMR_PAUSE_BYTES = 7  # speech takes 13 at least
+# Containers whose time stamps count from 0, also where sound is all that they hold.
+START_AT_ZERO = frozenset({"matroska", "mov", "flv"})
 # Containers that state a length, where others have ffmpeg guess it from the bit rate.
 STATE_LENGTH = frozenset({"flac", "matroska", "mov", "wv", "tta", "ape"})
 
@@ -75,6 +78,9 @@ class Recording:
         self._mono: Mono | None = None
         self._timeline = Timeline()
         self._zero_s: float | None = None  # the earliest time stamp of the other tracks
+        self._picture_s = 0.0  # how far the other tracks have come
+        self._lead_s = 0.0  # and how far in the part of the file before the first sound
+        self._sound_at: int | None = None  # where in the file that is
         self._edge: Wave | None = None  # the last sample, where the next frame follows a silence
         self.damaged_packets = 0
         self.damaged_at_end = False  # the last packet was among them
@@ -98,6 +104,20 @@ class Recording:
     def end_s(self) -> float | None:
         """Where the sound ends by its time stamps, where it has any."""
         return self._timeline.end_s
+
+    @property
+    def lost_s(self) -> float:
+        """How much silence the recording may have lost: an AVI counts packets, and closes late starts and gaps.
+
+        Known from what lies before its first sound, where its pictures last longer, and from the length that it states.
+        """
+        if self._format != "avi":
+            return 0.0
+        sound_s = self._timeline.given_s
+        before_s = min(self._lead_s, self._picture_s - sound_s)
+        # Not for samples of one size: there the stated length is missing, or counts bytes.
+        is_exact = not self._stream.codec_context.name.startswith(("pcm_", "adpcm_"))
+        return max(0.0, before_s, (is_exact and self._stated_length_s() or 0.0) - sound_s)
 
     def chunks(self) -> Iterator[tuple[Samples, int]]:
         """Samples in [-1, 1], half a second at most, and their rate in Hz."""
@@ -126,9 +146,11 @@ class Recording:
         """The frame's channels, (C, T), behind the silence that its time stamp asks for."""
         rate = frame.sample_rate
         gap_s = 0.0
-        if self._format in STAMPED:
+        if self._format in STAMPED and not (self._format == "avi" and self._timeline.given_s):
             at_s = None if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base)
             gap_s = self._timeline.gap_s(at_s, self._beginning_s(at_s), frame.samples / rate)
+        else:
+            self._timeline.gap_s(None, None, frame.samples / rate)
         sound = by_channel(frame)
         edge = max(1, round(EDGE_S * rate))
         missing = round(gap_s * rate)
@@ -148,7 +170,8 @@ class Recording:
 
     def _beginning_s(self, at_s: float | None) -> float | None:
         """Where the recording begins: with the first of its tracks, or where its edit list says."""
-        if self._format == "mov" and at_s is not None and 0 < at_s <= LEAD_S:
+        is_alone = self._format in START_AT_ZERO and self._zero_s is None
+        if (is_alone or self._format == "mov") and at_s is not None and 0 < at_s <= LEAD_S:
             return 0.0
         return self._zero_s
 
@@ -185,6 +208,7 @@ class Recording:
             if packet.stream.index != self._stream.index:
                 self._note_start(packet)
                 continue
+            self._sound_at = packet.pos if self._sound_at is None else self._sound_at
             if packet.size:
                 self.damaged_at_end = False
             frame_header = read_frame_header(bytes(packet)[:4]) if is_mp3 and packet.size else None
@@ -211,13 +235,18 @@ class Recording:
         self.damaged_at_end = True
 
     def _note_start(self, packet: av.Packet[Any]) -> None:
-        """Remembers the earliest time stamp of the other tracks before the first sound."""
-        stream = packet.stream
-        if self._sample_rate is not None or packet.pts is None or stream.time_base is None:
+        """Remembers how far the other tracks have come, and their earliest time stamp before the first sound."""
+        stream, stamp = packet.stream, packet.dts if packet.pts is None else packet.pts
+        if stamp is None or stream.time_base is None:
             return
         if stream.type not in ("audio", "video") or stream.disposition & Disposition.attached_pic:
             return
-        at_s = float(packet.pts * stream.time_base)
+        at_s = float(stamp * stream.time_base)
+        self._picture_s = max(self._picture_s, at_s)
+        if self._sound_at is None or (packet.pos or 0) < self._sound_at:
+            self._lead_s = max(self._lead_s, at_s)
+        if self._sample_rate is not None or packet.pts is None:
+            return
         self._zero_s = at_s if self._zero_s is None else min(self._zero_s, at_s)
 
 

@@ -108,10 +108,10 @@ class Mixdown:
         enough = CANCELLED_S * BLOCKS_PER_S
         if self.warnings or self._cancelled_blocks < max(enough, CANCELLED_SHARE * self._sounding_blocks):
             return
-        which = " and ".join(str(channel + 1) for channel in sorted(taken))
+        which = ", ".join(str(channel + 1) for channel in sorted(taken))
         self.warnings.append(
-            f"the channels of the recording cancel each other (one is inverted): of {self._channels} channels only "
-            f"{which} was taken"
+            f"the channels of the recording cancel each other (one is inverted or late): of its "
+            f"{self._channels} channels these were taken: {which}"
         )
 
 

@@ -18,6 +18,11 @@ class Timeline:
         self._silence_s = 0.0
 
     @property
+    def given_s(self) -> float:
+        """How long the sound is so far, with the silence in it."""
+        return self._given_s
+
+    @property
     def end_s(self) -> float | None:
         """Where the last frame ends, by its time stamp; None before the first that has one."""
         return self._end_s

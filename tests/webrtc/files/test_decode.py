@@ -54,6 +54,8 @@ RECORDINGS = {
     "3gp": ("3gp", "aac", 16000, "mono"),
     "avi": ("avi", "libmp3lame", 44100, "mono"),
     "asf": ("asf", "pcm_s16le", 44100, "mono"),
+    "voc": ("voc", "pcm_u8", 8000, "mono"),
+    "nut": ("nut", "pcm_s16le", 44100, "mono"),
     "au": ("au", "pcm_s16be", 44100, "mono"),
     "w64": ("w64", "pcm_s16le", 44100, "mono"),
     "wv": ("wv", "wavpack", 44100, "mono"),
@@ -82,6 +84,17 @@ def decode(
         chunks += [*decoder.feed(data), *decoder.finish()]
         assert {rate for _, rate in chunks} == {chunks[0][1]}
         return np.concatenate([samples for samples, _ in chunks]), chunks[0][1], decoder.warnings
+
+
+def test_speech_corpora_are_read() -> None:
+    """NIST SPHERE: a head of text, 1024 bytes long, then samples."""
+    head = "NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i {n}\nsample_rate -i 22050\nsample_n_bytes -i 2\n"
+    head += "sample_byte_format -s2 01\nsample_sig_bits -i 16\nsample_coding -s3 pcm\nend_head\n"
+    wave = tone(1.0)
+    data = head.format(n=len(wave)).encode().ljust(1024) + np.rint(wave * 32767).astype("<i2").tobytes()
+    samples, rate, warnings = decode(data)
+    assert rate == 22050 and warnings == []
+    np.testing.assert_allclose(samples, wave, atol=1e-4)
 
 
 def random_cuts(seed: int, largest: int) -> Iterator[int]:

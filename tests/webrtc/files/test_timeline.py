@@ -48,6 +48,34 @@ def test_a_recording_that_was_cut_out_of_a_longer_one_starts_at_once() -> None:
     assert warnings == []
 
 
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "pcm_s16le"), ("flv", "aac"), ("mp4", "aac")])
+def test_sound_alone_starts_where_its_container_says(container: str, codec: str) -> None:
+    samples, rate, warnings = decode(stamped(container, codec, 44100, [2.0]))
+    np.testing.assert_allclose(spans(samples, rate), [(2.0, 3.0)], atol=0.12)
+    assert warnings == []
+
+
+@pytest.mark.parametrize("codec", ["libmp3lame", "pcm_s16le", "ac3"])
+def test_an_avi_whose_sound_starts_late_is_told_of(codec: str) -> None:
+    """An AVI has no time stamps: how late is told by what lies before the sound, and by the length that it states."""
+    _, _, warnings = decode(stamped("avi", codec, 44100, [2.0, 3.0], with_video=True))
+    assert len(warnings) == 1 and "does not tell when its sound" in warnings[0]
+
+
+@pytest.mark.parametrize("codec", ["libmp3lame", "ac3"])
+def test_an_avi_whose_sound_has_a_gap_is_told_of(codec: str) -> None:
+    _, _, warnings = decode(stamped("avi", codec, 44100, [0.0, 3.0], with_video=True))
+    assert len(warnings) == 1 and "does not tell when its sound" in warnings[0]
+
+
+@pytest.mark.parametrize("codec", ["libmp3lame", "pcm_s16le", "ac3", "eac3", "vorbis", "adpcm_ms"])
+@pytest.mark.parametrize("with_video", [True, False])
+def test_an_avi_in_order_is_as_long_as_its_sound(codec: str, with_video: bool) -> None:
+    samples, rate, warnings = decode(recording("avi", codec, 44100, "stereo", with_video=with_video))
+    assert abs(len(samples) / rate - 3.0) < 0.1
+    assert warnings == []
+
+
 def test_silence_that_is_put_in_does_not_click() -> None:
     wave = tone(1.0, 16000)
     samples, _, _ = decode(stamped("matroska", "pcm_s16le", 16000, [0.0, 3.1]))
