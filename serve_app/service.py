@@ -36,6 +36,7 @@ from webrtc.files import OUTPUT_FORMATS
 _REFERENCES_AT_ONCE = 2
 """That are decoded; conversions are bounded by `max_conversions`."""
 _REFERENCES_WAITING = 16
+_MAX_REFERENCE_HZ = 48_000
 DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
 MAX_SEED = 2**32 - 1
 TEND_EVERY_S = 15.0
@@ -262,27 +263,34 @@ class Service:
                 await asyncio.to_thread(self.voices.save_features, voice_id, fingerprint, voice)
 
     async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
-        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings."""
+        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings.
+
+        A file of a few kilobytes may claim two minutes at 384 kHz: what no voice is made of goes as it comes.
+        """
         enough_s = SEARCHED_S
         warnings: list[str] = []
-        wholes: list[Samples] = []
+        pieces: list[Samples] = []
         rate, taken_s = 0, 0.0
         for file in files:
             sound = Decoded(one_piece(file) if isinstance(file, bytes) else file)
-            pieces: list[Samples] = []
+            resampler: soxr.ResampleStream | None = None
             async with aclosing(sound.pieces()) as source:
                 async for samples, own_rate in source:
-                    pieces.append(samples)
+                    rate = rate or min(own_rate, _MAX_REFERENCE_HZ)
+                    if own_rate != rate:
+                        resampler = resampler or soxr.ResampleStream(own_rate, rate, 1)
+                        pieces.append(await in_thread(resampler.resample_chunk, samples))
+                    else:
+                        pieces.append(samples)
                     taken_s += len(samples) / own_rate
                     if taken_s > enough_s:
                         break
-            rate = rate or own_rate
-            whole = np.concatenate(pieces)
-            wholes.append(whole if own_rate == rate else await in_thread(soxr.resample, whole, own_rate, rate))
+            if resampler is not None:
+                pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             warnings += sound.warnings
             if taken_s > enough_s:
                 break
-        return np.concatenate(wholes), rate, warnings
+        return np.concatenate(pieces), rate, warnings
 
 
 async def one_piece(data: bytes) -> AsyncIterator[bytes]:

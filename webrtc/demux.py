@@ -28,6 +28,7 @@ MAX_STREAMS = 64  # a film has a few dozen; each costs memory before anything is
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_CHANNELS = 8
 MAX_FRAME_SAMPLES = 1 << 22  # in all channels; the longest frames in use (APE) hold 2.4 million
+MAX_WARNINGS = 8  # about channels, where these change: that may be with each frame
 PIECE_S = 0.5  # the most that one piece of sound holds
 EDGE_S = 0.005  # over which sound goes into a silence that was put in, and comes back
 # Containers whose frames carry a time of their own; in the others a frame begins where the one before it ends.
@@ -106,7 +107,8 @@ class Recording:
     @property
     def warnings(self) -> list[str]:
         """What was odd about the sound so far."""
-        return [*self._timeline.warnings, *self._mono_warnings, *(self._mono.warnings if self._mono else [])]
+        found = [*self._timeline.warnings, *self._mono_warnings, *(self._mono.warnings if self._mono else [])]
+        return list(dict.fromkeys(found))
 
     @property
     def end_s(self) -> float | None:
@@ -169,7 +171,7 @@ class Recording:
     def _mixed(self, sound: Wave, rate: int) -> Iterator[tuple[Samples, int]]:
         if self._mono is not None and self._mono.channels != len(sound):
             yield from _pieces(self._mono.finish(), rate)
-            self._mono_warnings += self._mono.warnings
+            self._mono_warnings = list(dict.fromkeys([*self._mono_warnings, *self._mono.warnings]))[:MAX_WARNINGS]
             self._mono = None
         if self._mono is None:
             self._mono = Mono(len(sound), rate, unbounded=self._is_unbounded())

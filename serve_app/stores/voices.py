@@ -19,12 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 if TYPE_CHECKING:
@@ -94,6 +94,10 @@ class VoiceExists(VoiceError, ValueError):
     message = "there is already a voice with the id {voice_id!r}"
 
 
+Stored = Annotated[int, Field(ge=0, le=2**53)]
+"""A number that every reader of JSON has; what is beyond it in a record was not written by us."""
+
+
 @dataclass(frozen=True, slots=True)
 class VoiceRecord:
     """What is known about a voice, without its sound."""
@@ -103,12 +107,12 @@ class VoiceRecord:
     category: Literal["premade", "cloned"] = "cloned"
     description: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    created_at_unix: int = 0
+    created_at_unix: Stored = 0
     duration_s: float | None = None
-    sample_rate: int | None = None
+    sample_rate: Stored | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that another version wrote: not read, and kept when the record is written again."""
-    expires_s: int | None = None
+    expires_s: Stored | None = None
     """How long after its last use the voice is forgotten; None: never."""
     reference: Mapping[str, Any] | None = None
     """How good the reference is (stages.reference.ReferenceReport); unknown for premade and for older voices."""
@@ -165,6 +169,7 @@ def read_record(data: bytes, voice_id: str) -> VoiceRecord:
     """A stored record, under the id that it is stored by; VoiceDamaged where it is none."""
     try:
         stored = from_json(data)
+        json.dumps(stored, allow_nan=False)  # what an answer cannot hold would spoil the list of all voices
         unknown = {name: value for name, value in stored.items() if name not in _RECORD_FIELDS}
         known = {name: value for name, value in stored.items() if name in _RECORD_FIELDS}
         record = _RECORD.validate_python(known)
@@ -530,10 +535,13 @@ def _require_plain(about: os.stat_result) -> None:
 
 def _samples_of(wav: bytes) -> tuple[np.ndarray, int]:
     """What `_wav` made, and its rate; ValueError and the like where it did not, or not all is there."""
+    from webrtc.demux import check_rate
+
     with wave.open(io.BytesIO(wav), "rb") as recording:
         about, frames = recording.getparams(), recording.readframes(recording.getnframes())
-    if about[:2] != (1, 2) or not about.nframes or len(frames) != 2 * about.nframes or not about.framerate:
+    if about[:2] != (1, 2) or not about.nframes or len(frames) != 2 * about.nframes:
         raise ValueError("not a whole recording of 16 bit, mono")
+    check_rate(about.framerate)
     return np.frombuffer(frames, "<i2").astype(np.float32) / np.float32(_INT16_STEPS), about.framerate
 
 

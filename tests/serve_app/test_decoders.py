@@ -142,6 +142,17 @@ async def test_a_voice_takes_as_much_of_its_recordings_as_it_may(tmp_path: Path)
     assert busy_processes() == 0
 
 
+@pytest.mark.parametrize("rate", [96_000, 192_000, 384_000])
+async def test_a_voice_is_kept_at_a_rate_that_voices_need(tmp_path: Path, rate: int) -> None:
+    sound = np.sin(2 * np.pi * 440 / rate * np.arange(2 * rate)).astype(np.float32)[:, None] / 2
+    store = FolderVoiceStore(tmp_path)
+    record, _ = await Service(EchoBackend(), store, Limits()).add_voice("high", [wav_file(sound, rate)] * 2)
+    assert (record.sample_rate, record.duration_s) == (48_000, 4.0)
+    samples, kept_rate = store.reference(record.voice_id)
+    spectrum = np.abs(np.fft.rfft(samples))
+    assert np.argmax(spectrum) * kept_rate / len(samples) == pytest.approx(440, abs=1)
+
+
 async def test_voices_that_are_added_at_once_are_bounded(tmp_path: Path) -> None:
     service = Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits())
     adding = [asyncio.create_task(service.add_voice("v", [endless(MP3)])) for _ in range(20)]

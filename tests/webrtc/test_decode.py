@@ -353,3 +353,23 @@ def test_a_ten_minute_recording_is_never_held_whole(name: str) -> None:
     grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb
     assert abs(decoded_s - 600) < 0.2
     assert grown_kb < 30_000
+
+
+def test_channels_that_come_and_go_are_told_of_once() -> None:
+    left = tone(0.7, 44100)
+    with tempfile.NamedTemporaryFile(suffix=".mp3") as file:
+        with av.open(file.name, "w", format="mp3") as out:
+            stream = add_audio_stream(out, "libmp3lame", 44100, "stereo")
+            size = stream.codec_context.frame_size
+            for at in range(0, len(left) - size, size):
+                part = left[at : at + size]
+                frame = av.AudioFrame.from_ndarray(np.stack([part, -part]), format="fltp", layout="stereo")
+                frame.sample_rate, frame.pts = 44100, at
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        stereo = file.read()
+    mono = recording(
+        "mp3", "libmp3lame", 44100, duration_s=0.2, muxer_options={"write_xing": "0", "id3v2_version": "0"}
+    )
+    _, _, warnings = decode((stereo + mono) * 12)
+    assert len([warning for warning in warnings if "cancel" in warning]) == 1
