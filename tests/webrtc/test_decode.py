@@ -22,6 +22,7 @@ from tests.webrtc.recordings import (
     silence,
     stereo_wav,
     tone,
+    wav,
 )
 from webrtc.codecs import Samples
 from webrtc.files import OUTPUT_FORMATS, Decoder, Encoder, NotAudio, decode_file
@@ -266,6 +267,13 @@ def test_of_a_container_with_hundreds_of_tracks_the_first_is_read() -> None:
             out.mux(streams[0].encode(frame))
         data = file.read()
     assert len(decode(data)[0]) == 800
+
+
+@pytest.mark.parametrize(("channels", "frame_bytes"), [(0, 2), (0, 0), (65535, 65535)])
+def test_a_wav_whose_channels_make_no_sense_is_refused(channels: int, frame_bytes: int) -> None:
+    form = struct.pack("<HHIIHH", 1, channels, 16000, 32000, frame_bytes, 16)
+    with pytest.raises(NotAudio):
+        decode(wav(bytes(8000), form))
 
 
 def test_more_than_eight_channels_are_refused() -> None:
