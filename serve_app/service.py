@@ -34,7 +34,7 @@ from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
 
 _REFERENCES_AT_ONCE = 2
-"""That are decoded; conversions are bounded by `max_conversions`."""
+"""That are decoded and searched for speech, in up to 200 MB each; conversions are bounded by `max_conversions`."""
 _REFERENCES_WAITING = 16
 _MAX_REFERENCE_HZ = 48_000
 DEFAULT_OUTPUT_FORMAT = "mp3_44100_128"
@@ -96,7 +96,7 @@ class Service:
         self._in_use: Counter[str] = Counter()
         self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._adding = 0
-        self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
+        self._preparing_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
 
     async def add_voice(
         self,
@@ -114,30 +114,25 @@ class Service:
             raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
         self._adding += 1
         try:
-            async with self._decoding_references:
+            async with self._preparing_references:
                 samples, sample_rate, warnings = await self._reference(files)
+                samples, sample_rate, more = await self._prepared(samples, sample_rate, remove_noise)
+            record, told = await self._keep(name, samples, sample_rate, description, labels, expires_s)
         finally:
             self._adding -= 1
-        record, more_warnings = await self.add_samples(
-            name, samples, sample_rate, description, labels, expires_s=expires_s, remove_noise=remove_noise
-        )
-        return record, [*warnings, *more_warnings]
+        return record, [*warnings, *more, *told]
 
-    async def add_samples(
-        self,
-        name: str,
-        samples: Samples,
-        sample_rate: int,
-        description: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        *,
-        expires_s: int | None = None,
-        remove_noise: bool = False,
-    ) -> tuple[VoiceRecord, list[str]]:
-        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings.
+    async def add_samples(self, name: str, samples: Samples, sample_rate: int) -> tuple[VoiceRecord, list[str]]:
+        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings."""
+        async with self._preparing_references:
+            samples, sample_rate, warnings = await self._prepared(samples, sample_rate)
+        record, told = await self._keep(name, samples, sample_rate)
+        return record, [*warnings, *told]
 
-        With `expires_s`, it is forgotten when nothing has used it for so long.
-        """
+    async def _prepared(
+        self, samples: Samples, sample_rate: int, remove_noise: bool = False
+    ) -> tuple[Samples, int, list[str]]:
+        """What a voice is made of, as the store keeps it, its rate, and warnings."""
         limit_s = self.limits.max_reference_s
         warnings: list[str] = []
         if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
@@ -150,7 +145,19 @@ class Service:
             got_s = len(samples) / sample_rate
             message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
             raise BadAudio("too_short", message)
-        voice, more_warnings, report = await self.backend.make_voice(samples, sample_rate)
+        return samples, sample_rate, warnings
+
+    async def _keep(
+        self,
+        name: str,
+        samples: Samples,
+        sample_rate: int,
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        expires_s: int | None = None,
+    ) -> tuple[VoiceRecord, list[str]]:
+        """A new voice of what was prepared, and warnings; with `expires_s`, forgotten when unused for so long."""
+        voice, warnings, report = await self.backend.make_voice(samples, sample_rate)
         record = VoiceRecord(
             voice_id=new_voice_id(),
             name=name,
@@ -168,7 +175,7 @@ class Service:
         except NotStored:  # the caller is told so, and never learns the voice's id
             await asyncio.to_thread(self.voices.delete, record.voice_id)
             raise
-        return record, [*warnings, *more_warnings]
+        return record, warnings
 
     async def convert(
         self,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import struct
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -16,6 +17,7 @@ import pytest
 
 from configs.serve import Limits
 from serve_app import decoders
+from serve_app import service as service_module
 from serve_app.conversion import Decoded
 from serve_app.decoders import DecodeProcess, busy_processes, decode_process
 from serve_app.errors import AtCapacity, SourceTooLong
@@ -163,6 +165,24 @@ async def test_voices_that_are_added_at_once_are_bounded(tmp_path: Path) -> None
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert busy_processes() == 0
+
+
+async def test_few_references_at_once_are_searched_for_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = most = 0
+
+    def searched(samples: np.ndarray, rate: int, most_s: float) -> tuple[np.ndarray, int, list[str]]:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.1)
+        at_once -= 1
+        return samples[: int(most_s * rate)], rate, []
+
+    monkeypatch.setattr(service_module, "spoken", searched)
+    service = Service(EchoBackend(), FolderVoiceStore(tmp_path), Limits(max_reference_s=1.5))
+    await asyncio.gather(*(service.add_samples("v", tone(2.0), 22050) for _ in range(4)))
+    await asyncio.gather(*(service.add_voice("v", [MP3]) for _ in range(4)))
+    assert most <= 2
 
 
 def test_the_next_recording_finds_a_process_ready() -> None:
