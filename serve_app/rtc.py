@@ -22,7 +22,9 @@ from serve_app.calls import DEFAULT_MODE, LEFT, Call, Calls, End, Session, owner
 from serve_app.errors import AtCapacity, Refused, Unavailable, refusal
 from serve_app.messages import MAX_MESSAGE_BYTES, Start, Told, Wishes, parse, problem, write
 from serve_app.sdp import check_offer, trickled
+from webrtc.guard import Allowance
 from webrtc.ice import IceServer, time_limited_credential
+from webrtc.peer import MESSAGES_AT_ONCE, MESSAGES_PER_S
 from webrtc.sdp import Offer
 
 log = logging.getLogger("seedvc.rtc")
@@ -320,11 +322,14 @@ class SocketCall:
         return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket))
 
     async def _read(self, call: Call) -> None:
-        """Hands on what the client says, until it leaves, which ends the call."""
+        """Hands on what the client says, until it leaves, which ends the call; no more than on the data channel."""
+        heard, now = Allowance(MESSAGES_PER_S, MESSAGES_AT_ONCE), asyncio.get_running_loop().time
         try:
             while True:
                 try:
-                    call.hear(await self._text(), self.tell)
+                    text = await self._text()
+                    if heard.take(now()):
+                        call.hear(text, self.tell)
                 except Refused as error:
                     self.tell(problem(error))
         except WebSocketDisconnect:
