@@ -27,6 +27,8 @@ DEMUXERS = (
 MAX_STREAMS = 64  # a film has a few dozen; each costs memory before anything is decoded
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_CHANNELS = 8
+MAX_FRAMES_PER_S = 2000  # the shortest in use (Opus) are 400; each costs the same, even if it holds one sample
+FEW_FRAMES = 20_000  # of any length
 MAX_FRAME_SAMPLES = 1 << 22  # in all channels; the longest frames in use (APE) hold 2.4 million
 MAX_WARNINGS = 8  # about channels, where these change: that may be with each frame
 PIECE_S = 0.5  # the most that one piece of sound holds
@@ -117,8 +119,13 @@ class Recording:
 
     def chunks(self) -> Iterator[tuple[Samples, int]]:
         """Samples in [-1, 1], half a second at most, and their rate in Hz."""
-        for frame in self._frames():
+        sound_s = 0.0
+        for n_frames, frame in enumerate(self._frames()):
             check_rate(frame.sample_rate)
+            sound_s += frame.samples / frame.sample_rate
+            if n_frames > max(FEW_FRAMES, MAX_FRAMES_PER_S * sound_s):
+                message = f"the recording is in pieces of less than 1/{MAX_FRAMES_PER_S} s; export it as wav or flac"
+                raise NotAudio("too_complex", message)
             if self._sample_rate not in (None, frame.sample_rate):
                 rates = f"from {self._sample_rate} Hz to {frame.sample_rate} Hz"
                 raise NotAudio("rate_change", f"the recording changes {rates} half-way; allowed is one rate")

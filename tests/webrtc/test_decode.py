@@ -381,3 +381,19 @@ def test_channels_that_come_and_go_are_told_of_once() -> None:
     )
     _, _, warnings = decode((stereo + mono) * 12)
     assert len([warning for warning in warnings if "cancel" in warning]) == 1
+
+
+def test_a_recording_in_pieces_of_one_sample_is_too_complex() -> None:
+    def element(name: str, data: bytes) -> bytes:
+        return bytes.fromhex(name) + b"\x01" + len(data).to_bytes(7, "big") + data
+
+    def number(name: str, value: int) -> bytes:
+        return element(name, value.to_bytes(8, "big"))
+
+    sound = element("E1", element("B5", struct.pack(">d", 4000.0)) + number("9F", 1) + number("6264", 8))
+    track = number("D7", 1) + number("73C5", 1) + number("83", 2) + element("86", b"A_PCM/INT/LIT") + sound
+    block = b"\x81\0\0\x02" + bytes([255, *[1] * 255]) + b"\x80" * 256  # 256 frames in one block (lacing)
+    clusters = element("1F43B675", number("E7", 0) + element("A3", block)) * 100
+    head = element("1A45DFA3", element("4282", b"matroska") + number("4287", 4) + number("4285", 2))
+    with pytest.raises(NotAudio, match="pieces of less than 1/2000 s"):
+        decode(head + element("18538067", element("1654AE6B", element("AE", track)) + clusters))
