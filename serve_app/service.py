@@ -29,7 +29,7 @@ from serve_app.stores.voices import (
     new_voice_id,
 )
 from stages.denoise import without_noise
-from stages.reference import SEARCHED_S, ReferenceReport, spoken
+from stages.reference import SEARCHED_S, ReferenceReport, check_reference, spoken
 from stages.types import BadAudio, Samples, Voice
 from webrtc.files import OUTPUT_FORMATS
 
@@ -145,6 +145,7 @@ class Service:
             got_s = len(samples) / sample_rate
             message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
             raise BadAudio("too_short", message)
+        await in_thread(check_reference, samples, sample_rate)  # here: Serve logs what a replica refuses as its failure
         return samples, sample_rate, warnings
 
     async def _keep(

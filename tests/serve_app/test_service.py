@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.serve import Limits
@@ -179,6 +180,13 @@ async def test_a_voice_that_cannot_be_made_is_not_kept(service: Service) -> None
     with pytest.raises(BadAudio):
         await service.add_samples("short", tone(0.5), 22050)
     assert service.voices.list() == before
+
+
+async def test_a_silent_reference_troubles_no_replica(service: Service, backend: EchoBackend) -> None:
+    made_before = backend.made_voices
+    with pytest.raises(BadAudio, match="silent"):
+        await service.add_samples("nobody", np.zeros(44100, np.float32), 22050)
+    assert backend.made_voices == made_before
 
 
 async def test_features_come_from_what_is_stored(service: Service, backend: EchoBackend) -> None:
