@@ -17,6 +17,10 @@ _CANDIDATE = re.compile(
 )
 _NAT64 = IPv6Network("64:ff9b::/96")
 _THIS_NETWORK = IPv4Address("0.255.255.255")
+# Where clouds tell a machine its secrets, where that is not link-local: Alibaba, Azure, AWS, Google, Oracle
+_METADATA = frozenset(
+    map(ip_address, ("100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Reach:
         if ip.is_loopback:
             return self.loopback
         if ip.is_link_local or ip.is_multicast or ip.is_reserved:  # broadcast and translated addresses are reserved
+            return False
+        if ip in _METADATA:
             return False
         if ip <= _THIS_NETWORK if isinstance(ip, IPv4Address) else ip.is_site_local:
             return False

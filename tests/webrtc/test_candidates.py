@@ -41,6 +41,8 @@ def test_how_far_a_call_reaches(reach: Reach, refused: set[str]) -> None:
     [
         "169.254.169.254",  # where clouds tell a machine its secrets
         "::ffff:169.254.169.254",
+        "fd00:ec2::254",
+        "100.100.100.200",
         "fe80::1",
         "fe80::1%eth0",
         "2001:4860::8888%1",
