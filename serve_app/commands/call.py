@@ -37,8 +37,6 @@ def run(args: argparse.Namespace) -> None:
     """Calls until the recording or the call ends, or Ctrl-C is pressed."""
     source = Path(args.source) if args.source else None
     out = Path(args.out) if args.out else None
-    if source is not None and source.exists() and not source.is_file():
-        raise UserMistake(f"{source} is no file; --in takes a recording that is there as a whole")
     if source is not None and not source.is_file():
         raise UserMistake(f"there is no file {source}")
     if source is not None and not os.access(source, os.R_OK):

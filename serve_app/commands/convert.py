@@ -17,7 +17,7 @@ import numpy as np
 from serve_app.commands import UserMistake, note, say
 from serve_app.commands.progress import Progress
 from serve_app.commands.remote import Server
-from serve_app.commands.sources import Readable, Source, is_readable
+from serve_app.commands.sources import Readable, Source
 from webrtc.formats import OUTPUT_FORMATS, OutputFormat
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _reference(wanted: str) -> Source:
     """The recording of a premade voice by id or name, or the recording that was given."""
     from serve_app.stores.voices import premade_recording, premade_records
 
-    if is_readable(Path(wanted)):
+    if Path(wanted).is_file() or Path(wanted).is_fifo():
         return Source(wanted)
     records = list(premade_records())
     for record in records:

@@ -11,7 +11,6 @@ from typing import Any, Self
 import httpx
 
 from serve_app.commands import KEY_VARIABLE, UserMistake
-from serve_app.commands.sources import is_readable
 from serve_app.names import shown
 
 _CONNECT_S = 10.0
@@ -115,7 +114,7 @@ class Server:
     @contextmanager
     def voice(self, wanted: str) -> Iterator[tuple[str, list[str]]]:
         """The id of a voice by name or id, or of one that is made of a recording and removed afterwards."""
-        if not is_readable(Path(wanted)):
+        if not Path(wanted).is_file():
             yield self.voice_id(wanted), []
             return
         name = shown(Path(wanted).stem)[:100]

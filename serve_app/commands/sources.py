@@ -15,11 +15,6 @@ from serve_app.commands import UserMistake
 STANDARD_INPUT = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
-def is_readable(path: Path) -> bool:
-    """Whether a recording may be read from there: a file, or a pipe such as the shell's `<(command)`."""
-    return path.is_file() or path.is_fifo()
-
-
 class Readable(Protocol):
     """Bytes, one after the other."""
 

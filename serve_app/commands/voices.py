@@ -7,7 +7,6 @@ from pathlib import Path
 
 from serve_app.commands import UserMistake, note, say
 from serve_app.commands.remote import Server
-from serve_app.commands.sources import is_readable
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,7 +29,7 @@ def _list(server: Server) -> None:
 def _add(server: Server, args: argparse.Namespace) -> None:
     files = [Path(name) for name in args.files]
     for file in files:
-        if not is_readable(file):
+        if not file.is_file():
             raise UserMistake(f"there is no file {file}")
     added, warnings = server.add_voice(args.name, files, args.description, remove_noise=args.remove_background_noise)
     if reference := added.get("reference"):  # a server of an older version has none
