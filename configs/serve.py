@@ -83,7 +83,7 @@ class RtcArgs(Strict):
     """Whether media may go to addresses of private networks (10.0.0.0/8, 192.168.0.0/16, fd00::/8 and the like), where
     clients in the same network are. Where all clients come from the internet, `false` keeps them from making this
     server send connectivity checks into the network that it stands in. Link-local and multicast addresses are never
-    sent to, this machine's own only for a client that has called from it."""
+    sent to, loopback only for a client that has called from this machine."""
     turn_secret_env: str = "SEEDVC_TURN_SECRET"
     """The environment variable that holds coturn's `static-auth-secret`."""
     credential_s: Positive = 3600

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,6 +21,7 @@ from serve_app.forms import header
 
 READING = ("GET", "HEAD", "OPTIONS")
 PROBES = frozenset({"/healthz", "/readyz"})
+_AUTHORITY = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{0,5}))?")
 _KEY_HEADER = b"xi-api-key"
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _NO_KEY = (
@@ -49,8 +51,9 @@ class Access:
         """Whether a page of that origin may call a server that it reaches as `host`, which may have a port."""
         if origin in self.origins or "*" in self.origins:
             return True
-        place = _place(origin)
-        return origin.startswith(("http://", "https://")) and place is not None and place == _place(f"//{host}")
+        scheme, _, authority = origin.partition("://")
+        place = _place(authority)
+        return scheme in ("http", "https") and place is not None and place == _place(host)
 
     def is_carried_by(self, scope: Scope) -> bool:
         """Whether a request carries the key, or none is asked for."""
@@ -114,11 +117,9 @@ def is_loopback(name: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port; empty where there is none."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
-    except ValueError:
-        return ""
+    """The name in a Host header, without its port; empty where there is none, or more than that."""
+    place = _place(host)
+    return "" if place is None else place[0].removesuffix(".")
 
 
 def _address(name: str) -> bool:
@@ -129,13 +130,13 @@ def _address(name: str) -> bool:
     return True
 
 
-def _place(url: str) -> tuple[str, int | None] | None:
-    """Host and port of an origin, without the default ports: a proxy may have ended TLS before us. None: no host."""
-    try:
-        parts = urlsplit(url)
-        return (parts.hostname, None if parts.port in (80, 443) else parts.port) if parts.hostname else None
-    except ValueError:
+def _place(authority: str) -> tuple[str, int | None] | None:
+    """Host and port, without the default ports: a proxy may have ended TLS before us. None: anything else."""
+    parts = _AUTHORITY.fullmatch(authority)
+    if parts is None:
         return None
+    port = int(parts["port"] or 80)
+    return parts["name"].strip("[]").lower(), None if port in (80, 443) else port
 
 
 def _keys_in(scope: Scope) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ class Admission:
         self._app = app
         self._uploads = Places("uploads", limits.max_uploads, limits)
         self._offers = Places("offers and candidates", max_waiting, limits)
-        self._sockets = Places("sockets without a call", max_waiting, limits)
+        self._sockets = Places("sockets without a call", max_waiting, limits, at_once=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what has found a place; AtCapacity, UploadStalled or Displaced for the layer above otherwise."""

@@ -122,8 +122,14 @@ class Exchange:
         self.started = False
 
     async def receive(self) -> Message:
-        """The next message of the client."""
-        message = await self._receive()
+        """The next message of the client; ClientGone where its server can hand on none.
+
+        Serve cancels a request whose client leaves, and then raises from here before it says so.
+        """
+        try:
+            message = await self._receive()
+        except Exception as error:
+            raise ClientGone("the client hung up") from error
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._uploaded = True
         return message

@@ -12,7 +12,8 @@ from serve_app.errors import AtCapacity, Displaced, UploadStalled
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_GRACE_S = 5.0
+_GRACE_S = 1.0
+"""How long a new client counts as sending: its first bytes are under way."""
 _CREDIT_S = 10.0
 """How long a place is safe after a burst: live sound may pause."""
 
@@ -20,10 +21,10 @@ _CREDIT_S = 10.0
 class Place:
     """One client's place, while it sends and until it is answered."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, grace_s: float = 0.0) -> None:
         self._limits = limits
         self._begun_s = time.monotonic()
-        self.safe_until_s = self._begun_s + _GRACE_S
+        self.safe_until_s = self._begun_s + grace_s
         """Until then the client counts as sending; each byte moves it on by what a byte may take."""
         self.given_up = False
         self._silent = True
@@ -75,10 +76,14 @@ class Place:
 
 
 class Places:
-    """All places for one kind of request, which `what` names in the plural."""
+    """All places for one kind of request, which `what` names in the plural.
 
-    def __init__(self, what: str, n_places: int, limits: Limits) -> None:
+    A new one is safe for a second, where others are not `at_once` to make it give way.
+    """
+
+    def __init__(self, what: str, n_places: int, limits: Limits, *, at_once: bool = False) -> None:
         self._what, self._n_places, self._limits = what, n_places, limits
+        self._grace_s = 0.0 if at_once else _GRACE_S
         self._taken: set[Place] = set()
 
     def __len__(self) -> int:
@@ -93,7 +98,7 @@ class Places:
                 raise AtCapacity(message, self._limits.retry_after_s, "too_many_concurrent_requests")
             slowest.give_up()
             self.free(slowest)
-        place = Place(self._limits)
+        place = Place(self._limits, self._grace_s)
         self._taken.add(place)
         return place
 

@@ -16,7 +16,11 @@ _CANDIDATE = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _NAT64 = IPv6Network("64:ff9b::/96")
-_THIS_NETWORK, _RESERVED = IPv4Address("0.255.255.255"), IPv4Address("240.0.0.0")
+_THIS_NETWORK = IPv4Address("0.255.255.255")
+# Where clouds tell a machine its secrets, where that is not link-local: Alibaba, Azure, AWS, Google, Oracle
+_METADATA = frozenset(
+    map(ip_address, ("100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,14 @@ class Reach:
             ip = _unwrapped(ip_address(address))
         except ValueError:
             return False
-        if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
-            return False
-        if isinstance(ip, IPv4Address) and (ip <= _THIS_NETWORK or ip >= _RESERVED):  # broadcast is among the latter
-            return False
         if ip.is_loopback:
             return self.loopback
+        if ip.is_link_local or ip.is_multicast or ip.is_reserved:  # broadcast and translated addresses are reserved
+            return False
+        if ip in _METADATA:
+            return False
+        if ip <= _THIS_NETWORK if isinstance(ip, IPv4Address) else ip.is_site_local:
+            return False
         return self.private or ip.is_global
 
 
@@ -71,4 +77,4 @@ def _unwrapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
         raise ValueError("an address with a zone means something on one machine only")
     if ip in _NAT64:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip.ipv4_mapped or ip.sixtofour or ip
+    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, ip))[1]

@@ -13,6 +13,8 @@ from serve_app.calls.rtc import HangUp, Rtc, is_local
 from serve_app.calls.sdp import check_offer
 from serve_app.calls.session import LEFT, Call
 from serve_app.errors import AtCapacity, Refused, Unavailable, first_cause, refusal
+from webrtc.guard import Allowance
+from webrtc.peer import MESSAGES_AT_ONCE, MESSAGES_PER_S
 
 log = logging.getLogger("seedvc.rtc")
 
@@ -95,11 +97,14 @@ class SocketCall:
         return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket))
 
     async def _read(self, call: Call) -> None:
-        """Hands on what the client says, until it leaves, which ends the call."""
+        """Hands on what the client says, until it leaves, which ends the call; no more than on the data channel."""
+        heard, now = Allowance(MESSAGES_PER_S, MESSAGES_AT_ONCE), asyncio.get_running_loop().time
         try:
             while True:
                 try:
-                    call.hear(await self._text(), self.tell)
+                    text = await self._text()
+                    if heard.take(now()):
+                        call.hear(text, self.tell)
                 except Refused as error:
                     self.tell(problem(error))
         except WebSocketDisconnect:

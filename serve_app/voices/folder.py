@@ -42,6 +42,7 @@ from serve_app.voices.store import (
     read_record,
     write_record,
 )
+from webrtc.files.errors import check_rate
 
 if TYPE_CHECKING:
     from stages.types import Voice
@@ -349,8 +350,9 @@ def _samples_of(wav: bytes) -> tuple[np.ndarray, int]:
     """What `_wav` made, and its rate; ValueError and the like where it did not, or not all is there."""
     with wave.open(io.BytesIO(wav), "rb") as recording:
         about, frames = recording.getparams(), recording.readframes(recording.getnframes())
-    if about[:2] != (1, 2) or not about.nframes or len(frames) != 2 * about.nframes or not about.framerate:
+    if about[:2] != (1, 2) or not about.nframes or len(frames) != 2 * about.nframes:
         raise ValueError("not a whole recording of 16 bit, mono")
+    check_rate(about.framerate)
     return np.frombuffer(frames, "<i2").astype(np.float32) / np.float32(INT16_STEPS), about.framerate
 
 

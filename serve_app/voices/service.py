@@ -19,12 +19,13 @@ from serve_app.errors import AtCapacity, InvalidVoiceId, NotStored, VoiceNotFoun
 from serve_app.threads import in_thread
 from serve_app.voices.store import VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.denoise import without_noise
-from stages.reference import SEARCHED_S, ReferenceReport, spoken
+from stages.reference import SEARCHED_S, ReferenceReport, check_reference, spoken
 from stages.types import BadAudio, Samples, StoredVoice, Voice
 
 _REFERENCES_AT_ONCE = 2
-"""That are decoded; conversions are bounded by `max_conversions`."""
+"""That are decoded and searched for speech, in up to 200 MB each; conversions are bounded by `max_conversions`."""
 _REFERENCES_WAITING = 16
+_MAX_REFERENCE_HZ = 48_000
 TEND_EVERY_S = 15.0
 LEAST_EXPIRY_S = 60
 """Time enough to be renewed twice, or to be used at all."""
@@ -50,7 +51,7 @@ class Voices:
         self._in_use: Counter[str] = Counter()
         self._feature_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._adding = 0
-        self._decoding_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
+        self._preparing_references = asyncio.Semaphore(_REFERENCES_AT_ONCE)
 
     @property
     def fingerprint(self) -> str:
@@ -73,30 +74,25 @@ class Voices:
             raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
         self._adding += 1
         try:
-            async with self._decoding_references:
+            async with self._preparing_references:
                 samples, sample_rate, warnings = await self._reference(files)
+                samples, sample_rate, more = await self._prepared(samples, sample_rate, remove_noise)
+            record, told = await self._keep(name, samples, sample_rate, description, labels, expires_s)
         finally:
             self._adding -= 1
-        record, more_warnings = await self.add_samples(
-            name, samples, sample_rate, description, labels, expires_s=expires_s, remove_noise=remove_noise
-        )
-        return record, [*warnings, *more_warnings]
+        return record, [*warnings, *more, *told]
 
-    async def add_samples(
-        self,
-        name: str,
-        samples: Samples,
-        sample_rate: int,
-        description: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        *,
-        expires_s: int | None = None,
-        remove_noise: bool = False,
-    ) -> tuple[VoiceRecord, list[str]]:
-        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings.
+    async def add_samples(self, name: str, samples: Samples, sample_rate: int) -> tuple[VoiceRecord, list[str]]:
+        """Makes a voice from samples that are already decoded, and keeps it; also returns warnings."""
+        async with self._preparing_references:
+            samples, sample_rate, warnings = await self._prepared(samples, sample_rate)
+        record, told = await self._keep(name, samples, sample_rate)
+        return record, [*warnings, *told]
 
-        With `expires_s`, it is forgotten when nothing has used it for so long.
-        """
+    async def _prepared(
+        self, samples: Samples, sample_rate: int, remove_noise: bool = False
+    ) -> tuple[Samples, int, list[str]]:
+        """What a voice is made of, as the store keeps it, its rate, and warnings."""
         limit_s = self.limits.max_reference_s
         warnings: list[str] = []
         if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
@@ -109,7 +105,20 @@ class Voices:
             got_s = len(samples) / sample_rate
             message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
             raise BadAudio("too_short", message)
-        voice, more_warnings, report = await self.maker.make_voice(samples, sample_rate)
+        await in_thread(check_reference, samples, sample_rate)  # here: Serve logs what a replica refuses as its failure
+        return samples, sample_rate, warnings
+
+    async def _keep(
+        self,
+        name: str,
+        samples: Samples,
+        sample_rate: int,
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        expires_s: int | None = None,
+    ) -> tuple[VoiceRecord, list[str]]:
+        """A new voice of what was prepared, and warnings; with `expires_s`, forgotten when unused for so long."""
+        voice, warnings, report = await self.maker.make_voice(samples, sample_rate)
         record = VoiceRecord(
             voice_id=new_voice_id(),
             name=name,
@@ -127,7 +136,7 @@ class Voices:
         except NotStored:  # the caller is told so, and never learns the voice's id
             await asyncio.to_thread(self.store.delete, record.voice_id)
             raise
-        return record, [*warnings, *more_warnings]
+        return record, warnings
 
     async def make_features(self, voice_id: str) -> StoredVoice:
         """The voice as streams take it. Makes its features where a premade voice, or new weights, lack them."""
@@ -159,27 +168,34 @@ class Voices:
         await asyncio.to_thread(self.store.sweep)
 
     async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
-        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings."""
+        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings.
+
+        A file of a few kilobytes may claim two minutes at 384 kHz: what no voice is made of goes as it comes.
+        """
         enough_s = SEARCHED_S
         warnings: list[str] = []
-        wholes: list[Samples] = []
+        pieces: list[Samples] = []
         rate, taken_s = 0, 0.0
         for file in files:
             sound = Decoded(one_piece(file) if isinstance(file, bytes) else file)
-            pieces: list[Samples] = []
+            resampler: soxr.ResampleStream | None = None
             async with aclosing(sound.pieces()) as source:
                 async for samples, own_rate in source:
-                    pieces.append(samples)
+                    rate = rate or min(own_rate, _MAX_REFERENCE_HZ)
+                    if own_rate != rate:
+                        resampler = resampler or soxr.ResampleStream(own_rate, rate, 1)
+                        pieces.append(await in_thread(resampler.resample_chunk, samples))
+                    else:
+                        pieces.append(samples)
                     taken_s += len(samples) / own_rate
                     if taken_s > enough_s:
                         break
-            rate = rate or own_rate
-            whole = np.concatenate(pieces)
-            wholes.append(whole if own_rate == rate else await in_thread(soxr.resample, whole, own_rate, rate))
+            if resampler is not None:
+                pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             warnings += sound.warnings
             if taken_s > enough_s:
                 break
-        return np.concatenate(wholes), rate, warnings
+        return np.concatenate(pieces), rate, warnings
 
 
 async def one_piece(data: bytes) -> AsyncIterator[bytes]:

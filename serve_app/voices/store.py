@@ -7,10 +7,10 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from serve_app.errors import InvalidVoiceId, VoiceDamaged
@@ -22,6 +22,10 @@ VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 INT16_STEPS = 32767
 
 
+Stored = Annotated[int, Field(ge=0, le=2**53)]
+"""A number that every reader of JSON has; what is beyond it in a record was not written by us."""
+
+
 @dataclass(frozen=True, slots=True)
 class VoiceRecord:
     """What is known about a voice, without its sound."""
@@ -31,12 +35,12 @@ class VoiceRecord:
     category: Literal["premade", "cloned"] = "cloned"
     description: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    created_at_unix: int = 0
+    created_at_unix: Stored = 0
     duration_s: float | None = None
-    sample_rate: int | None = None
+    sample_rate: Stored | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that another version wrote: not read, and kept when the record is written again."""
-    expires_s: int | None = None
+    expires_s: Stored | None = None
     """How long after its last use the voice is forgotten; None: never."""
     reference: Mapping[str, Any] | None = None
     """How good the reference is (stages.reference.ReferenceReport); unknown for premade and for older voices."""
@@ -93,6 +97,7 @@ def read_record(data: bytes, voice_id: str) -> VoiceRecord:
     """A stored record, under the id that it is stored by; VoiceDamaged where it is none."""
     try:
         stored = from_json(data)
+        json.dumps(stored, allow_nan=False)  # what an answer cannot hold would spoil the list of all voices
         unknown = {name: value for name, value in stored.items() if name not in _RECORD_FIELDS}
         known = {name: value for name, value in stored.items() if name in _RECORD_FIELDS}
         record = _RECORD.validate_python(known)

@@ -14,7 +14,8 @@ from tests.webrtc.files.recordings import float_wav, recording, stamped, tone
 from tests.webrtc.files.test_decode import RECORDINGS
 from webrtc.files import NotAudio
 from webrtc.files.decode import RecordingDecoder
-from webrtc.files.demux import MAX_RATE_HZ, MIN_RATE_HZ, PIECE_S
+from webrtc.files.demux import PIECE_S
+from webrtc.files.errors import MAX_RATE_HZ, MIN_RATE_HZ
 from webrtc.files.timeline import MAX_SILENCE_S
 
 LONGEST_S = 60.0  # of CPU, for a second of sound: hung

@@ -145,7 +145,7 @@ def test_an_address_within_reach_is_of_a_kind_that_is_allowed(
 ) -> None:
     found = read_candidate(f"candidate:1 1 udp 2122 {address} {port} typ host", Reach(loopback, private))
     if found is not None:
-        assert not re.match("169[.]254|22[4-9]|2[345][0-9][.]|0[.]|fe[89ab]|ff", found.ip)
+        assert not re.match("(169[.]254|22[4-9]|2[345][0-9]|0)[.]|(fe[89a-f]|ff[0-9a-f]).:", found.ip)
 
 
 @budgeted(examples=10)

@@ -89,7 +89,21 @@ def test_a_key_may_have_any_letters(tmp_path: Path) -> None:
 # --- names of the server
 
 LOCAL = ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "127.8.9.1", "page.localhost", "localhost.:80"]
-STRANGE = ["evil.example", "evil.example:8000", "192.0.2.7:8000", "localhost.evil.example", "", "::1:::", "127.0.0.1.x"]
+STRANGE = [
+    "evil.example",
+    "evil.example:8000",
+    "192.0.2.7:8000",
+    "localhost.evil.example",
+    "",
+    "::1:::",
+    "127.0.0.1.x",
+    "evil.example@localhost",
+    "localhost@evil.example",
+    "localhost/evil.example",
+    "localhost:80:80",
+    "127.1",
+    "2130706433",
+]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +161,8 @@ def test_an_origin_that_is_none_is_of_no_server() -> None:
     access = Access(key="sesame", on_loopback=False)
     assert not any(access.knows_origin(origin, "") for origin in ("null", "", "file://", "about:blank", "x"))
     assert not access.knows_origin("ftp://a.example", "a.example")
+    assert not access.knows_origin("http://evil@a.example", "a.example")
+    assert not access.knows_origin("http://a.example/x", "a.example")
     assert not access.knows_origin("http://[", "[") and not access.knows_origin("http://a:x", "a:x")
     assert access.knows_origin("https://a.example", "A.example") and access.knows_origin("http://[::1]:80", "[::1]")
     assert Access(origins=("*",)).knows_origin("https://anything.example", "localhost")

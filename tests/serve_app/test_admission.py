@@ -170,7 +170,7 @@ async def test_refusals_wait_for_their_clients_in_bounds() -> None:
     first.cancel()
 
 
-def test_a_socket_whose_client_is_silent_gives_way_and_one_that_spoke_does_not(no_grace: None) -> None:
+def test_a_socket_whose_client_is_silent_gives_way_and_one_that_spoke_does_not() -> None:
     app = FastAPI()
 
     @app.websocket("/")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import struct
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from configs.serve import Limits
 from serve_app import decoders
 from serve_app.decoders import Decoded, DecodeProcess, busy_processes, decode_process
 from serve_app.errors import AtCapacity, SourceTooLong
+from serve_app.voices import service as service_of_voices
 from serve_app.voices.folder import FolderVoiceStore
 from serve_app.voices.service import one_piece
 from tests.serve_app.fakes import EchoBackend, encoded, recordings_over, tone, wav_file
@@ -141,6 +143,17 @@ async def test_a_voice_takes_as_much_of_its_recordings_as_it_may(tmp_path: Path)
     assert busy_processes() == 0
 
 
+@pytest.mark.parametrize("rate", [96_000, 192_000, 384_000])
+async def test_a_voice_is_kept_at_a_rate_that_voices_need(tmp_path: Path, rate: int) -> None:
+    sound = np.sin(2 * np.pi * 440 / rate * np.arange(2 * rate)).astype(np.float32)[:, None] / 2
+    store = FolderVoiceStore(tmp_path)
+    record, _ = await recordings_over(EchoBackend(), store, Limits()).voices.add("high", [wav_file(sound, rate)] * 2)
+    assert (record.sample_rate, record.duration_s) == (48_000, 4.0)
+    samples, kept_rate = store.reference(record.voice_id)
+    spectrum = np.abs(np.fft.rfft(samples))
+    assert np.argmax(spectrum) * kept_rate / len(samples) == pytest.approx(440, abs=1)
+
+
 async def test_voices_that_are_added_at_once_are_bounded(tmp_path: Path) -> None:
     service = recordings_over(EchoBackend(), FolderVoiceStore(tmp_path), Limits())
     adding = [asyncio.create_task(service.voices.add("v", [endless(MP3)])) for _ in range(20)]
@@ -151,6 +164,24 @@ async def test_voices_that_are_added_at_once_are_bounded(tmp_path: Path) -> None
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert busy_processes() == 0
+
+
+async def test_few_references_at_once_are_searched_for_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = most = 0
+
+    def searched(samples: np.ndarray, rate: int, most_s: float) -> tuple[np.ndarray, int, list[str]]:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.1)
+        at_once -= 1
+        return samples[: int(most_s * rate)], rate, []
+
+    monkeypatch.setattr(service_of_voices, "spoken", searched)
+    service = recordings_over(EchoBackend(), FolderVoiceStore(tmp_path), Limits(max_reference_s=1.5))
+    await asyncio.gather(*(service.voices.add_samples("v", tone(2.0), 22050) for _ in range(4)))
+    await asyncio.gather(*(service.voices.add("v", [MP3]) for _ in range(4)))
+    assert most <= 2
 
 
 def test_the_next_recording_finds_a_process_ready() -> None:

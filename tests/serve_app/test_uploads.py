@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tracemalloc
 from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 import numpy as np
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from serve_app.edge import Edge
 from serve_app.errors import BadUpload, ClientGone, UploadStalled, UploadTooLarge
 from serve_app.uploads import Backlog, MultipartForm, RequestBody, incoming
 
@@ -202,3 +205,20 @@ async def test_a_client_that_has_sent_all_may_wait_as_long_as_it_takes() -> None
     async with incoming(Client(sent(b"1", more=False)).receive, 10, 0.01) as body:
         assert await read(body) == b"1"
         await asyncio.sleep(0.05)
+
+
+async def test_a_request_that_its_server_cancels_is_a_hang_up(caplog: pytest.LogCaptureFixture) -> None:
+    async def cancelled() -> MutableMapping[str, Any]:
+        raise RuntimeError("the task was cancelled")
+
+    async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+        async with incoming(receive, 1000, 5.0) as body:
+            async for _ in body.chunks():
+                pass
+
+    async def unwanted(message: Message) -> None:
+        raise AssertionError("nobody is there to read an answer")
+
+    with caplog.at_level(logging.INFO):
+        await Edge(reading)({"type": "http", "headers": []}, cancelled, unwanted)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(logging.INFO, "client hung up")]

@@ -22,7 +22,15 @@ def test_how_far_a_call_reaches(reach: Reach, refused: set[str]) -> None:
     addresses = {
         "public": ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"],
         "private": ["10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "::ffff:10.0.0.1"],
-        "loopback": ["127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::1"],
+        "loopback": [
+            "127.0.0.1",
+            "127.255.0.9",
+            "::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::1",
+            "2001:0:808:808::80ff:fffe",
+        ],
     }
     for kind, some in addresses.items():
         assert [read_candidate(line(one), reach) is None for one in some] == [kind in refused] * len(some), kind
@@ -33,6 +41,8 @@ def test_how_far_a_call_reaches(reach: Reach, refused: set[str]) -> None:
     [
         "169.254.169.254",  # where clouds tell a machine its secrets
         "::ffff:169.254.169.254",
+        "fd00:ec2::254",
+        "100.100.100.200",
         "fe80::1",
         "fe80::1%eth0",
         "2001:4860::8888%1",
@@ -43,6 +53,13 @@ def test_how_far_a_call_reaches(reach: Reach, refused: set[str]) -> None:
         "0.0.0.0",
         "0.1.2.3",
         "::",
+        "::127.0.0.1",  # IPv4 addresses within IPv6 ones, in all forms that were ever used
+        "::169.254.169.254",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b:1::7f00:1",
+        "2001:0:7f00:1::5601:5601",  # Teredo: 169.254.169.254
+        "fec0::1",
+        "5f00::1",
         "0b0b0b0b-1111-4222-8333-444444444444.local",
         "host.example",
         "127.1",

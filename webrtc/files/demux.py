@@ -12,7 +12,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from webrtc.files.codecs import Samples
-from webrtc.files.errors import READABLE, NotAudio
+from webrtc.files.errors import READABLE, NotAudio, check_rate
 from webrtc.files.mixdown import Mono, Wave
 from webrtc.files.mp3 import read_frame_header
 from webrtc.files.sniff import Container
@@ -25,9 +25,11 @@ DEMUXERS = (
     "mxf,nistsphere,nut,ogg,rm,s16le,s24le,s32le,tta,u8,voc,w64,wav,wv"
 )
 MAX_STREAMS = 64  # a film has a few dozen; each costs memory before anything is decoded
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_CHANNELS = 8
+MAX_FRAMES_PER_S = 2000  # the shortest in use (Opus) are 400; each costs the same, even if it holds one sample
+FEW_FRAMES = 20_000  # of any length
 MAX_FRAME_SAMPLES = 1 << 22  # in all channels; the longest frames in use (APE) hold 2.4 million
+MAX_WARNINGS = 8  # about channels, where these change: that may be with each frame
 PIECE_S = 0.5  # the most that one piece of sound holds
 EDGE_S = 0.005  # over which sound goes into a silence that was put in, and comes back
 # Containers whose frames carry a time of their own; in the others a frame begins where the one before it ends. In an
@@ -98,7 +100,8 @@ class Recording:
     @property
     def warnings(self) -> list[str]:
         """What was odd about the sound so far."""
-        return [*self._timeline.warnings, *self._mono_warnings, *(self._mono.warnings if self._mono else [])]
+        found = [*self._timeline.warnings, *self._mono_warnings, *(self._mono.warnings if self._mono else [])]
+        return list(dict.fromkeys(found))
 
     @property
     def end_s(self) -> float | None:
@@ -121,8 +124,13 @@ class Recording:
 
     def chunks(self) -> Iterator[tuple[Samples, int]]:
         """Samples in [-1, 1], half a second at most, and their rate in Hz."""
-        for frame in self._frames():
+        sound_s = 0.0
+        for n_frames, frame in enumerate(self._frames()):
             check_rate(frame.sample_rate)
+            sound_s += frame.samples / frame.sample_rate
+            if n_frames > max(FEW_FRAMES, MAX_FRAMES_PER_S * sound_s):
+                message = f"the recording is in pieces of less than 1/{MAX_FRAMES_PER_S} s; export it as wav or flac"
+                raise NotAudio("too_complex", message)
             if self._sample_rate not in (None, frame.sample_rate):
                 rates = f"from {self._sample_rate} Hz to {frame.sample_rate} Hz"
                 raise NotAudio("rate_change", f"the recording changes {rates} half-way; allowed is one rate")
@@ -178,7 +186,7 @@ class Recording:
     def _mixed(self, sound: Wave, rate: int) -> Iterator[tuple[Samples, int]]:
         if self._mono is not None and self._mono.channels != len(sound):
             yield from _pieces(self._mono.finish(), rate)
-            self._mono_warnings += self._mono.warnings
+            self._mono_warnings = list(dict.fromkeys([*self._mono_warnings, *self._mono.warnings]))[:MAX_WARNINGS]
             self._mono = None
         if self._mono is None:
             self._mono = Mono(len(sound), rate, unbounded=self._is_unbounded())
@@ -248,13 +256,6 @@ class Recording:
         if self._sample_rate is not None or packet.pts is None:
             return
         self._zero_s = at_s if self._zero_s is None else min(self._zero_s, at_s)
-
-
-def check_rate(sample_rate: int | None) -> None:
-    """NotAudio for a rate that no recording has: resamplers and buffers are sized by it."""
-    if sample_rate is not None and not MIN_RATE_HZ <= sample_rate <= MAX_RATE_HZ:
-        allowed = f"allowed are {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz"
-        raise NotAudio("rate", f"the recording has a rate of {sample_rate} Hz; {allowed}")
 
 
 def check_channels(channels: int) -> None:

@@ -19,7 +19,6 @@ from typing import BinaryIO
 import numpy as np
 
 from webrtc.files.codecs import Samples
-from webrtc.files.decode import RecordingDecoder
 from webrtc.files.demux import PIECE_S
 from webrtc.files.errors import NotAudio
 
@@ -74,14 +73,14 @@ def _messages(commands: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _decode_one(peer: socket.socket, file_format: str, messages: Iterator[tuple[bytes, bytes]]) -> None:
-    told = 0
+    told: set[str] = set()
     with RecordingDecoder(file_format=file_format) as decoder:
         for kind, data in messages:
             try:
                 for piece, rate in joined(decoder.feed(data) if kind == FEED else decoder.finish()):
-                    told = _tell(peer, decoder, told)
+                    _tell(peer, decoder, told)
                     _send(peer, SOUND, RATE.pack(rate) + piece.astype("<f4").tobytes())
-                told = _tell(peer, decoder, told)
+                _tell(peer, decoder, told)
             except NotAudio as error:
                 _send(peer, FAILED, json.dumps([error.reason, str(error)]).encode())
                 return
@@ -93,11 +92,11 @@ def _decode_one(peer: socket.socket, file_format: str, messages: Iterator[tuple[
                 return
 
 
-def _tell(peer: socket.socket, decoder: RecordingDecoder, told: int) -> int:
-    warnings = decoder.warnings
-    for warning in warnings[told:]:
-        _send(peer, WARNING, warning.encode())
-    return len(warnings)
+def _tell(peer: socket.socket, decoder: RecordingDecoder, told: set[str]) -> None:
+    for warning in decoder.warnings:
+        if warning not in told:
+            told.add(warning)
+            _send(peer, WARNING, warning.encode())
 
 
 def _send(peer: socket.socket, kind: bytes, data: bytes) -> None:

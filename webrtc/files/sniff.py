@@ -85,7 +85,7 @@ def _wav_sound(form: bytes, skip_bytes: int, sound_bytes: int | None) -> Contain
         tag = int.from_bytes(form[24:26], "little")
     length_s = sound_bytes / byte_rate if sound_bytes and byte_rate else None
     sample_bytes = frame_bytes // channels if channels else 0
-    if tag != 1 or rate == 0 or frame_bytes % channels or sample_bytes not in (1, 2, 3, 4):
+    if tag != 1 or rate == 0 or sample_bytes not in (1, 2, 3, 4) or frame_bytes % channels:
         return Container("wav", end_bytes=end_bytes)  # what its bytes unfold to is the codec's to say
     name = ("u8", "s16le", "s24le", "s32le")[sample_bytes - 1]
     options = {"sample_rate": str(rate), "ch_layout": f"{channels}c"}

@@ -22,6 +22,7 @@ from serve_app.access import Access
 from serve_app.calls.ice import ice_servers_of, own_ice_servers
 from serve_app.calls.registry import owner_of
 from serve_app.calls.rtc import Rtc
+from serve_app.calls.session import Call
 from serve_app.edge import Edge
 from serve_app.errors import Unavailable
 from serve_app.http import add_page, create_app
@@ -31,6 +32,7 @@ from tests.serve_app.calls.fakes import ANSWER, CallRoom, audio_offer
 from tests.serve_app.deploy import CONFIGS
 from tests.serve_app.fakes import EchoBackend, recordings_over, wait_until
 from tests.webrtc.clients import Client
+from webrtc.peer import MESSAGES_AT_ONCE
 
 SDP = {"Content-Type": "application/sdp"}
 TRICKLE = {"Content-Type": "application/trickle-ice-sdpfrag"}
@@ -232,6 +234,18 @@ def test_a_binary_frame_is_explained_and_the_call_goes_on(here: Replica) -> None
         socket.send_bytes(b"\x00")
         assert "binary" in next_of(socket, "error")["message"]
         assert next_of(socket, "stats")["delay_ms"] > 0
+
+
+def test_a_flood_of_messages_is_thinned_out(here: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(Call, "hear", lambda self, text, tell: heard.append(text))
+    with here.socket() as socket:
+        start(socket)
+        for _ in range(1000):
+            socket.send_json({"type": "candidate", "candidate": None})
+        next_of(socket, "stats")
+        wait_until(lambda: len(heard) >= MESSAGES_AT_ONCE, "as many as may come at once have come")
+        assert len(heard) < 500
 
 
 def test_a_socket_without_a_call_is_closed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.serve import Limits
@@ -180,6 +181,13 @@ async def test_a_voice_that_cannot_be_made_is_not_kept(service: Recordings) -> N
     with pytest.raises(BadAudio):
         await service.voices.add_samples("short", tone(0.5), 22050)
     assert service.voices.store.list() == before
+
+
+async def test_a_silent_reference_troubles_no_replica(service: Recordings, backend: EchoBackend) -> None:
+    made_before = backend.made_voices
+    with pytest.raises(BadAudio, match="silent"):
+        await service.voices.add_samples("nobody", np.zeros(44100, np.float32), 22050)
+    assert backend.made_voices == made_before
 
 
 async def test_features_come_from_what_is_stored(service: Recordings, backend: EchoBackend) -> None:

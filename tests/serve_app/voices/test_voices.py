@@ -236,6 +236,11 @@ BAD_ENTRIES = {
     "a number for a label": record_with(labels={"age": 7}),
     "a word for a time": record_with(created_at_unix="yesterday"),
     "another category": record_with(category="bought"),
+    "a time without end": record_with(expires_s=10**400),
+    "a time before all": record_with(expires_s=-5),
+    "a date without end": record_with(created_at_unix=10**400),
+    "no number": record_with(reference={"speech_s": float("nan")}),
+    "a number beyond all": record_of(b'{"voice_id": "bad", "name": "Secret Name", "reference": {"speech_s": 1e400}}'),
 }
 
 
@@ -437,6 +442,16 @@ def test_a_recording_of_another_kind_is_not_read_as_ours(store: FolderVoiceStore
             file.writeframes(bytes(8000))
         with pytest.raises(VoiceDamaged):
             store.reference("anna")
+
+
+@pytest.mark.parametrize("rate", [1, 3999, 400_000, 2**31 - 1])
+def test_a_recording_of_a_rate_that_none_has_is_damaged(store: FolderVoiceStore, tmp_path: Path, rate: int) -> None:
+    store.add(some_record(), some_sound(), RATE)
+    with wave.open(str(tmp_path / "store" / "voices" / "anna" / "reference.wav"), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(bytes(8000))
+    with pytest.raises(VoiceDamaged):
+        store.reference("anna")
 
 
 def premade_with(folder: Path, sound: np.ndarray) -> FolderVoiceStore:

@@ -22,6 +22,7 @@ from tests.webrtc.files.recordings import (
     silence,
     stereo_wav,
     tone,
+    wav,
 )
 from webrtc.files import OUTPUT_FORMATS, NotAudio, RecordingDecoder, RecordingEncoder, decode_file
 from webrtc.files.codecs import Samples
@@ -281,6 +282,13 @@ def test_of_a_container_with_hundreds_of_tracks_the_first_is_read() -> None:
     assert len(decode(data)[0]) == 800
 
 
+@pytest.mark.parametrize(("channels", "frame_bytes"), [(0, 2), (0, 0), (65535, 65535)])
+def test_a_wav_whose_channels_make_no_sense_is_refused(channels: int, frame_bytes: int) -> None:
+    form = struct.pack("<HHIIHH", 1, channels, 16000, 32000, frame_bytes, 16)
+    with pytest.raises(NotAudio):
+        decode(wav(bytes(8000), form))
+
+
 def test_more_than_eight_channels_are_refused() -> None:
     with pytest.raises(NotAudio, match="16 channels; allowed are up to 8"):
         decode(recording("wav", "pcm_s16le", 48000, "hexadecagonal"))
@@ -366,3 +374,39 @@ def test_a_ten_minute_recording_is_never_held_whole(name: str) -> None:
     grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb
     assert abs(decoded_s - 600) < 0.2
     assert grown_kb < 30_000
+
+
+def test_channels_that_come_and_go_are_told_of_once() -> None:
+    left = tone(0.7, 44100)
+    with tempfile.NamedTemporaryFile(suffix=".mp3") as file:
+        with av.open(file.name, "w", format="mp3") as out:
+            stream = add_audio_stream(out, "libmp3lame", 44100, "stereo")
+            size = stream.codec_context.frame_size
+            for at in range(0, len(left) - size, size):
+                part = left[at : at + size]
+                frame = av.AudioFrame.from_ndarray(np.stack([part, -part]), format="fltp", layout="stereo")
+                frame.sample_rate, frame.pts = 44100, at
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        stereo = file.read()
+    mono = recording(
+        "mp3", "libmp3lame", 44100, duration_s=0.2, muxer_options={"write_xing": "0", "id3v2_version": "0"}
+    )
+    _, _, warnings = decode((stereo + mono) * 12)
+    assert len([warning for warning in warnings if "cancel" in warning]) == 1
+
+
+def test_a_recording_in_pieces_of_one_sample_is_too_complex() -> None:
+    def element(name: str, data: bytes) -> bytes:
+        return bytes.fromhex(name) + b"\x01" + len(data).to_bytes(7, "big") + data
+
+    def number(name: str, value: int) -> bytes:
+        return element(name, value.to_bytes(8, "big"))
+
+    sound = element("E1", element("B5", struct.pack(">d", 4000.0)) + number("9F", 1) + number("6264", 8))
+    track = number("D7", 1) + number("73C5", 1) + number("83", 2) + element("86", b"A_PCM/INT/LIT") + sound
+    block = b"\x81\0\0\x02" + bytes([255, *[1] * 255]) + b"\x80" * 256  # 256 frames in one block (lacing)
+    clusters = element("1F43B675", number("E7", 0) + element("A3", block)) * 100
+    head = element("1A45DFA3", element("4282", b"matroska") + number("4287", 4) + number("4285", 2))
+    with pytest.raises(NotAudio, match="pieces of less than 1/2000 s"):
+        decode(head + element("18538067", element("1654AE6B", element("AE", track)) + clusters))
