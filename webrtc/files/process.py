@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from webrtc.files.codecs import Samples
+from webrtc.files.decode import RecordingDecoder
 from webrtc.files.demux import PIECE_S
 from webrtc.files.errors import NotAudio
 
