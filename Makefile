@@ -107,7 +107,7 @@ $(LOCK): Makefile | $(BIN)/python
 # One version of everything for all Pythons, without the suffix of a build (+cpu), so that each platform takes its own.
 # What uv wrote down of the environments (see pyproject.toml) goes: it stands on every line.
 lock: $(LOCK)
-	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --quiet \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --quiet --no-python-downloads \
 		--universal --python-version 3.11 --fork-strategy fewest \
 		--no-header --annotation-style line --output-file constraints.txt
 	sed -i -e "s/python_full_version < '3.15' and //g" -e "s/ and sys_platform == 'linux'//g" \

@@ -29,7 +29,16 @@ OLDER, NEWER = "2_28", "2_34"
 
 def has_wheels(requirements: list[str], python: str, libc: str, *options: str) -> bool:
     """Whether these and all that they require come compiled, or need no compiling."""
-    uv = [str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet", "--only-binary", ":all:", *options]
+    uv = [
+        str(Path(sys.executable).parent / "uv"),
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-python-downloads",
+        "--only-binary",
+        ":all:",
+        *options,
+    ]
     chosen = ["--python-version", python, "--python-platform", f"x86_64-manylinux_{libc}"]
     command = [*uv, *chosen, "--constraint", "constraints.txt", "-"]
     done = subprocess.run(command, cwd=ROOT, input="\n".join(requirements), text=True, capture_output=True)
