@@ -24,23 +24,14 @@ GROUPS: dict[str, list[str]] = {
 NEEDED = (SERVICE, ALONE, "demo")
 """What every named Python must have wheels of; the other groups are only told about."""
 OLDER, NEWER = "2_28", "2_34"
-"""Of the C library that wheels are built for: Debian 11 and RHEL 8 have the older one, Debian 12 and RHEL 9 the newer."""
+"""Of the C library that wheels are built for: Debian 11 and RHEL 8 have the older, Debian 12 and RHEL 9 the newer."""
 
 
 def has_wheels(requirements: list[str], python: str, libc: str, *options: str) -> bool:
     """Whether these and all that they require come compiled, or need no compiling."""
-    uv = [
-        str(Path(sys.executable).parent / "uv"),
-        "pip",
-        "compile",
-        "--quiet",
-        "--no-python-downloads",
-        "--only-binary",
-        ":all:",
-        *options,
-    ]
-    chosen = ["--python-version", python, "--python-platform", f"x86_64-manylinux_{libc}"]
-    command = [*uv, *chosen, "--constraint", "constraints.txt", "-"]
+    uv = [str(Path(sys.executable).parent / "uv"), "pip", "compile", "--quiet", "--no-python-downloads"]
+    chosen = ["--python-version", python, "--python-platform", f"x86_64-manylinux_{libc}", "--only-binary", ":all:"]
+    command = [*uv, *chosen, *options, "--constraint", "constraints.txt", "-"]
     done = subprocess.run(command, cwd=ROOT, input="\n".join(requirements), text=True, capture_output=True)
     if done.returncode and "No solution found" not in done.stderr:
         sys.exit(done.stderr)  # the index cannot be reached, or the like
