@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -48,20 +49,22 @@ def lacking(requirements: list[str], python: str, *options: str) -> dict[str, st
     return found
 
 
+def lines(python: str) -> list[str]:
+    """What to tell of one Python, a line each."""
+    found = []
+    for group, requirements in GROUPS.items():
+        options = ["--no-deps"] if group == ALONE else []
+        missing = lacking(requirements, python, *options)
+        found += [f"Python {python}, {group}: no wheel of {each} ({why})" for each, why in missing.items()]
+    return found or [f"Python {python}: wheels of everything"]
+
+
 def main() -> int:
     """The exit code: 1 where the service or the demo lacks a wheel."""
-    failed = False
-    for python in PYTHONS:
-        told = False
-        for group, requirements in GROUPS.items():
-            options = ["--no-deps"] if group == ALONE else []
-            for requirement, why in lacking(requirements, python, *options).items():
-                print(f"Python {python}, {group}: no wheel of {requirement} ({why})")
-                told = True
-                failed |= group in NEEDED
-        if not told:
-            print(f"Python {python}: wheels of everything")
-    return int(failed)
+    with ThreadPoolExecutor(len(PYTHONS)) as pool:  # uv mostly waits for the index
+        told = [line for found in pool.map(lines, PYTHONS) for line in found]
+    print("\n".join(told))
+    return int(any(f", {group}: " in line for line in told for group in NEEDED))
 
 
 if __name__ == "__main__":
