@@ -23,7 +23,7 @@ help:
 	@echo "make demo    convert the recordings of samples/ through the graph into demo-out/"
 	@echo "make serve   serve configs/local.yaml on 127.0.0.1:8000 until Ctrl-C"
 	@echo "make test    run all tests"
-	@echo "make test-fast  run those that need neither Ray nor a browser nor other programs: under two minutes on two cores"
+	@echo "make test-fast  run most of those that need neither Ray nor a browser nor other programs, in minutes"
 	@echo "make check   format, lint and type checks"
 	@echo "make fuzz    look for new inputs that break something, SECONDS=60 for each kind"
 	@echo "make bench   run the benchmarks that fit this machine into benchmarks/results/"
@@ -84,8 +84,12 @@ test-programs:
 test: $(TESTS) test-programs
 	$(BIN)/python -m pytest
 
+# Left out too: what trains, fuzzes, judges by networks, or starts a Python for each test.
+LONGER := tests/fuzz tests/training tests/benchmarks tests/serve_app/test_cli.py tests/serve_app/test_elevenlabs.py \
+	tests/serve_app/test_serve_command.py tests/serve_app/test_access.py tests/stages/test_golden_chain.py
+
 test-fast: $(TESTS)
-	$(BIN)/python -m pytest -m "not (ray or e2e or slow)"
+	$(BIN)/python -m pytest -m "not (ray or e2e)" $(addprefix --ignore=,$(LONGER))
 
 check: $(TESTS)
 	$(BIN)/python -m ruff format --check .
