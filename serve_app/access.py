@@ -32,7 +32,7 @@ _NO_KEY = (
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a server asks of its callers; by itself that of one without a key on loopback."""
+    """What a server asks of its callers. The defaults are those of a server on loopback without a key."""
 
     key: str = ""
     on_loopback: bool = True
@@ -76,7 +76,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
-        if path not in PROBES:  # what watches a server knows it by its address
+        if path not in PROBES:  # health checks call the server by its address
             self._check_host(scope)
         self._check_origin(scope)
         reading = scope.get("method") == "OPTIONS" or (scope.get("method") in READING and path in self._public)
@@ -95,7 +95,7 @@ class Guard:
             raise Refused(421, "unknown_host", message)
 
     def _check_origin(self, scope: Scope) -> None:
-        """Reading is free: a browser shows another page nothing of it."""
+        """Any page may send a read: the browser does not show it the answer."""
         if scope["type"] == "http" and scope["method"] in READING:
             return
         origin = header(scope, b"origin")
@@ -107,7 +107,7 @@ class Guard:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or address is this very machine to whoever uses it."""
+    """Whether a name or address always means the machine that uses it."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:

@@ -81,13 +81,13 @@ def _has_body(scope: Scope) -> bool:
 
 
 class Drains:
-    """Refusals that wait until their client has sent what it was sending: a few at once, the others end as they are."""
+    """Refused clients that are still sending: a few may finish, the others are cut off."""
 
     def __init__(self, n_places: int) -> None:
         self._free = n_places
 
     async def drain(self, receive: Receive) -> None:
-        """Reads what still comes, as long as it comes, and not for ever."""
+        """Reads the rest of a body while it keeps coming, up to a limit."""
         if not self._free:
             return
         self._free -= 1

@@ -34,7 +34,7 @@ _IDLE = 2
 _RECORDINGS = 100
 """That one process decodes before another takes its place."""
 _SILENT_S = 150.0
-"""Without an answer; the limit of processor time ends a busy process before."""
+"""The longest wait for an answer. A busy process meets its limit of processor time earlier."""
 _RECEIVE_BYTES = 1 << 18
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """What the process needs of ours; our secrets are not among it."""

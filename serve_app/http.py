@@ -196,10 +196,9 @@ def _health_router(recordings: Recordings, rtc: Rtc | None, stages: Mapping[str,
 
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
-        """The voice store and the stages answer, and this server stays: else 503, with the reasons.
+        """503 with reasons where the store or a stage does not answer or the server goes; else 200.
 
-        What has no room for one more now is in `full`, and is no reason: it is at work. Answers count for 2 s, so this
-        may be asked often.
+        `full` lists what has no room now. Answers count for 2 s, so this may be asked often.
         """
         if reasons := await readiness.reasons():
             detail = {"status": "not_ready", "message": "; ".join(reasons), "reasons": reasons}

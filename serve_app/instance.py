@@ -29,7 +29,7 @@ from ray.serve.schema import ServeDeploySchema
 START_TIMEOUT_S = 180.0
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
-    # Ray's switch for machines that form no cluster, named for those that it was made for: all binds loopback then.
+    # Ray's switch for machines without a cluster; with it Ray binds loopback.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

@@ -1,4 +1,4 @@
-"""Whether a server may start as it is configured: the key must have reached it, or nobody else may reach it."""
+"""Whether a server may start: its key has arrived, or it listens on loopback, or it is open on purpose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("seedvc.access")
 
 @dataclass(frozen=True, slots=True)
 class KeyMark:
-    """Tells whether a key is the same as another, without telling the key: it travels with the application."""
+    """Compares a key with another without holding it. Travels with the application."""
 
     salt: bytes
     digest: bytes

@@ -54,7 +54,7 @@ def ray_service(config: Tree, image: str) -> Tree:
             "rayClusterDeletionDelaySeconds": DRAIN_S,
             "rayClusterConfig": {
                 "rayVersion": ray.__version__,
-                # KubeRay makes the token and hands it to all pods; without it, who reaches a pod runs what he likes
+                # KubeRay makes the token and hands it to all pods; without it anybody who reaches a pod can run code
                 "authOptions": {"mode": "token"},
                 "enableInTreeAutoscaling": True,
                 "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": DRAIN_S},

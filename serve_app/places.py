@@ -1,4 +1,4 @@
-"""Places for clients that have something to send: a bounded number, which those that do not send give up to others."""
+"""A bounded number of places for clients that send. Slow ones lose theirs to newcomers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Place:
         self._limits = limits
         self._begun_s = time.monotonic()
         self.safe_until_s = self._begun_s + grace_s
-        """Until then the client counts as sending; each byte moves it on by what a byte may take."""
+        """Until then the client counts as sending. Each byte extends it."""
         self.given_up = False
         self._silent = True
         self._waiting: asyncio.Timeout | None = None

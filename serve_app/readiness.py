@@ -19,9 +19,9 @@ ANSWER_S = 2.0
 
 
 class Probe:
-    """Something that must answer: asked one at a time, and not again while its answer is fresh, whoever wants to know.
+    """Asks one part for a sign of life: one question at a time, and none while the answer is fresh.
 
-    One that hangs stays asked: each question in vain may hold a thread.
+    A question that hangs is not asked again: each may hold a thread.
     """
 
     def __init__(self, name: str, ask: Ask) -> None:

@@ -27,7 +27,7 @@ USUAL_SHARE = 0.3
 USUAL_BLOCKS = 10
 """Over about so many blocks their usual time is averaged."""
 WARY_BLOCKS = 8
-"""For so many blocks after a late one, a block is not sent that would be late behind those sent before it."""
+"""For so many blocks after a late one, a block that would be late too is not sent."""
 
 
 @dataclass
@@ -115,7 +115,7 @@ class CallStream:
 
     @property
     def usual_delay_ms(self) -> float:
-        """The same as it is of late: in mode `lowest` blocks are there before their deadline."""
+        """The same, as lately measured. In mode `lowest` blocks come out before their deadline."""
         if self.settings.mode == "constant":
             return self.delay_ms
         geometry = self._line.geometry
@@ -204,7 +204,7 @@ class CallStream:
         return outgoing
 
     def _has_room(self, now_s: float, deadline_s: float) -> bool:
-        """Whether a block has a chance: one in vain would also cost the block behind it its time."""
+        """Whether a block can be in time. A hopeless one would delay the next."""
         if self._n_in_flight >= MAX_IN_FLIGHT or deadline_s <= now_s:
             return False
         return not self._wary or self._free_s <= now_s or self._free_s + self._pace_s <= deadline_s

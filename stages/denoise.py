@@ -20,10 +20,10 @@ RATE = 48000
 DELAY = 1440
 """Samples at 48 kHz that the network's output lags behind: its own frame, and what it looks ahead."""
 MOST_ATTENUATION_DB = 20.0
-"""More takes soft consonants away with the noise: at 5 dB over babble a quarter of the words."""
+"""More removal takes soft consonants too: at 5 dB over babble a quarter of the words."""
 TONE_FFT, TONE_HOP = 4096, 1024
 TONE_PEAK, TONE_BINS, TONE_TIMES = 15.0, 20, 4.0
-"""Over the bins beside it a tone stands out so much (in power); so much of its power is taken away."""
+"""How far (in power) a tone rises over its neighbours, how many those are on each side, how much of it is removed."""
 TONE_FLOOR = 1e-4
 
 

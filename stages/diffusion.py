@@ -26,7 +26,7 @@ def prompt_of(voice: Voice, request: DiffuseRequest) -> Prompt:
 class DiffusionStage:
     """Length regulator and flow-matching sampler; requests of one shape, step count and guidance share a batch.
 
-    Networks that render from no noise were trained to land in one step, and take one, however many are asked for.
+    Networks without start noise take one step, whatever is asked for.
     """
 
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:

@@ -25,8 +25,8 @@ Matrix = NDArray[np.float64]
 class Design:
     """Half the power is left at `cutoff_hz`; without sections of second order it is one of first order.
 
-    `step` samples are filtered at once. Where it is `settled`, the offset that a sound begins with has always been
-    there, else there was silence before.
+    `step` samples are filtered at once. Where it is `settled`, the first tick's offset counts as the past, so that it
+    makes no thump; else silence does.
     """
 
     rate: int
@@ -63,7 +63,7 @@ class HighPass:
         steps[: len(samples)] = samples
         from_past, from_new, kept, taken, constant = _matrices(self._design)
         state = self._state
-        if state is None:  # an offset that began only here would thump
+        if state is None:  # the first tick's offset counts as the past, so that it makes no thump
             offset = float(np.mean(samples[: self._design.rate // TICKS_PER_S])) if self._design.settled else 0.0
             state = constant * offset
         heard = np.empty_like(steps)

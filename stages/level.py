@@ -47,7 +47,7 @@ class LevelFollower:
     def _gains(
         self, source: NDArray[np.float64], made: NDArray[np.float64], step_s: float, n_final: int
     ) -> NDArray[np.float64]:
-        """A gain for each step; remembered is the state after the steps that are final."""
+        """A gain for each step. Remembers the state after the final steps."""
         kept = float(np.exp(-step_s / MEMORY_S))
         gains, a, b = np.ones(len(made)), self._source, self._made
         for i in range(len(made)):

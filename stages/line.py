@@ -101,7 +101,7 @@ class Block:
 
     @property
     def way(self) -> Literal["render", "bypass", "skip"]:
-        """What is to become of it: silence is not worth the networks' time."""
+        """What becomes of it. Silence is skipped."""
         if self.settings.bypass:
             return "bypass"
         return "render" if self.spoken else "skip"

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from stages.types import Samples
 
 LOUDEST_DB, NOISE_DB, MOST_DB = -25.0, -45.0, 60.0
-"""The loudest ticks are raised to this, the quietest to no more than that, and nothing by more (RMS in dB)."""
+"""Targets in dB RMS: level of the loudest ticks, ceiling of the quietest, largest gain."""
 LOUD_TICKS, QUIET_SHARE = 5, 0.1
-"""The loudest ticks but for so many, since a click is no speech; and the share of ticks that are taken for noise."""
+"""How many loudest ticks are ignored as clicks, and the share of ticks that counts as noise."""
 MEMORY_TICKS = 500
 SILENCE = 1e-10
 """Mean square of a tick that tells nothing of the noise: a muted microphone, a client that cuts pauses out."""

@@ -38,7 +38,7 @@ BAND, N_BANDS = 24, 8
 """Bands of 375 Hz from 125 Hz on, in bins."""
 MOST_SNR_DB = 60.0
 BACKGROUND_SNR_DB, NOISY_DB = 26.0, 20.0
-"""Above the first nothing behind a voice is told from the voice's own pauses: clean recordings measured 28 and more."""
+"""Above the first, noise and the voice's own pauses cannot be told apart: clean recordings measured 28 and more."""
 ROUGH = 0.95
 """Nepers between a band's mean and its typical bin: noise of any colour has 0.55, tones and other voices above 1.1."""
 STYLE_WINDOW_S, STYLE_STEP_S = 2.0, 1.0
@@ -134,9 +134,9 @@ def without_rumble(wave: Samples, sample_rate: int) -> Samples:
 
 
 def spoken(samples: Samples, sample_rate: int, most_s: float = MAX_REFERENCE_S) -> tuple[Samples, int, list[str]]:
-    """A recording and its rate as they are, or, where it is longer than `most_s`, the speech in it at 22.05 kHz.
+    """Returns the recording, or its speech at 22.05 kHz where it is longer than `most_s`.
 
-    Told in words is what was left out.
+    Also returns the rate, and warnings that say what was left out.
     """
     duration_s = len(samples) / sample_rate
     if duration_s <= most_s:

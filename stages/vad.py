@@ -1,4 +1,4 @@
-"""Speech gate of a call: only what sounds like speech, and what surrounds it, is worth the networks' time."""
+"""Finds speech in a call. Only speech and what is around it goes to the networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.quiet import RecentLevel
 from stages.types import Samples
 
 AGGRESSIVENESS = 2
-"""Of 0 to 3. White, pink and low noise up to -40 dBFS passes for speech below this, soft consonants do not at 3."""
+"""0 to 3. Lower lets noise up to -40 dBFS pass; 3 drops soft consonants."""
 HOLD_TICKS = 12
 """Kept after the last speech (240 ms): quiet word ends, and pauses inside a sentence."""
 AHEAD_TICKS = 4

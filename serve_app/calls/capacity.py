@@ -1,4 +1,4 @@
-"""What this machine carries: whether its calls keep up, and whether one of them is heard at all."""
+"""Whether this machine keeps up with its calls, and whether a call is heard at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CARRIED_OVER = 500
 CARRIED_FOR_S = 600.0
 """What is older does not count any more."""
 PAUSE_S = 2.0
-"""More than that between two failed blocks is the speaker's pause."""
+"""A longer gap between two failed blocks is a pause of the speaker."""
 
 
 class Carried:

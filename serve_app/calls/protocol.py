@@ -141,7 +141,7 @@ def write(message: Told) -> str:
 
 
 def problem(error: Exception) -> Told:
-    """An error as the message that tells it, or as one of ours that tells nothing of its inside."""
+    """An error as a message; one of ours says nothing of its inside."""
     known = refusal(error)
     if known is None:
         return {"type": "error", "code": "internal_error", "message": "something failed on our side"}

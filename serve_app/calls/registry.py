@@ -86,7 +86,7 @@ class Calls:
 
     @property
     def lowest_block_ms(self) -> int:
-        """Blocks of the mode `lowest` for clients without a wish: longer where short ones are too often too late."""
+        """Block size of mode `lowest` for clients that ask for none. Longer while short blocks are often late."""
         short, long = self._live.lowest.block_ms, self._live.constant.block_ms
         return short if self.carried.keeps_up(asyncio.get_running_loop().time()) else max(short, long)
 
@@ -151,9 +151,9 @@ class Calls:
             await session.over.wait()
 
     async def retire(self) -> None:
-        """This replica goes away: no new calls, and those that can call again at once, through a socket, do so.
+        """Takes no new calls and ends those with a socket, whose clients call again.
 
-        The others last until their end, for as long as Serve waits.
+        The others go on until Serve stops waiting.
         """
         self._retiring = True
         calls = [call for call in self._calls.values() if call.has_socket]

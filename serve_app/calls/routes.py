@@ -72,7 +72,7 @@ def calls_router(rtc: Rtc) -> APIRouter:
         return Response(headers={"Accept-Post": SDP_TYPE})
 
     async def nothing(request: Request) -> Response:
-        """There is something here; what it plays is not told over HTTP."""
+        """The session exists."""
         for name, found in request.path_params.items():
             await rtc.ask(found, Find(to_listen=name == "listen_id"))
         return Response(status_code=204)

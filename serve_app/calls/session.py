@@ -81,7 +81,7 @@ class Room(Protocol):
 
     @property
     def lowest_block_ms(self) -> int:
-        """Blocks of the mode `lowest` for clients without a wish."""
+        """Block size of mode `lowest` for clients that ask for none."""
 
     def is_usual(self, settings: CallSettings) -> bool:
         """Whether a call has the short blocks and nothing that would take longer than usual."""
@@ -139,7 +139,7 @@ class Session:
         return True
 
     def stop(self, end: End) -> None:
-        """Ends the session; the first reason given is the one that is told."""
+        """Ends the session. The first reason counts."""
         if self.move(Life.ENDING):
             self.end.set_result(end)
         if not self.answer.done() and self.task is not None:
@@ -180,9 +180,9 @@ class Session:
 
 
 class Call(Session):
-    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners.
+    """One call: what a peer says goes into a stream, what comes out goes back to the peer and to listeners.
 
-    Its `listen_id` is for those whom its client lets listen: they cannot end the call, as its `session_id` can.
+    `listen_id` lets others listen; only `session_id` can end the call.
     """
 
     def __init__(self, session_id: str, listen_id: str, room: Room, wishes: Wishes, tell: Tell | None) -> None:
@@ -197,7 +197,7 @@ class Call(Session):
 
     @property
     def has_socket(self) -> bool:
-        """Whether its client is told things outside of the media connection too, and may call again."""
+        """Whether its client has a socket, and so can be told to call again."""
         return self._tell_socket is not None
 
     @property

@@ -29,7 +29,7 @@ from webrtc.ice import IceServer
 
 CONNECT_TIMEOUT_S = 20.0
 TAIL_S = 0.5
-"""How long a call from a file goes on after what the server says that the voice is behind."""
+"""How much longer than the reported delay a call from a file goes on."""
 PLAIN_LINE_EVERY_S = 10
 
 

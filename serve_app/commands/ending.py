@@ -1,4 +1,4 @@
-"""How a command ends where it is told to: what it has begun elsewhere is put away first."""
+"""Ends a command by a signal, after undoing what it began elsewhere."""
 
 from __future__ import annotations
 

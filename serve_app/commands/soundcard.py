@@ -66,7 +66,7 @@ class WavFile:
 
 
 async def on_timer(tick: Tick) -> None:
-    """A sound card of no hardware: every 20 ms one tick, for as long as nobody cancels it.
+    """Stands in for a sound card: one tick each 20 ms until cancelled.
 
     Frame n is said at its end, as a microphone does, and the clock that the tick is told has no jitter.
     """

@@ -25,9 +25,9 @@ MAX_FAILED_BATCHES = 3
 
 
 class Watch:
-    """Whether a device still works, by how long its present work takes and how the last of it ended.
+    """Whether a device works, judged by how long its batch runs and how the last ones ended.
 
-    It is told by the thread that works, as whoever waits for it may leave earlier.
+    The computing thread reports, since the waiting task may have left.
     """
 
     def __init__(self) -> None:
@@ -35,18 +35,20 @@ class Watch:
         self._failed = 0
 
     def begin(self, limit_s: float) -> None:
-        """Work begins that never takes so long."""
+        """A batch begins; it is stuck when it runs longer than `limit_s`."""
         self._work = perf_counter(), limit_s
 
     def end(self, results: Sequence[object]) -> None:
-        """It is over, with these results or errors. A device that has gone fails in torch's way, or for want of
-        memory; a bad request does not."""
+        """The batch is over. It failed where all results are RuntimeError or MemoryError, as torch raises them.
+
+        A bad request raises other errors.
+        """
         self._work = None
         is_lost = all(isinstance(result, RuntimeError | MemoryError) for result in results)
         self._failed = self._failed + 1 if is_lost else 0
 
     def check(self) -> None:
-        """RuntimeError where the device seems lost: work takes for ever, or failed several times in a row."""
+        """RuntimeError where one batch runs too long, or several in a row failed."""
         work = self._work
         if work is not None and (busy_s := perf_counter() - work[0]) > work[1]:
             raise RuntimeError(f"a batch has been running for {busy_s:.0f} s")
@@ -95,11 +97,11 @@ class GroupCommit(Generic[Item, Result]):
         self._watch = Watch()
 
     def check(self) -> None:
-        """RuntimeError where the device seems lost: one batch takes for ever, or several in a row failed whole."""
+        """RuntimeError where one batch runs too long, or several in a row failed."""
         self._watch.check()
 
     async def run(self, entries: list[Entry[Item, Result]]) -> list[Entry[Item, Result]]:
-        """Wait until all of `entries` are done; whoever gets the device takes along what else waits."""
+        """Wait until all `entries` are done. Whoever gets the device computes the next batch of all that waits."""
         self._waiting.extend(entries)
         while not all(entry.done for entry in entries):
             async with self._device:
@@ -144,7 +146,7 @@ class GroupCommit(Generic[Item, Result]):
     def _results_of(self, batch: list[Entry[Item, Result]]) -> Sequence[Result | Exception]:
         try:
             results = self._compute([entry.item for entry in batch])
-            if len(results) != len(batch):  # told to each caller: one without a result would be waited for for ever
+            if len(results) != len(batch):  # an entry without a result would wait for ever, so each gets an error
                 raise ValueError(f"{len(batch)} requests were computed to {len(results)} results")
             return results
         except Exception as error:  # each caller gets its own item's error, whatever it is

@@ -35,7 +35,7 @@ from stages.types import (
 MAX_ATTEMPTS = 5
 RETRY_WAIT_S = 0.5
 FULL_WAIT_S, LONGEST_WAIT_S, FULL_FOR_S = 0.25, 8.0, 120.0
-"""Where a stage has no room: the first wait, to which the next are double, the longest of them, and all together."""
+"""Waits for room: the first (each next one doubles), the longest, and the sum."""
 
 
 class StagesUnavailable(Unavailable, BlockLost):
@@ -47,7 +47,7 @@ ANSWER_COUNTS_S, GIVE_UP_S = 10.0, 10.0
 
 
 class Backoff:
-    """Ever longer waits for a stage that has no room: whoever came back at once would only keep it full."""
+    """Ever longer waits, since clients that come back at once keep a full stage full."""
 
     def __init__(self) -> None:
         self._next_s, self._left_s = FULL_WAIT_S, FULL_FOR_S
@@ -251,7 +251,7 @@ class ServeStages:
         wave.cancel()
 
     def stage_ms(self, wave: Hop) -> dict[str, float]:
-        """What each hop of a chain took, queue and way included; without the way where one process does it all."""
+        """Milliseconds of each hop, with queue and transport. Where one process does all, without transport."""
         if wave.stages_ms is not None:
             return wave.stages_ms
         hops = zip(STAGE_NAMES, wave.chain(), strict=True)

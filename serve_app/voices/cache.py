@@ -44,7 +44,7 @@ class VoiceCache:
         self.look()
         kept = self._voices.get(voice_id)
         if kept is None:
-            async with self._lock:  # one read at a time; whoever has its voice does not wait for the storage
+            async with self._lock:  # one read at a time; voices in memory do not wait
                 kept = self._voices.get(voice_id)
                 if kept is None:
                     kept = await asyncio.to_thread(self._read, voice_id)

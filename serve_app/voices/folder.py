@@ -389,9 +389,9 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _sweep(scratch: Path) -> None:
-    """Removes what a crashed process left: deleted voices at once, whoever deletes them; else what is old.
+    """Removes leftovers of a crash: deleted voices at once, other files after an hour.
 
-    What is younger may belong to a process at work.
+    Younger files may belong to a process at work.
     """
     newest_s = datetime.now(UTC).timestamp() - _LEFTOVER_AGE_S
     for leftover in scratch.iterdir():

@@ -23,7 +23,7 @@ from stages.reference import SEARCHED_S, ReferenceReport, check_reference, spoke
 from stages.types import BadAudio, Samples, StoredVoice, Voice
 
 _REFERENCES_AT_ONCE = 2
-"""That are decoded and searched for speech, in up to 200 MB each; conversions are bounded by `max_conversions`."""
+"""References that are decoded at once, in up to 200 MB each. `max_conversions` bounds conversions."""
 _REFERENCES_WAITING = 16
 _MAX_REFERENCE_HZ = 48_000
 TEND_EVERY_S = 15.0
@@ -117,7 +117,7 @@ class Voices:
         labels: Mapping[str, str] | None = None,
         expires_s: int | None = None,
     ) -> tuple[VoiceRecord, list[str]]:
-        """A new voice of what was prepared, and warnings; with `expires_s`, forgotten when unused for so long."""
+        """Keeps a new voice, and returns warnings. The voice is forgotten after `expires_s` seconds without use."""
         voice, warnings, report = await self.maker.make_voice(samples, sample_rate)
         record = VoiceRecord(
             voice_id=new_voice_id(),
