@@ -117,7 +117,7 @@ def is_loopback(name: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port; empty where there is none, or more than that."""
+    """The name in a Host header, without its port; empty where the header is missing or malformed."""
     place = _place(host)
     return "" if place is None else place[0].removesuffix(".")
 
@@ -131,7 +131,7 @@ def _address(name: str) -> bool:
 
 
 def _place(authority: str) -> tuple[str, int | None] | None:
-    """Host and port, without the default ports: a proxy may have ended TLS before us. None: anything else."""
+    """Host and port; None for anything else. Default ports are left out, since a proxy may have ended TLS."""
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
         return None
@@ -140,7 +140,7 @@ def _place(authority: str) -> tuple[str, int | None] | None:
 
 
 def _keys_in(scope: Scope) -> Iterator[bytes]:
-    """Every key that a request may mean: a proxy in front may take the Authorization header for its own."""
+    """Every key that a request carries. A proxy in front may use the Authorization header itself."""
     for name, value in scope["headers"]:
         if name == _KEY_HEADER:
             yield value.strip()
@@ -148,6 +148,6 @@ def _keys_in(scope: Scope) -> Iterator[bytes]:
             scheme, _, token = value.partition(b" ")
             if scheme.lower() == b"bearer":
                 yield token.strip()
-    if scope["type"] == "websocket":  # browsers cannot set a header there
+    if scope["type"] == "websocket":  # browsers cannot set headers of a socket
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         yield from (token.encode() for token in query.get("access_token", []))

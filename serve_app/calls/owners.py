@@ -68,7 +68,7 @@ class OwnerRouter(LocalityMixin, RequestRouter):
 
 
 def is_replica_name(name: str, like: str) -> bool:
-    """Whether a name has the form of another that Serve has made."""
+    """Whether a name has the form of `like`, which Serve has made."""
     return len(name) == len(like) and name.isascii() and name.isalnum()
 
 
@@ -112,7 +112,7 @@ class ServeOwners:
 
 
 async def stopping() -> None:
-    """Returns when Serve has asked this replica to stop; it tells no user code, so this reads its own record."""
+    """Returns when Serve has asked this replica to stop. Serve tells no user code, so this reads Serve's own record."""
     worker = ray._private.worker.global_worker
     replica = worker.actors[worker.actor_id]._replica_impl  # private, as of Ray 2.60
     while not replica._shutting_down:  # noqa: ASYNC110 - there is no event to wait for

@@ -47,7 +47,7 @@ class Message(BaseModel):
 
 
 class Wishes(Message):
-    """What a call is started with; None takes the server's own choice."""
+    """What a client asks for when it starts a call; None takes the server's own choice."""
 
     voice: VoiceId
     mode: Mode | None = None
@@ -62,7 +62,7 @@ class Start(Wishes):
     type: Literal["start"]
     sdp: Sdp
     replaces: Annotated[str, Field(max_length=128)] | None = None
-    """A session of the same client that may not know yet that it has ended, as after a lost connection."""
+    """An older session of the same client, which may go on after a lost connection."""
 
 
 class IceCandidate(BaseModel):
@@ -76,7 +76,7 @@ class IceCandidate(BaseModel):
 
 
 class Candidate(Message):
-    """One more way to reach the client; None: that was the last."""
+    """One more way to reach the client; None ends the list."""
 
     type: Literal["candidate"]
     candidate: IceCandidate | None

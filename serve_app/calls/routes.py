@@ -68,7 +68,7 @@ def calls_router(rtc: Rtc) -> APIRouter:
         return Response()
 
     async def describe(request: Request) -> Response:
-        """What may be sent here; asks for no key, and tells no credentials."""
+        """The type of a body that may be posted here. Asks for no key and shows no credentials."""
         return Response(headers={"Accept-Post": SDP_TYPE})
 
     async def nothing(request: Request) -> Response:

@@ -102,7 +102,7 @@ class Rtc:
         }
 
     async def publish(self, wishes: Wishes, offer: str, *, local: bool = False) -> Opened:
-        """A call that no socket keeps: it lasts until its client or its media leave."""
+        """Starts a call without a socket. It lasts until its client or its media leave."""
         call = self.calls.start(wishes, check_offer(offer, "sendrecv"), local=local)
         await call.answered()
         # In a context of its own: Serve ties calls made in a request's context to that request.

@@ -105,7 +105,7 @@ def _set(ended: asyncio.Future[None], failure: BaseException | None = None) -> N
 
 
 def _follow(ended: asyncio.Future[None], task: asyncio.Task[None]) -> None:
-    """Ends the call where a part of it has failed: it would go on in silence."""
+    """Ends the call where a part of it fails, since it would go on in silence."""
     if not task.cancelled() and task.exception() is not None:
         _set(ended, task.exception())
 

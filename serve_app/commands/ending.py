@@ -13,7 +13,7 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turns the signals that end a process into SystemExit inside the block, once: a closed terminal sends several.
+    """Turns the first signal that ends a process into SystemExit; a closed terminal sends several.
 
     A signal that is ignored, as under nohup, stays so.
     """
