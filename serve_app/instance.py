@@ -1,4 +1,4 @@
-"""A Ray instance of one machine's own: what `seedvc serve`, the benchmarks and the tests start.
+"""A private Ray instance on one machine, which `seedvc serve`, the benchmarks and the tests start.
 
 All its sockets listen on loopback, each of its calls needs a token that only this user can read, and what it writes
 lies in a private folder that goes with it.
@@ -122,7 +122,7 @@ def free_port() -> int:
 
 
 def needed_cpus(config: Mapping[str, Any]) -> int:
-    """Cores that a Serve config's replicas ask for at their fewest: Ray places none beyond those it was told of."""
+    """Cores that the fewest replicas of a Serve config ask for. Ray places no replica beyond the cores it knows of."""
     deployments = [each for application in config["applications"] for each in application.get("deployments", ())]
     shares = (
         each.get("ray_actor_options", {}).get("num_cpus", 1)

@@ -62,7 +62,7 @@ class Start(Wishes):
     type: Literal["start"]
     sdp: Sdp
     replaces: Annotated[str, Field(max_length=128)] | None = None
-    """An older session of the same client, which may go on after a lost connection."""
+    """An older session of the same client, whose lost connection the server may not have noticed. It ends first."""
 
 
 class IceCandidate(BaseModel):

@@ -1,4 +1,4 @@
-"""Batches across requests: what waits while the device is busy goes together when it is free.
+"""Batches across requests: those that wait while the device is busy are computed together when it is free.
 
 Serve's own batching cuts batches by a timer even while the device computes, and runs them one behind another. Here it
 only collects what arrives together; the cut happens when the device is free (measured in docs/decisions).
@@ -79,7 +79,7 @@ class Entry(Generic[Item, Result]):
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Runs `compute` over what has gathered, in one worker thread, `max_batch_size` items at most, live first.
+    """Runs `compute` over the waiting items in one worker thread: at most `max_batch_size` at once, live ones first.
 
     `compute` takes a list of items and returns as many results in their order. An error in a batch is each item's own:
     the batch is run again item by item, so that one bad request fails alone.
@@ -110,7 +110,7 @@ class GroupCommit(Generic[Item, Result]):
         return entries
 
     def _take(self) -> list[Entry[Item, Result]]:
-        """The next batch: live before files, else in order of arrival; what nobody waits for any more is left out."""
+        """The next batch: live before files, else in order of arrival. Abandoned entries are left out."""
         for entry in self._waiting:
             entry.done |= entry.abandoned
         self._waiting = sorted((e for e in self._waiting if not e.done), key=lambda e: (not e.live, e.arrived))
