@@ -130,7 +130,7 @@ class Geometry:
 
     @property
     def return_ticks(self) -> int:
-        """What the stitcher needs of each block: block, cross-fade and search room."""
+        """Ticks that the stitcher needs of each block: block, cross-fade and search room."""
         return self.block_ticks + self.sola_ticks + SEARCH_TICKS
 
     @property

@@ -203,7 +203,7 @@ class LocalStages:
 
 
 def drain(iterate: Callable[[], AsyncIterator[Item]]) -> list[Item]:
-    """All items of an async iterator that never really waits, with or without a running event loop."""
+    """All items of an async iterator that never waits. Works with and without a running event loop."""
     iterator, items = iterate(), []
     while True:
         try:

@@ -1,7 +1,7 @@
-"""How much louder a quiet speaker has to be made to be heard as others are.
+"""How far a quiet speaker is raised, so that the networks hear it as others.
 
-The encoder learnt from speech of the usual levels, and so did the detector of speech. What a person turned down, or a
-far microphone, is raised to them, but never so far that the noise behind it sounds like speech.
+The encoder and the detector of speech learnt from speech of the usual levels. Quieter speech is raised to them, but
+never so far that the noise behind it sounds like speech.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOUD_TICKS, QUIET_SHARE = 5, 0.1
 """How many loudest ticks are ignored as clicks, and the share of ticks that counts as noise."""
 MEMORY_TICKS = 500
 SILENCE = 1e-10
-"""Mean square of a tick that tells nothing of the noise: a muted microphone, a client that cuts pauses out."""
+"""Quieter ticks (mean square) do not count: a microphone is muted, or a client cuts pauses out."""
 
 
 def powers(wave: Samples, step: int) -> NDArray[np.float64]:
@@ -43,7 +43,7 @@ def lift(power: NDArray[np.float64], loud_ticks: int = 0) -> float:
 
 
 def raised(wave: Samples, gain: float) -> Samples:
-    """The wave itself where it need not be raised."""
+    """The wave times the gain; the wave itself at gain 1."""
     return wave if gain == 1.0 else wave * np.float32(gain)
 
 

@@ -1,4 +1,4 @@
-"""What travels between the stages: numpy arrays and small frozen requests, never tensors."""
+"""The data between the stages: numpy arrays and small frozen requests, never tensors."""
 
 from __future__ import annotations
 
