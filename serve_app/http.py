@@ -171,7 +171,7 @@ def _user_router(voices: Voices) -> APIRouter:
     router = APIRouter(tags=["user"])
 
     async def subscription() -> dict[str, Any]:
-        """Fixed but for the number of voices: nobody is counted or charged here."""
+        """Fixed but for the number of voices: this server counts no use."""
         records = await asyncio.to_thread(voices.store.list)
         return _SUBSCRIPTION | {"voice_slots_used": sum(record.category == "cloned" for record in records)}
 

@@ -215,7 +215,7 @@ class CallStream:
 
     @property
     def _pace_s(self) -> float:
-        """The shortest time, of late, from one result to the next while there was work."""
+        """The shortest recent time from one result to the next while there was work."""
         return min(self._paces_s, default=0.0)
 
     async def _collect(self, outgoing: _Outgoing) -> Samples:

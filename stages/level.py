@@ -24,7 +24,7 @@ POWER_FLOOR = 1e-9
 
 
 class LevelFollower:
-    """Remembers how loud the source and the networks' sound have been of late."""
+    """Remembers how loud the source and the networks' sound were lately."""
 
     def __init__(self) -> None:
         self._source = self._made = 0.0

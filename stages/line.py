@@ -90,7 +90,7 @@ class Block:
     gains: NDArray[np.float32]
     """For each tick that is returned: 0 where nobody speaks."""
     captured_s: float
-    """When its last sample was captured, on the clock that `push` was told."""
+    """When its last sample was captured, on the clock of `push`."""
     settings: CallSettings
     sampling: Sampling
 

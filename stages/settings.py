@@ -13,7 +13,7 @@ from stages.types import Voice
 class CallSettings:
     """What can change during a call.
 
-    Mode `lowest` lets a block out as soon as it is there, `constant` lets every block out equally late.
+    Mode `lowest` lets a block out when it is ready; `constant` lets every block out equally late.
     """
 
     voice: Voice | str

@@ -149,7 +149,7 @@ class RenderedBlock:
 class EncodeRequest:
     """One window at 16 kHz; the first `drop_frames` features are not wanted.
 
-    With pitch, it is told relative to `usual_hz`, or to the window's own median.
+    A pitch is relative to `usual_hz`, or to the median of the window.
     """
 
     samples: Samples

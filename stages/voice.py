@@ -31,7 +31,7 @@ from stages.resample import to_content_rate
 from stages.types import DiffuseRequest, EncodeRequest, Prompt, Samples, Voice
 
 RECIPE = 4
-"""Counts the changes of this file that make other voices of the same recording."""
+"""Goes up with each change of this file that makes another voice of the same recording."""
 CALIBRATION_S = 8.0
 QUIET_SHARE, BAND_GAINS, HELD = 0.4, (0.6, 2.2), 1.0
 """The share of quiet frames left out; bounds of a band's gain; how firmly the map is held (nepers squared)."""

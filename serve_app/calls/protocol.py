@@ -41,7 +41,7 @@ class End:
 
 
 class Message(BaseModel):
-    """Base of what a client says; an unknown field is an error, so that a typing mistake is told."""
+    """Base of the messages of a client. An unknown field is an error, so that typing mistakes are noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

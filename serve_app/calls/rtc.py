@@ -74,7 +74,7 @@ Wanted = Patch | Listen | HangUp | Find
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A new session, as its client is told."""
+    """A new session, as its client gets to know it."""
 
     session_id: str
     etag: str
@@ -146,7 +146,7 @@ REPLACED = End("replaced", "the same client called again")
 
 
 def opened(session: Session) -> Opened:
-    """An answered session as its client is told of it."""
+    """An answered session, as its client gets to know it."""
     listen_id = session.listen_id if isinstance(session, Call) else None
     return Opened(session.session_id, session.etag, session.answer.result(), listen_id)
 

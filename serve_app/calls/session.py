@@ -382,7 +382,7 @@ def open_stream(open_call: OpenStream, wishes: Wishes) -> CallStream:
 
 
 def stats_message(stats: PeerStats, stream: CallStream) -> Told:
-    """What is told each second: the network, the delay, the blocks, the stages."""
+    """The report of each second: the network, the delay, the blocks, the stages."""
     report = stream.report
     told: Told = {
         "type": "stats",

@@ -1,4 +1,4 @@
-"""The page's socket: signalling of one call, and all that its client is told."""
+"""The page's socket: signalling of one call, and all messages to its client."""
 
 from __future__ import annotations
 

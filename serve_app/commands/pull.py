@@ -23,7 +23,7 @@ PAUSE_S = 1.0
 
 
 class PullFailed(Exception):
-    """A file could not be had; the message says why, and which files belong where."""
+    """A file could not be fetched; the message says why, and which files belong where."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def pull(preset: Preset, folder: Path, endpoint: str | None = None) -> None:
-    """Bring all files of `preset.hub` into `folder`; what is there already stays, what was begun goes on.
+    """Brings all files of `preset.hub` into `folder`. Present files stay, and begun downloads go on.
 
     `endpoint` is the hub's address; None: the HF_ENDPOINT of the environment, else the public hub.
 

@@ -1,4 +1,4 @@
-"""A server, as the command line sees it: requests whose refusals are told in one sentence."""
+"""A server, as the command line sees it. A refused request raises one sentence."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def shown(tree: Any, key: str = "") -> Any:
         return {name: shown(value, str(name)) for name, value in tree.items()}
     if isinstance(tree, list):
         return [shown(value, key) for value in tree]
-    if _PRIVATE_KEY.search(key) and not key.endswith("_env"):  # the name of a variable tells nothing
+    if _PRIVATE_KEY.search(key) and not key.endswith("_env"):  # the name of a variable is no secret
         return HIDDEN
     if isinstance(tree, str):
         return _URL_WITH_USER.sub(rf"\1{HIDDEN}@", tree).replace(os.path.expanduser("~") + os.sep, "~" + os.sep)

@@ -57,7 +57,7 @@ class Watch:
 
 
 class Observer(Protocol):
-    """Who is told how long requests waited and what a batch cost."""
+    """Gets how long requests waited and what a batch cost."""
 
     def waited(self, milliseconds: float) -> None:
         """One request waited this long for the device."""
@@ -127,7 +127,7 @@ class GroupCommit(Generic[Item, Result]):
         except asyncio.CancelledError:  # only this waiter leaves; the others' items are still wanted
             self._waiting.extend(batch)
             raise
-        except Exception as error:  # an executor that has shut down: nobody may be left waiting
+        except Exception as error:  # the executor has shut down, and all waiting entries need a result
             results = [error] * len(batch)
         for entry, result in zip(batch, results, strict=True):
             entry.result, entry.done = result, True

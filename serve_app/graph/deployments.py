@@ -101,7 +101,7 @@ class Diffusion:
 
     async def check_health(self) -> None:
         """Serve replaces this replica where it raises."""
-        self._voices.look()  # a deleted voice is forgotten also where nobody asks for it any more
+        self._voices.look()  # forgets deleted voices also when no requests come
         self._gate.check()
 
 

@@ -133,7 +133,7 @@ class Voices:
         await asyncio.to_thread(self.store.add, record, samples, sample_rate)
         try:
             await asyncio.to_thread(self.store.save_features, record.voice_id, self.fingerprint, voice)
-        except NotStored:  # the caller is told so, and never learns the voice's id
+        except NotStored:  # the caller gets the error, and never the voice's id
             await asyncio.to_thread(self.store.delete, record.voice_id)
             raise
         return record, warnings
@@ -158,7 +158,7 @@ class Voices:
             yield
         finally:
             self._in_use[voice_id] -= 1
-            self._in_use += Counter()  # drops what nothing uses
+            self._in_use += Counter()  # drops voices with a count of zero
 
     async def tend(self, in_calls: Iterable[str]) -> None:
         """Renews the voices that are in use, and forgets those whose time is over; called every TEND_EVERY_S."""
