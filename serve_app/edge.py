@@ -1,4 +1,4 @@
-"""The outermost layers of the HTTP app: errors become answers, and answers tell browsers to keep others away."""
+"""The outermost layers of the HTTP app: errors become answers, and headers tell browsers to keep other pages away."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SAFETY = {
 
 
 class SafetyHeaders:
-    """Adds the headers that keep other pages away from what is answered here."""
+    """Adds the headers that keep other pages away from our answers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -124,7 +124,7 @@ class Exchange:
     async def receive(self) -> Message:
         """The next message of the client; ClientGone where there is none.
 
-        Serve cancels a request whose client leaves, and then raises from here before it says so.
+        Serve cancels a request whose client leaves, and raises here before it reports that.
         """
         try:
             message = await self._receive()

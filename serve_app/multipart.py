@@ -173,7 +173,7 @@ class MultipartParser:
         return -1, len(buffer)
 
     def _line_kind(self, at: int) -> tuple[_Line, int]:
-        """What the line is whose dashed boundary ends at `at`, and where the next line starts."""
+        """The kind of the line whose dashed boundary ends at `at`, and where the next line starts."""
         buffer = self._buffer
         if buffer.startswith(b"--", at):
             return _Line.LAST_BOUNDARY, at + 2

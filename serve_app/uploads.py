@@ -196,7 +196,7 @@ class MultipartForm:
         self._parser = MultipartParser(boundary.encode("latin-1", errors="replace"))
 
     async def parts(self) -> AsyncIterator[Part]:
-        """The parts in the order of the body; what was not read of one is skipped when the next is asked for."""
+        """The parts in the order of the body. The unread rest of a part is skipped when the next is asked for."""
         while await self._parsed_more():
             event = self._events.popleft()
             if isinstance(event, PartBegin):

@@ -75,7 +75,7 @@ class _Outgoing:
 
 
 class CallStream:
-    """Conversion of one call; lives in one event loop, by whose clock its deadlines go.
+    """Conversion of one call in one event loop, whose clock its deadlines use.
 
     `push` whenever sound has come, iterate `blocks` in one task, `change` at any time, `close` at the end.
     """

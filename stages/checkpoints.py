@@ -515,7 +515,7 @@ def _file_digest(path: Path) -> bytes:
 
 
 def _tensor_starts(header: bytes) -> list[int]:
-    """Where the tensors begin that a safetensors header names; none where it is damaged, which reading it tells."""
+    """Where the tensors of a safetensors file begin; none where its header is damaged, and reading it raises later."""
     try:
         tree = json.loads(header)
         return sorted(entry["data_offsets"][0] for name, entry in tree.items() if name != "__metadata__")

@@ -48,7 +48,7 @@ def raised(wave: Samples, gain: float) -> Samples:
 
 
 class RecentLevel:
-    """The same for a call, by what was heard in the last 10 s."""
+    """The same for a call, from its last 10 s."""
 
     def __init__(self) -> None:
         self._power: deque[float] = deque(maxlen=MEMORY_TICKS)

@@ -34,7 +34,7 @@ class CallSettings:
         steps: int | None = None,
         bypass: bool = False,
     ) -> CallSettings:
-        """The preset's own values for what is left open."""
+        """The given values, and those of the preset for the others."""
         block_ms = call_mode(live, mode).block_ms if block_ms is None else block_ms
         return cls(voice, block_ms, live.steps if steps is None else steps, live.cfg_rate, bypass, mode)
 

@@ -149,7 +149,7 @@ class RenderedBlock:
 class EncodeRequest:
     """One window at 16 kHz; the first `drop_frames` features are not wanted.
 
-    A pitch is relative to `usual_hz`, or to the median of the window.
+    Where features have a pitch, it is relative to `usual_hz`, or to the median of the window.
     """
 
     samples: Samples

@@ -56,7 +56,7 @@ class OwnerRouter(LocalityMixin, RequestRouter):
         """The replica of that name where it lives but is not among those that run; asks Ray, so for a thread."""
         if not others or not is_replica_name(owner, like=others[0].replica_id.unique_id):
             return []  # a client made the name up, so Ray is not asked
-        info = others[0]._replica_info  # private, as of Ray 2.60: what is known of another replica of the deployment
+        info = others[0]._replica_info  # private, as of Ray 2.60: the record of another replica of the deployment
         replica_id = replace(info.replica_id, unique_id=owner)
         stopping = replace(
             info, replica_id=replica_id, actor_name=replica_id.to_full_id_str(), port=None, backend_http_port=None

@@ -83,7 +83,7 @@ class Candidate(Message):
 
 
 class Change(Message):
-    """Other settings from the next block on; what is left out stays."""
+    """Other settings from the next block on. Settings that are left out stay."""
 
     type: Literal["change"]
     voice: VoiceId | None = None

@@ -79,7 +79,7 @@ def _config(path: Path) -> str:
 
 
 def shown(tree: Any, key: str = "") -> Any:
-    """A config as it may be shown: no values of what is named like a secret, no users in URLs, no home folder."""
+    """A config without secrets: no values of keys that are named like one, no users in URLs, no home folder."""
     if isinstance(tree, dict):
         return {name: shown(value, str(name)) for name, value in tree.items()}
     if isinstance(tree, list):

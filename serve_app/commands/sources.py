@@ -1,4 +1,4 @@
-"""The recording that a command is given: a file, a pipe, or what comes on the standard input."""
+"""The recording that a command is given: a file, a pipe, or the standard input."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ class ServeStages:
         return self.render(self.encode(encode), diffuse, vocode)
 
     async def collect(self, wave: Hop) -> Samples:
-        """Wait for a chain's samples for as long as it takes; deadlines are the caller's, who cancels.
+        """Waits for the samples of a chain without a limit. A caller with a deadline cancels.
 
         A chain that lost a replica is started again; blocks carry all they need, so the result is the same. One that
         finds no room waits, and goes on from where it was refused.

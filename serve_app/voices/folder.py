@@ -321,7 +321,7 @@ def _changing() -> Iterator[None]:
 
 
 def _reason(error: VoiceDamaged) -> str:
-    """Why, without what is in the voice's files."""
+    """The reason of an error, without content of the voice's files."""
     cause = error.__cause__
     if isinstance(cause, OSError):
         return f"{cause.strerror or cause}"

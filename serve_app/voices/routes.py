@@ -51,7 +51,7 @@ class VoiceForm(BaseModel):
 
 
 class VoiceEdit(BaseModel):
-    """The form fields that change a voice; what is not given stays."""
+    """The form fields that change a voice. Fields that are not given stay."""
 
     name: VoiceName | None = None
     description: VoiceDescription | None = None

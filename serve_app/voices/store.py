@@ -49,7 +49,7 @@ class VoiceRecord:
 class VoiceStore(Protocol):
     """Keeps voices. Methods block on storage, so coroutines call them through a thread; all raise VoiceNotFound.
 
-    What changes something raises NotStored where the storage refuses; all raise StoreAway where it is not there.
+    Methods that change something raise NotStored where the storage refuses; all raise StoreAway where it is missing.
     """
 
     def list(self) -> list[VoiceRecord]:
