@@ -32,7 +32,7 @@ _NO_KEY = (
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a server asks of its callers; by itself that of one without a key on loopback."""
+    """What a server asks of its callers. The defaults are those of a server on loopback without a key."""
 
     key: str = ""
     on_loopback: bool = True
@@ -76,7 +76,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
-        if path not in PROBES:  # what watches a server knows it by its address
+        if path not in PROBES:  # health checks call the server by its address
             self._check_host(scope)
         self._check_origin(scope)
         reading = scope.get("method") == "OPTIONS" or (scope.get("method") in READING and path in self._public)
@@ -95,7 +95,7 @@ class Guard:
             raise Refused(421, "unknown_host", message)
 
     def _check_origin(self, scope: Scope) -> None:
-        """Reading is free: a browser shows another page nothing of it."""
+        """Any page may send a read: the browser does not show it the answer."""
         if scope["type"] == "http" and scope["method"] in READING:
             return
         origin = header(scope, b"origin")
@@ -107,7 +107,7 @@ class Guard:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or address is this very machine to whoever uses it."""
+    """Whether a name or address always means the machine that uses it."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -117,7 +117,7 @@ def is_loopback(name: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port; empty where there is none, or more than that."""
+    """The name in a Host header, without its port; empty where the header is missing or malformed."""
     place = _place(host)
     return "" if place is None else place[0].removesuffix(".")
 
@@ -131,7 +131,7 @@ def _address(name: str) -> bool:
 
 
 def _place(authority: str) -> tuple[str, int | None] | None:
-    """Host and port, without the default ports: a proxy may have ended TLS before us. None: anything else."""
+    """Host and port; None for anything else. Default ports are left out, since a proxy may have ended TLS."""
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
         return None
@@ -140,7 +140,7 @@ def _place(authority: str) -> tuple[str, int | None] | None:
 
 
 def _keys_in(scope: Scope) -> Iterator[bytes]:
-    """Every key that a request may mean: a proxy in front may take the Authorization header for its own."""
+    """Every key that a request carries. A proxy in front may use the Authorization header itself."""
     for name, value in scope["headers"]:
         if name == _KEY_HEADER:
             yield value.strip()
@@ -148,6 +148,6 @@ def _keys_in(scope: Scope) -> Iterator[bytes]:
             scheme, _, token = value.partition(b" ")
             if scheme.lower() == b"bearer":
                 yield token.strip()
-    if scope["type"] == "websocket":  # browsers cannot set a header there
+    if scope["type"] == "websocket":  # browsers cannot set headers of a socket
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         yield from (token.encode() for token in query.get("access_token", []))

@@ -17,7 +17,7 @@ _DRAIN_PAUSE_S = 1.0
 
 
 class Admission:
-    """Gives a request with a body a place until it is answered, whatever its route; a socket, until its client speaks.
+    """Gives each request with a body a place until it is answered, and each socket one until its client speaks.
 
     Offers and candidates of calls have places of their own, so that neither they nor uploads wait for the other.
     """
@@ -29,7 +29,7 @@ class Admission:
         self._sockets = Places("sockets without a call", max_waiting, limits, at_once=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on what has found a place; AtCapacity, UploadStalled or Displaced for the layer above otherwise."""
+        """Passes a request on when it has a place. Raises AtCapacity, UploadStalled or Displaced."""
         if scope["type"] == "http" and _has_body(scope):
             await self._serve_body(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -81,13 +81,13 @@ def _has_body(scope: Scope) -> bool:
 
 
 class Drains:
-    """Refusals that wait until their client has sent what it was sending: a few at once, the others end as they are."""
+    """Refused clients that are still sending: a few may finish, the others are cut off."""
 
     def __init__(self, n_places: int) -> None:
         self._free = n_places
 
     async def drain(self, receive: Receive) -> None:
-        """Reads what still comes, as long as it comes, and not for ever."""
+        """Reads the rest of a body while it keeps coming, up to a limit."""
         if not self._free:
             return
         self._free -= 1

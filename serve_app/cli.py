@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 where it worked, 2 for a mistake of the user's, which is told in one sentence."""
+    """Runs one command; 0 where it worked, 2 for a mistake of the user, which one sentence names."""
     args = parser().parse_args(arguments)
     command = importlib.import_module(f"serve_app.commands.{args.command}")
     try:

@@ -1,7 +1,7 @@
 """Recordings are decoded in processes of their own: bounded in number, memory and time, and ended by hanging up.
 
-Decoding what strangers send is the one work here whose size they choose. In a thread it could not be stopped, and it
-would hold up whatever else waits for a thread.
+Strangers choose how much work a decode is. In a thread it could not be stopped, and would hold up all that waits for
+a thread.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from webrtc.files import NotAudio
 from webrtc.files.process import BEGIN, DONE, END, FAILED, FEED, HEADER, MORE, RATE, SOUND, TOO_COMPLEX, WARNING
 
 LENGTH_TOLERANCE_S = 0.1
-"""Encoders pad: a recording of exactly the limit may decode a few frames longer."""
+"""Encoders pad, so a recording of exactly the limit may decode to a few frames more."""
 
 _UPLOAD_BYTES = 1 << 16
 _IDLE = 2
 """Processes that wait for the next recording: one takes a quarter of a second to start, and 40 MB."""
 _RECORDINGS = 100
-"""That one process decodes before another takes its place."""
+"""How many recordings a process decodes before another takes its place."""
 _SILENT_S = 150.0
-"""Without an answer; the limit of processor time ends a busy process before."""
+"""The longest wait for an answer. A busy process meets its limit of processor time earlier."""
 _RECEIVE_BYTES = 1 << 18
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """What the process needs of ours; our secrets are not among it."""
@@ -129,7 +129,7 @@ class DecodeProcess:
 
 @contextmanager
 def _told_as_too_complex() -> Iterator[None]:
-    """A decoder that has ended or hangs has met one of its limits."""
+    """NotAudio where a decoder has ended or hangs: it has met one of its limits."""
     try:
         yield
     except (ConnectionError, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""The outermost layers of the HTTP app: errors become answers, and answers tell browsers to keep others away."""
+"""The outermost layers of the HTTP app: errors become answers, and headers tell browsers to keep other pages away."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SAFETY = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-"""What answers carry that say nothing else: they are data, and no page may frame them."""
+"""Headers of answers that set no others: they are data, and no page may frame them."""
 
 
 class SafetyHeaders:
-    """Adds the headers that keep other pages away from what is answered here."""
+    """Adds the headers that keep other pages away from our answers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -63,7 +63,7 @@ class Edge:
         self._drains = Drains(MAX_REFUSING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on; a failure of ours is logged once, and told without its inside."""
+        """Passes the request on. A failure of ours is logged once, and the answer says nothing of its inside."""
         if scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send)
             return
@@ -86,7 +86,7 @@ class Edge:
                 await answer_of(known or internal_error(request_id))(scope, exchange.receive, exchange.send)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A socket's own handler tells its errors; what is left becomes an `error` message, and closes the socket."""
+        """A socket's handler reports its own errors. Any other becomes an `error` message and closes the socket."""
         accepted = False
 
         async def noting_send(message: Message) -> None:
@@ -108,7 +108,7 @@ class Edge:
 
 
 class Exchange:
-    """One request and its answer. A refusal holds its end back until the client has sent what it was sending.
+    """One request and its answer. A refusal ends only when the client has stopped sending.
 
     A server closes the connection on an answer that ends before the upload, and a client that is still writing then
     sees a broken pipe in place of the refusal.
@@ -122,9 +122,9 @@ class Exchange:
         self.started = False
 
     async def receive(self) -> Message:
-        """The next message of the client; ClientGone where its server can hand on none.
+        """The next message of the client; ClientGone where there is none.
 
-        Serve cancels a request whose client leaves, and then raises from here before it says so.
+        Serve cancels a request whose client leaves, and raises here before it reports that.
         """
         try:
             message = await self._receive()

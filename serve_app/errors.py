@@ -17,7 +17,7 @@ _RESTART_S = 5  # about what a replica takes to come back
 
 
 class VoiceError(Exception):
-    """A voice that cannot be had, made or changed; the message names it."""
+    """A voice that cannot be read, made or changed; the message names it."""
 
     message = "{voice_id!r}"
 
@@ -36,13 +36,13 @@ class VoiceNotFound(VoiceError, LookupError):
 
 
 class VoiceDamaged(VoiceNotFound):
-    """What is kept under an id is no voice, or only part of one."""
+    """The store has no whole voice under an id."""
 
     message = "the voice {voice_id!r} is damaged where it is kept, and cannot be used"
 
 
 class NotStored(OSError):
-    """The storage of voices does not take a change: it is full, read-only, or gone."""
+    """The storage of voices refuses a change: it is full, read-only, or gone."""
 
 
 class StoreAway(OSError):
@@ -56,7 +56,7 @@ class InvalidVoiceId(VoiceError, ValueError):
 
 
 class VoiceIsReadOnly(VoiceError):
-    """A premade voice was to be changed."""
+    """A premade voice cannot be changed."""
 
     message = "the voice {voice_id!r} is premade and cannot be changed or deleted"
 
@@ -126,7 +126,7 @@ class UploadTooLarge(ValueError):
 
 
 class UploadStalled(TimeoutError):
-    """A client that stopped sending half-way would keep its place for ever."""
+    """A client stopped sending half-way; it would keep its place for ever."""
 
     def __init__(self, limit_s: float) -> None:
         super().__init__(limit_s)
@@ -137,7 +137,7 @@ class UploadStalled(TimeoutError):
 
 
 class Displaced(RuntimeError):
-    """A client that hardly sends gave its place to another when all were taken."""
+    """A client that hardly sends lost its place to another when all were taken."""
 
     def __str__(self) -> str:
         return "too little came while others waited for a place; try again later, or send faster"
@@ -181,7 +181,7 @@ class Refusal:
 
 
 def refusal(error: Exception) -> Refusal | None:
-    """The answer to an error that the caller caused or may wait out; None for one that is our own."""
+    """The answer to an error that the caller caused or can wait out; None for a failure of ours."""
     match error:
         case InvalidFields():
             return _unprocessable(*error.problems)
@@ -222,7 +222,7 @@ def refusal(error: Exception) -> Refusal | None:
 
 
 def internal_error(request_id: str) -> Refusal:
-    """The answer to a failure of ours: nothing about its inside, only what finds it in the log."""
+    """The answer to a failure of ours. It names the request, so that the log can be searched, and nothing else."""
     message = f"something failed on our side; the log has it under request {request_id}"
     return Refusal(500, {"status": "internal_error", "message": message, "request_id": request_id})
 

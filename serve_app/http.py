@@ -62,7 +62,7 @@ def create_app(
 ) -> FastAPI:
     """The whole HTTP app around conversions and voices, with live calls and their page where there are any.
 
-    Without `access`, it is for callers on this machine. `stages` asks those behind it, by name, for a sign of life.
+    Without `access`, only this machine may call. `stages` holds, by name, how to ask each stage for a sign of life.
     """
     access = access or Access()
     app = FastAPI(
@@ -102,13 +102,13 @@ def create_app(
 
 
 def add_page(app: FastAPI, folder: Path = PAGE_FOLDER) -> set[str]:
-    """Serves the files of the page, its index at `/`; the paths. Unknown paths stay the API's to refuse."""
+    """Serves the files of the page, its index at `/`, and returns their paths. The API refuses unknown paths."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return _add_files(app, {"/" if name == "index.html" else f"/{name}": path for name, path in files.items()}, PAGE)
 
 
 def add_docs(app: FastAPI) -> set[str]:
-    """Serves the description of the API for people, with nothing from elsewhere; the paths."""
+    """Serves the description of the API for people, all from this server, and returns the paths."""
     swagger = Path(fastapi_offline.__file__).parent / "static"
     files = {"/docs": DOCS_FOLDER / "index.html", "/docs/docs.js": DOCS_FOLDER / "docs.js"}
     files |= {f"/docs/{name}": swagger / name for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon.png")}
@@ -171,7 +171,7 @@ def _user_router(voices: Voices) -> APIRouter:
     router = APIRouter(tags=["user"])
 
     async def subscription() -> dict[str, Any]:
-        """Fixed but for the number of voices: nobody is counted or charged here."""
+        """Fixed but for the number of voices: this server counts no use."""
         records = await asyncio.to_thread(voices.store.list)
         return _SUBSCRIPTION | {"voice_slots_used": sum(record.category == "cloned" for record in records)}
 
@@ -196,10 +196,9 @@ def _health_router(recordings: Recordings, rtc: Rtc | None, stages: Mapping[str,
 
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
-        """The voice store and the stages answer, and this server stays: else 503, with the reasons.
+        """503 with reasons where the store or a stage does not answer or the server goes; else 200.
 
-        What has no room for one more now is in `full`, and is no reason: it is at work. Answers count for 2 s, so this
-        may be asked often.
+        `full` lists what has no room now. Answers count for 2 s, so this may be asked often.
         """
         if reasons := await readiness.reasons():
             detail = {"status": "not_ready", "message": "; ".join(reasons), "reasons": reasons}
@@ -219,7 +218,7 @@ _NOT_OFFERED = re.compile(
     r"pronunciation-|service-accounts|shared-voices|similar-voices|single-use-token|sound-generation|speech-|studio|"
     r"text-to-|tokens|usage|user|voice|webhooks|workspace)"
 )
-"""Where the ElevenLabs API has routes: what is not found there is told apart from a mistyped path."""
+"""Where the ElevenLabs API has routes. The refusal of these is another than that of a mistyped path."""
 _SUBSCRIPTION: dict[str, Any] = {
     "tier": "self_hosted",
     "status": "active",

@@ -72,7 +72,7 @@ class Ingress:
             open_peer=partial(open_peer, args.rtc),
             metrics=SessionMetrics(),
         )
-        ice_servers_of(args.rtc)  # a mistake in them is told now, not to the first client
+        ice_servers_of(args.rtc)  # a mistake in them fails here, not at the first client
         self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
         decoders.warm_up()
         await in_thread(warm_up)
@@ -126,7 +126,7 @@ class Ingress:
         return record.voice_id
 
     async def act_on_session(self, session_id: str, wanted: Wanted) -> Opened | None:
-        """What another replica was asked to do to a session of this one."""
+        """Does to a session of this replica what another replica was asked to do."""
         return await self._rtc.act(session_id, wanted)
 
     async def _retire(self) -> None:
@@ -147,7 +147,7 @@ class Ingress:
 
 
 def log_failed_drain(drain: asyncio.Task[None]) -> None:
-    """Without it, calls are cut off when this replica goes, and new ones are taken until then."""
+    """Logs why the drain failed. Without it, this replica takes calls until it goes, and then cuts them off."""
     if not drain.cancelled() and (error := drain.exception()) is not None:
         log.error("calls are not told when this replica goes away", exc_info=error)
 

@@ -1,4 +1,4 @@
-"""A Ray instance of one machine's own: what `seedvc serve`, the benchmarks and the tests start.
+"""A private Ray instance on one machine, which `seedvc serve`, the benchmarks and the tests start.
 
 All its sockets listen on loopback, each of its calls needs a token that only this user can read, and what it writes
 lies in a private folder that goes with it.
@@ -29,7 +29,7 @@ from ray.serve.schema import ServeDeploySchema
 START_TIMEOUT_S = 180.0
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
-    # Ray's switch for machines that form no cluster, named for those that it was made for: all binds loopback then.
+    # Ray's switch for machines without a cluster; with it Ray binds loopback.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -122,7 +122,7 @@ def free_port() -> int:
 
 
 def needed_cpus(config: Mapping[str, Any]) -> int:
-    """Cores that a Serve config's replicas ask for at their fewest: Ray places none beyond those it was told of."""
+    """Cores that the fewest replicas of a Serve config ask for. Ray places no replica beyond the cores it knows of."""
     deployments = [each for application in config["applications"] for each in application.get("deployments", ())]
     shares = (
         each.get("ray_actor_options", {}).get("num_cpus", 1)

@@ -1,4 +1,4 @@
-"""Whether a server may start as it is configured: the key must have reached it, or nobody else may reach it."""
+"""Whether a server may start: its key has arrived, or it listens on loopback, or it is open on purpose."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ log = logging.getLogger("seedvc.access")
 
 @dataclass(frozen=True, slots=True)
 class KeyMark:
-    """Tells whether a key is the same as another, without telling the key: it travels with the application."""
+    """Compares a key with another without holding it. Travels with the application."""
 
     salt: bytes
     digest: bytes
 
     @classmethod
     def of(cls, key: str) -> KeyMark:
-        """That of a key."""
+        """The mark of a key."""
         salt = secrets.token_bytes(16)
         return cls(salt, _digest(key, salt))
 
     def fits(self, key: str) -> bool:
-        """Whether it is of this key."""
+        """Whether it is the mark of this key."""
         return hmac.compare_digest(self.digest, _digest(key, self.salt))
 
 
@@ -104,7 +104,7 @@ def _key(environment: Mapping[str, str], args: AccessArgs) -> str:
 
 
 def _keys_of_drivers(args: AccessArgs) -> Iterator[tuple[int, str]]:
-    """Process and key of whoever started something on this Ray instance and has a key; those of this machine only."""
+    """Process and key of each program on this machine that uses this Ray instance and has a key."""
     here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     jobs = ray._private.state.jobs()  # type: ignore[no-untyped-call]  # private: the public list needs the dashboard
     for job in jobs:

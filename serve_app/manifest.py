@@ -31,7 +31,7 @@ DRAIN_S = 600
 RAY_CPUS = 1
 """Cores of a worker that Ray itself and the HTTP proxy take."""
 LABEL = {"app": "seedvc"}
-"""Of every pod; cluster/network.yaml selects them by it."""
+"""The label of every pod, by which cluster/network.yaml selects them."""
 WGET = "wget --tries 1 -T 4 -q -O-"
 TOKEN = ' --header "Authorization: Bearer $RAY_AUTH_TOKEN"'
 
@@ -54,7 +54,7 @@ def ray_service(config: Tree, image: str) -> Tree:
             "rayClusterDeletionDelaySeconds": DRAIN_S,
             "rayClusterConfig": {
                 "rayVersion": ray.__version__,
-                # KubeRay makes the token and hands it to all pods; without it, who reaches a pod runs what he likes
+                # KubeRay makes the token and hands it to all pods; without it anybody who reaches a pod can run code
                 "authOptions": {"mode": "token"},
                 "enableInTreeAutoscaling": True,
                 "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": DRAIN_S},
@@ -66,7 +66,7 @@ def ray_service(config: Tree, image: str) -> Tree:
 
 
 def _with_key(group: Tree, args: Tree) -> Tree:
-    """A group of pods whose containers get the API key from its Secret; as it is where callers need none."""
+    """Gives the containers of a group of pods the API key from its Secret, where callers need one."""
     access = AccessArgs.model_validate(args.get("access", {}))
     if not access.open:
         source = {"secretKeyRef": {"name": KEY_SECRET, "key": KEY_ENTRY}}
@@ -113,7 +113,7 @@ def _sum(deployments: list[Tree], resource: str, replicas: str) -> float:
     """What all deployments together take of a resource, at their fewest or most replicas."""
     return math.fsum(
         d["ray_actor_options"].get(resource, 0) * d["autoscaling_config"][replicas] for d in deployments
-    )  # fsum: 0.2 + 0.5 + 0.2 + 0.1 is one GPU, not two
+    )  # fsum, since 0.2 + 0.5 + 0.2 + 0.1 must need one GPU, not two
 
 
 def _container(name: str, image: str, resources: Tree, ports: dict[str, int]) -> Tree:

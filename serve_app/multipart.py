@@ -1,8 +1,8 @@
-"""Takes a multipart form apart, byte by byte as it comes: bytes in, events out, whatever the cut. No input, no output.
+"""Parses a multipart form as it comes: bytes in, events out, however the bytes are cut. Does no input or output.
 
-As RFC 2046 and 7578 have it, and as kind as can be told apart safely: text before the first and behind the last
-boundary is skipped, blanks may follow a boundary, lines may all end in a bare newline, the last line may lack its end.
-Whatever is held back is bounded: a part's headers, or a few bytes that may be the start of a boundary.
+Follows RFC 2046 and 7578, and accepts what is safe to accept: text before the first and behind the last boundary is
+skipped, blanks may follow a boundary, lines may all end in a bare newline, the last line may lack its end.
+It holds back a bounded amount: the headers of a part, or a few bytes that may begin a boundary.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _State(Enum):
 
 
 class _Line(Enum):
-    """What a line that begins as a boundary turns out to be."""
+    """The kind of a line that begins as a boundary."""
 
     BOUNDARY = auto()
     LAST_BOUNDARY = auto()
@@ -59,7 +59,7 @@ class _Line(Enum):
 
 
 class MultipartParser:
-    """One form; BadUpload where the bytes are none."""
+    """One form; BadUpload where the bytes are no form."""
 
     def __init__(self, boundary: bytes) -> None:
         if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES or b"\r" in boundary or b"\n" in boundary:
@@ -126,7 +126,7 @@ class MultipartParser:
             raise BadUpload(f"no boundary of the form came in its first {MAX_PREAMBLE_BYTES} bytes")
 
     def _read_to_boundary(self) -> tuple[bytes, _Line]:
-        """What is certainly before the next boundary, and which that is; moves on behind both."""
+        """The bytes that are certainly before the next boundary, and its kind. Moves on behind both."""
         buffer, begin, search = self._buffer, self._at, self._at
         while True:
             if self._line_start:
@@ -173,7 +173,7 @@ class MultipartParser:
         return -1, len(buffer)
 
     def _line_kind(self, at: int) -> tuple[_Line, int]:
-        """What the line is whose dashed boundary ends at `at`, and where the next line starts."""
+        """The kind of the line whose dashed boundary ends at `at`, and where the next line starts."""
         buffer = self._buffer
         if buffer.startswith(b"--", at):
             return _Line.LAST_BOUNDARY, at + 2

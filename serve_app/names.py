@@ -1,4 +1,4 @@
-"""Names that strangers give: what a terminal would take for a command, or a reader for another text, is not one."""
+"""Names from strangers: characters that command a terminal or mislead a reader are refused or made visible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places for clients that have something to send: a bounded number, which those that do not send give up to others."""
+"""A bounded number of places for clients that send. Slow ones lose theirs to newcomers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Place:
         self._limits = limits
         self._begun_s = time.monotonic()
         self.safe_until_s = self._begun_s + grace_s
-        """Until then the client counts as sending; each byte moves it on by what a byte may take."""
+        """Until then the client counts as sending. Each byte extends it."""
         self.given_up = False
         self._silent = True
         self._waiting: asyncio.Timeout | None = None
@@ -78,7 +78,7 @@ class Place:
 class Places:
     """All places for one kind of request, which `what` names in the plural.
 
-    A new one is safe for a second, where others are not `at_once` to make it give way.
+    A new place is safe for a second, unless others may take it `at_once`.
     """
 
     def __init__(self, what: str, n_places: int, limits: Limits, *, at_once: bool = False) -> None:
@@ -103,12 +103,12 @@ class Places:
         return place
 
     def free(self, place: Place) -> None:
-        """Ends a place; once more does nothing."""
+        """Ends a place, where it has not ended."""
         self._taken.discard(place)
 
 
 def slowest_of(places: Iterable[Place]) -> Place | None:
-    """The place that another request may have: of those whose clients send too little, the one that sent least."""
+    """The place to give to another request: of the clients that send too little, the one that sent least."""
     now_s = time.monotonic()
     slow = [place for place in places if place.safe_until_s < now_s and not place.given_up]
     return min(slow, key=lambda place: place.safe_until_s, default=None)

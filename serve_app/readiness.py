@@ -1,4 +1,4 @@
-"""Whether a request sent now would be served: what must answer does, and this replica stays. For load balancers."""
+"""Whether a request sent now would be served: all parts answer, and this replica stays. For load balancers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ ANSWER_S = 2.0
 
 
 class Probe:
-    """Something that must answer: asked one at a time, and not again while its answer is fresh, whoever wants to know.
+    """Asks one part for a sign of life: one question at a time, and none while the answer is fresh.
 
-    One that hangs stays asked: each question in vain may hold a thread.
+    A question that hangs is not asked again: each may hold a thread.
     """
 
     def __init__(self, name: str, ask: Ask) -> None:
@@ -31,7 +31,7 @@ class Probe:
         self._is_well = False
 
     async def reason(self) -> str | None:
-        """Why not to count on it; None where all is well."""
+        """Why it is not well; None where it is."""
         now_s = asyncio.get_running_loop().time()
         if self._asking is None or (self._asking.done() and now_s - self._answered_s >= FRESH_S):
             self._asked_s = now_s
@@ -54,14 +54,14 @@ class Probe:
 
 
 class Readiness:
-    """All that must answer, by name, and whether this replica is about to go."""
+    """The parts that must answer, by name, and whether this replica is about to go."""
 
     def __init__(self, asks: Mapping[str, Ask], is_retiring: Callable[[], bool] = lambda: False) -> None:
         self._probes = [Probe(name, ask) for name, ask in asks.items()]
         self._is_retiring = is_retiring
 
     async def reasons(self) -> list[str]:
-        """Why requests had better go elsewhere; none where this replica is ready."""
+        """Why requests should go elsewhere; none where this replica is ready."""
         found = await asyncio.gather(*[probe.reason() for probe in self._probes])
         leaving = ["this server goes away"] if self._is_retiring() else []
         return [*leaving, *filter(None, found)]

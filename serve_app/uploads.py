@@ -1,4 +1,4 @@
-"""A request's body on its way in: taken off the socket as it comes, and taken apart while it still grows.
+"""The body of a request: read from the socket as it comes, and parsed while it grows.
 
 Starlette's `request.form()` keeps the whole body before a handler sees any of it, and its `StreamingResponse` reads
 from `receive` itself to notice a hang-up, and so swallows pieces of a body that is still coming. Here one task, the
@@ -139,7 +139,7 @@ class RequestBody:
 
 @asynccontextmanager
 async def incoming(receive: Receive, max_bytes: int, max_pause_s: float) -> AsyncIterator[RequestBody]:
-    """The request's body, pumped while the context is open; what ends the pump cancels the context and is raised."""
+    """The body of a request, read while the context is open. A reading error cancels the context and is raised."""
     body = RequestBody(receive, max_bytes, max_pause_s)
     try:
         async with asyncio.TaskGroup() as group:
@@ -153,7 +153,7 @@ async def incoming(receive: Receive, max_bytes: int, max_pause_s: float) -> Asyn
 
 
 class FieldTooLarge(BadUpload):
-    """A text field beyond the limit; the parts behind it can still be read."""
+    """A text field is too large; the parts behind it can still be read."""
 
 
 class Part:
@@ -190,13 +190,13 @@ class MultipartForm:
             raise BadUpload(f"the body must be multipart/form-data with a boundary; got {given}")
         self._chunks = chunks
         self._events: deque[Event] = deque()
-        """What the parser found and nobody took yet."""
+        """Events of the parser that nobody has taken yet."""
         self._failure: BadUpload | None = None
-        """What is wrong behind those."""
+        """The error behind those."""
         self._parser = MultipartParser(boundary.encode("latin-1", errors="replace"))
 
     async def parts(self) -> AsyncIterator[Part]:
-        """The parts in the order of the body; what was not read of one is skipped when the next is asked for."""
+        """The parts in the order of the body. The unread rest of a part is skipped when the next is asked for."""
         while await self._parsed_more():
             event = self._events.popleft()
             if isinstance(event, PartBegin):
@@ -234,7 +234,7 @@ class Recording:
         self._news = asyncio.Event()
         self._complete = False
         self.form_ended = asyncio.Event()
-        """All that follows is known when this is set."""
+        """Set when the fields below are known."""
         self.fields: dict[str, str] = {}
         self.unread: list[str] = []
         """Fields that are too large."""

@@ -29,7 +29,7 @@ _HOME_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the module that has it: torch is loaded with the first that needs it."""
+    """A public name, from the module that has it. The first name that needs torch loads torch."""
     if name not in _HOME_OF:
         raise AttributeError(f"module 'stages' has no attribute {name!r}")
     return getattr(import_module(f"stages.{_HOME_OF[name]}"), name)

@@ -28,7 +28,7 @@ class BlockWindow:
     lift: float = 1.0
 
     def returned_ticks(self, per_tick: np.ndarray) -> np.ndarray:
-        """What belongs to the ticks that the stitcher gets, out of one value for each tick of the window."""
+        """The values of the ticks that the stitcher gets, out of one value for each tick of the window."""
         first = self.geometry.window_ticks - self.geometry.right_ticks - self.geometry.return_ticks
         return per_tick[first : first + self.geometry.return_ticks]
 

@@ -1,7 +1,7 @@
-"""One call: sound comes in as it is spoken, blocks go out in order, and none is ever waited for beyond its deadline.
+"""One call: sound comes in as it is spoken, and blocks go out in order, each by its deadline.
 
-What comes too late is concealed instead: the block before it fades out, the one after it fades in, and the delay of
-the call stays what it was.
+A late block is concealed: the block before it fades out, the one after it fades in, and the delay of the call stays
+the same.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from stages.settings import CallSettings, call_mode, delay_ms
 from stages.types import BlockLost, Outcome, Pending, Samples, Stages, Voice
 
 MAX_WAITING = 32
-"""Blocks that wait to be taken; beyond it the oldest is left out. More than a deadline of 1 s holds."""
+"""How many blocks may wait to be taken; then the oldest is left out. A deadline of 1 s needs fewer."""
 USUAL_SHARE = 0.3
-"""How much of the deadline the stages are thought to take before they have shown it."""
+"""The share of the deadline that the stages are assumed to take until they are measured."""
 USUAL_BLOCKS = 10
-"""Over about so many blocks their usual time is averaged."""
+"""Their usual time is an average over about so many blocks."""
 WARY_BLOCKS = 8
-"""For so many blocks after a late one, a block is not sent that would be late behind those sent before it."""
+"""For so many blocks after a late one, a block that would be late too is not sent."""
 
 
 @dataclass
@@ -37,18 +37,18 @@ class BlockReport:
     done: int = 0
     bypassed: int = 0
     skipped: int = 0
-    """Silence that was not sent."""
+    """Blocks of silence, which were not sent."""
     late: int = 0
-    """Without a result at their deadline."""
+    """Blocks without a result at their deadline."""
     dropped: int = 0
-    """Not sent since two were in flight, given up or failed by the stages, or not taken."""
+    """Blocks that were not sent since they had no chance, that the stages lost, or that nobody took."""
     failed: int = 0
-    """Those of them that a stage had an error of its own for."""
+    """Dropped blocks for which a stage raised an error."""
     failure: Exception | None = None
     """The last such error."""
     in_flight: int = 0
     spoken: int = 0
-    """With speech in them, whatever became of them."""
+    """Blocks with speech, whatever became of them."""
     block_ms: float | None = None
     """From the capture of the last sample to the result."""
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class _Outgoing:
 
 
 class CallStream:
-    """Conversion of one call; lives in one event loop, by whose clock its deadlines go.
+    """Conversion of one call in one event loop, whose clock its deadlines use.
 
     `push` whenever sound has come, iterate `blocks` in one task, `change` at any time, `close` at the end.
     """
@@ -98,7 +98,7 @@ class CallStream:
         self._last_result_s = 0.0
         self._paces_s: deque[float] = deque(maxlen=WARY_BLOCKS)
         self._free_s = 0.0
-        """When the stages should be done with all that was sent, given up or not."""
+        """When the stages should be done with all blocks that were sent, also those that were given up."""
         self._wary = 0
         self._usual_s = USUAL_SHARE * call_mode(live, settings.mode).deadline_ms / 1000
         self._n_results = 0
@@ -115,7 +115,7 @@ class CallStream:
 
     @property
     def usual_delay_ms(self) -> float:
-        """The same as it is of late: in mode `lowest` blocks are there before their deadline."""
+        """The same, as lately measured. In mode `lowest` blocks come out before their deadline."""
         if self.settings.mode == "constant":
             return self.delay_ms
         geometry = self._line.geometry
@@ -204,7 +204,7 @@ class CallStream:
         return outgoing
 
     def _has_room(self, now_s: float, deadline_s: float) -> bool:
-        """Whether a block has a chance: one in vain would also cost the block behind it its time."""
+        """Whether a block can be in time. A hopeless one would delay the next."""
         if self._n_in_flight >= MAX_IN_FLIGHT or deadline_s <= now_s:
             return False
         return not self._wary or self._free_s <= now_s or self._free_s + self._pace_s <= deadline_s
@@ -215,7 +215,7 @@ class CallStream:
 
     @property
     def _pace_s(self) -> float:
-        """The shortest time, of late, from one result to the next while there was work."""
+        """The shortest recent time from one result to the next while there was work."""
         return min(self._paces_s, default=0.0)
 
     async def _collect(self, outgoing: _Outgoing) -> Samples:
@@ -232,7 +232,7 @@ class CallStream:
         return wave
 
     async def _collected(self, outgoing: _Outgoing) -> Samples:
-        """What the stages made; BlockLost where they gave up, failed, or made something that is no sound."""
+        """The samples of the stages; BlockLost where they gave up, failed, or returned numbers that are not finite."""
         try:
             wave = await self._stages.collect(outgoing.pending)
             if not np.isfinite(wave).all():  # once in the stitcher, it would be heard for ever
@@ -256,7 +256,7 @@ class CallStream:
                 self._give_up(outgoing)
         if outgoing.block.settings.mode == "constant":
             await self._wait_until(outgoing.deadline_s)
-        elif outgoing.result is None:  # when the networks would have been ready: the delay stays the same without them
+        elif outgoing.result is None:  # waits as long as the networks usually take, so that the delay stays the same
             await self._wait_until(min(outgoing.block.captured_s + self._usual_s, outgoing.deadline_s))
 
     async def _wait_until(self, time_s: float) -> None:
@@ -293,6 +293,6 @@ class CallStream:
 
 
 def _mark_seen(result: asyncio.Task[Samples]) -> None:
-    """A result that nobody takes may fail unheard."""
+    """Keeps asyncio from reporting the error of a result that nobody takes."""
     if not result.cancelled():
         result.exception()

@@ -1,4 +1,4 @@
-"""Weight files to state dicts, and state dicts into networks: found, folded, renamed and checked once.
+"""Finds weight files, reads them as state dicts, renames and checks the tensors, and loads them into networks.
 
 Two layouts are read. Upstream's (reference: Seed-VC, CAM++, BigVGAN and Whisper as published) and our own
 safetensors of the shipped presets: `dit`, `campplus`, `bigvgan`, `whisper`.
@@ -52,7 +52,7 @@ ESTIMATOR = "cfm.estimator."
 HEAD_BYTES = 4096
 """How much of each tensor of a safetensors file goes into the digest that names it."""
 
-# What torch's unpickler raises on damaged bytes; its own error is only the most common of them.
+# All that torch's unpickler raises on damaged bytes, beside its own error.
 UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -94,8 +94,7 @@ class WeightsError(ValueError):
 class Checkpoint:
     """A preset's tensors by network, the sizes they were made for, and a digest that names them.
 
-    A network's tensors are read from its file when they are first asked for: a process that runs one network reads
-    that one.
+    A network's tensors are read when they are first asked for, so a process reads only the networks that it runs.
     """
 
     sizes: ModelSizes
@@ -331,7 +330,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _unsupported(model: Mapping[str, Any]) -> str | None:
-    """What of an upstream configuration these networks cannot run, or None."""
+    """The part of an upstream configuration that these networks cannot run, or None."""
     dit = model.get("DiT", {})
     allowed = {
         "final_layer_type": "wavenet",
@@ -516,7 +515,7 @@ def _file_digest(path: Path) -> bytes:
 
 
 def _tensor_starts(header: bytes) -> list[int]:
-    """Where the tensors begin that a safetensors header names; none where it is damaged, which reading it tells."""
+    """Where the tensors of a safetensors file begin; none where its header is damaged, and reading it raises later."""
     try:
         tree = json.loads(header)
         return sorted(entry["data_offsets"][0] for name, entry in tree.items() if name != "__metadata__")

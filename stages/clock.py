@@ -1,4 +1,4 @@
-"""When sound was captured: what deadlines of a call count from."""
+"""When sound was captured: deadlines of a call count from then."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from stages.geometry import CONTENT_RATE
 
 PAUSE_S = 0.5
-"""A push that is so much later than the samples before it: the source has paused, and its time starts again."""
+"""A push that is so much later than expected means that the source has paused. Its time then starts again."""
 DRIFT = 0.01
 """How fast the estimate follows a source that comes later and later, per push."""
 

@@ -18,12 +18,12 @@ from stages.types import Samples
 
 RATE = 48000
 DELAY = 1440
-"""Samples at 48 kHz that the network's output lags behind: its own frame, and what it looks ahead."""
+"""By how many samples at 48 kHz the network's output lags: its frame and its look-ahead."""
 MOST_ATTENUATION_DB = 20.0
-"""More takes soft consonants away with the noise: at 5 dB over babble a quarter of the words."""
+"""More removal takes soft consonants too: at 5 dB over babble a quarter of the words."""
 TONE_FFT, TONE_HOP = 4096, 1024
 TONE_PEAK, TONE_BINS, TONE_TIMES = 15.0, 20, 4.0
-"""Over the bins beside it a tone stands out so much (in power); so much of its power is taken away."""
+"""How far (in power) a tone rises over its neighbours, how many those are on each side, how much of it is removed."""
 TONE_FLOOR = 1e-4
 
 
@@ -33,7 +33,7 @@ def without_noise(samples: Samples, sample_rate: int) -> Samples:
 
 
 def without_tones(wave: Samples) -> Samples:
-    """A whole recording without the tones that sound through it: what never ceases in a narrow band is no voice."""
+    """A whole recording without its lasting tones: sound that never ceases in a narrow band is no voice."""
     window = np.hanning(TONE_FFT + 1)[:TONE_FFT]
     padded = np.pad(wave, (TONE_FFT, TONE_FFT + -len(wave) % TONE_HOP))
     frames = np.lib.stride_tricks.sliding_window_view(padded, TONE_FFT)[::TONE_HOP]
@@ -70,11 +70,11 @@ class NoiseRemover:
         self._n_in = self._n_out = 0
 
     def push(self, samples: Samples, last: bool = False) -> Samples:
-        """Take samples; what is clean so far, and with `last` the rest: as many samples then as have come."""
+        """Takes samples and returns those that are clean. With `last` it returns the rest, so that none is missing."""
         self._n_in += len(samples)
         upsampled = self._up.resample_chunk(samples, last=last) if self._up else samples
         self._held = np.concatenate([self._held, upsampled])
-        if last:  # silence pushes what lags behind out
+        if last:  # silence pushes out the samples that lag behind
             self._held = np.pad(self._held, (0, DELAY + -len(self._held) % self._frame))
         n = len(self._held) // self._frame * self._frame
         clean, self._held = self._cleaned(self._held[:n]), self._held[n:]

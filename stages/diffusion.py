@@ -26,7 +26,7 @@ def prompt_of(voice: Voice, request: DiffuseRequest) -> Prompt:
 class DiffusionStage:
     """Length regulator and flow-matching sampler; requests of one shape, step count and guidance share a batch.
 
-    Networks that render from no noise were trained to land in one step, and take one, however many are asked for.
+    Networks without start noise take one step, whatever is asked for.
     """
 
     def __init__(self, preset: Preset, checkpoint: Checkpoint, device: str = "cpu") -> None:
@@ -58,7 +58,7 @@ class DiffusionStage:
 
     @torch.inference_mode()
     def _regulate(self, contents: Sequence[Content], n_frames: int, pitches_hz: Sequence[np.ndarray]) -> Tensor:
-        """Conditions [B, n_frames, channels]; the melody, where there is one, is raised to the pitches [1]."""
+        """Conditions [B, n_frames, channels]. A melody is raised to the pitches [1]."""
         lengths = torch.full((len(contents),), n_frames)
         content, f0 = self._tensor(contents), None
         if self._regulator.f0_bins:

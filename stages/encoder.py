@@ -40,7 +40,7 @@ def autocast(preset: Preset, device: str) -> AbstractContextManager[object]:
 def melody(request: EncodeRequest, n_frames: int) -> NDArray[np.float32]:
     """Pitch of a window's last frames [n_frames], relative to the speaker's usual one.
 
-    Where that is known, only as much of the rest is heard as the path of the pitch needs to settle.
+    Where the usual pitch is known, only the frames that the path of the pitch needs to settle are computed before them.
     """
     unheard = max(0, request.drop_frames - PITCH_LEAD_FRAMES) if request.usual_hz else 0
     wave = request.samples[unheard * FRAME_SAMPLES :]

@@ -10,7 +10,7 @@ from stages.types import Samples
 
 SILENCE_PEAK = 10 ** (-70 / 20)
 HOLD_TICKS = 10
-"""Silence must have lasted this long (200 ms) before the gate closes: the end of a word rings on."""
+"""Silence lasts this long (200 ms) before the gate closes, since the end of a word rings on."""
 AHEAD_TICKS = 1
 
 
@@ -34,7 +34,7 @@ def apply_gains(
 ) -> Samples:
     """Multiply wave [samples] at 22.05 kHz by the tick gains, straight lines between the ticks' centres.
 
-    The wave's first sample lies at `start_tick` of the source; `ticks_per_tick` source ticks pass in one of its own.
+    The wave's first sample lies at `start_tick` of the source. One tick of the wave is `ticks_per_tick` of the source.
     """
     if gains.all():
         return wave

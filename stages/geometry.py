@@ -104,7 +104,7 @@ class Geometry:
         return replace(self, block_ticks=block_ticks, left_ticks=self.left_ticks + shift)
 
     def vocoder_frames(self, past_frames: int | None) -> int:
-        """Mel frames that the vocoder renders per block: what is returned, the look-ahead, and so much of the past."""
+        """Mel frames that the vocoder renders per block: the returned ones, the look-ahead, and so much of the past."""
         if past_frames is None:
             return self.target_frames
         needed = -(-(self.return_samples + self.tail_samples) // HOP)
@@ -130,7 +130,7 @@ class Geometry:
 
     @property
     def return_ticks(self) -> int:
-        """What the stitcher needs of each block: block, cross-fade and search room."""
+        """Ticks that the stitcher needs of each block: block, cross-fade and search room."""
         return self.block_ticks + self.sola_ticks + SEARCH_TICKS
 
     @property
@@ -140,7 +140,7 @@ class Geometry:
 
     @property
     def rendered_ticks(self) -> int:
-        """What the diffusion renders, which with a cross-fade above 80 ms is less than the features cover."""
+        """Ticks that the diffusion renders. With a cross-fade above 80 ms they are fewer than the features cover."""
         return self.left_ticks - self.drop_ticks + self.return_ticks + self.right_ticks
 
     @property

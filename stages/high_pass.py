@@ -1,7 +1,7 @@
-"""What lies below every voice is taken out of a source: a constant offset, rumble, the wind in a microphone.
+"""Takes out of a source what lies below every voice: a constant offset, rumble, wind in a microphone.
 
-It would count as loudness, keep the gates open and hide a quiet voice from the networks. A small vocoder adds an offset
-of its own, which is taken out of the result in the same way.
+Such sound would count as loudness, keep the gates open and hide a quiet voice. A small vocoder adds an offset, which is
+taken out of the result in the same way.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Design:
-    """Half the power is left at `cutoff_hz`; without sections of second order it is one of first order.
+    """Half the power is left at `cutoff_hz`. Without `qualities` the filter is one of first order.
 
-    `step` samples are filtered at once. Where it is `settled`, the offset that a sound begins with has always been
-    there, else there was silence before.
+    `step` samples are filtered at once. Where it is `settled`, the first tick's offset counts as the past, so that it
+    makes no thump; else silence does.
     """
 
     rate: int
@@ -37,7 +37,7 @@ class Design:
 
 
 SOURCE = Design(CONTENT_RATE, TICK_16K // 4, 40.0, BUTTERWORTH, settled=True)
-"""A bass voice of 60 Hz loses 0.2 dB, what shakes a stand at 15 Hz 34 dB."""
+"""A bass voice of 60 Hz loses 0.2 dB, the shaking of a stand at 15 Hz 34 dB."""
 RESULT_BLOCKS = Design(MODEL_RATE, TICK_MODEL // 3, 20.0)
 RESULT_CHUNKS = Design(MODEL_RATE, HOP // 2, 20.0)
 """An offset comes and goes with the voice; a steeper filter would ring on into the pause behind each word."""
@@ -63,7 +63,7 @@ class HighPass:
         steps[: len(samples)] = samples
         from_past, from_new, kept, taken, constant = _matrices(self._design)
         state = self._state
-        if state is None:  # an offset that began only here would thump
+        if state is None:  # the first tick's offset counts as the past, so that it makes no thump
             offset = float(np.mean(samples[: self._design.rate // TICKS_PER_S])) if self._design.settled else 0.0
             state = constant * offset
         heard = np.empty_like(steps)

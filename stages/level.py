@@ -1,8 +1,8 @@
-"""The output is as loud as the source: the networks alone would speak as loudly as the voice's reference.
+"""Makes the output as loud as the source. The networks alone speak as loudly as the voice's reference.
 
-Both loudnesses are followed with a memory of a second, so that syllables keep their own shape and no gain jumps. What
-the networks made is turned down as far as it takes, but up by 6 dB at most and never beyond full scale: noise under a
-quiet source is not blown up.
+Both loudnesses are followed with a memory of a second, so that syllables keep their own shape and no gain jumps. The
+output is turned down without a limit, but up by 6 dB at most and never beyond full scale, so that noise under a quiet
+source stays quiet.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from stages.types import Samples
 MEMORY_S = 1.0
 MAX_GAIN = 2.0
 POWER_FLOOR = 1e-9
-"""-90 dB: below it both count as equally loud."""
+"""-90 dB: quieter sounds count as equally loud."""
 
 
 class LevelFollower:
-    """Remembers how loud the source and the networks' sound have been of late."""
+    """Remembers how loud the source and the networks' sound were lately."""
 
     def __init__(self) -> None:
         self._source = self._made = 0.0
@@ -47,7 +47,7 @@ class LevelFollower:
     def _gains(
         self, source: NDArray[np.float64], made: NDArray[np.float64], step_s: float, n_final: int
     ) -> NDArray[np.float64]:
-        """A gain for each step; remembered is the state after the steps that are final."""
+        """A gain for each step. Remembers the state after the final steps."""
         kept = float(np.exp(-step_s / MEMORY_S))
         gains, a, b = np.ones(len(made)), self._source, self._made
         for i in range(len(made)):

@@ -1,7 +1,7 @@
 """One line of blocks, the same for calls and recordings: sound in, windows out to the networks, their sound stitched.
 
-It is pure: no event loop, no clock. Whoever holds a line says what time it is, sends the windows, and waits for the
-networks as long as it likes: a call until a deadline, a recording for ever.
+It has no event loop and no clock. The holder of a line passes the time, sends the windows, and waits for the networks:
+a call until a deadline, a recording for ever.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class BlockRequests:
         return cls(encode, diffuse, VocodeRequest(n_heard, live=True))
 
     def start(self, stages: Stages) -> Pending:
-        """Send them; what comes back is the stages' to `collect`."""
+        """Sends them. The stages' `collect` waits for the result."""
         return stages.block(self.encode, self.diffuse, self.vocode)
 
 
@@ -90,7 +90,7 @@ class Block:
     gains: NDArray[np.float32]
     """For each tick that is returned: 0 where nobody speaks."""
     captured_s: float
-    """When its last sample was captured, on the clock that `push` was told."""
+    """When its last sample was captured, on the clock of `push`."""
     settings: CallSettings
     sampling: Sampling
 
@@ -101,7 +101,7 @@ class Block:
 
     @property
     def way(self) -> Literal["render", "bypass", "skip"]:
-        """What is to become of it: silence is not worth the networks' time."""
+        """What becomes of it. Silence is skipped."""
         if self.settings.bypass:
             return "bypass"
         return "render" if self.spoken else "skip"
@@ -152,7 +152,7 @@ class BlockLine:
             yield Block(window, gains, captured_s, settings, sampling)
 
     def finish(self, block: Block, wave: Samples) -> Samples:
-        """A block that the vocoder's samples have come for: silent where the source is, as loud as it."""
+        """A block with the vocoder's samples: silent where the source is, and as loud."""
         heard = apply_gains(block.window.geometry.returned(wave), block.gains)
         return self._stitched(self._level.block(heard, block.window) if self._level else heard)
 
@@ -161,7 +161,7 @@ class BlockLine:
         return self._stitched(np.zeros(block.window.geometry.return_samples, np.float32))
 
     def bypass(self, block: Block) -> Samples:
-        """A block that is to sound as it came."""
+        """A block that sounds as it came."""
         return self._stitched(original(block.window))
 
     def conceal(self, block: Block) -> Samples:
@@ -172,12 +172,12 @@ class BlockLine:
         return self._heard(self._stitcher.push(returned))
 
     def _heard(self, final: Samples) -> Samples:
-        """The same without the vocoder's offset; every sample passes here, so that no seam shows."""
+        """The same without the vocoder's offset. Every sample passes here, so that no seam is heard."""
         return limited(self._high_pass.push(final)) if self._high_pass else final
 
 
 def original(window: BlockWindow) -> Samples:
-    """What the stitcher gets of a block that is to sound as it came: the source at 22.05 kHz."""
+    """The source at 22.05 kHz, for the stitcher of a block that sounds as it came."""
     ticks = np.arange(len(window.samples) // TICK_16K)
     first, last = window.returned_ticks(ticks)[[0, -1]]
     margin = min(window.geometry.right_ticks, first)

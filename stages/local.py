@@ -93,7 +93,7 @@ def load(preset: str | Preset, weights: str | Path | None = None, device: str = 
 
 
 class AtOnce:
-    """Stages over networks of this process, computed where they are asked: what is pending is there already."""
+    """Stages over networks of this process. Computes at once, so every result is already there."""
 
     def __init__(self, networks: Networks) -> None:
         self._networks = networks
@@ -203,7 +203,7 @@ class LocalStages:
 
 
 def drain(iterate: Callable[[], AsyncIterator[Item]]) -> list[Item]:
-    """All items of an async iterator that never really waits, with or without a running event loop."""
+    """All items of an async iterator that never waits. Works with and without a running event loop."""
     iterator, items = iterate(), []
     while True:
         try:

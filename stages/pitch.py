@@ -28,20 +28,20 @@ unvoiced."""
 QUIET, NEAR_TICKS = 0.05, 100
 """Frames below this share of the amplitude of the loudest one within 2 s are unvoiced, however loud that one is."""
 SILENCE = 10 ** (-100 / 20)
-"""Frames whose root mean square is below that of a 16-bit sound's rounding are unvoiced too."""
+"""Frames quieter (RMS) than the rounding of 16-bit sound are unvoiced too."""
 MEMORY_TICKS, RECENT_TICKS, LEAST_TICKS = 400, 100, 50
-"""Voiced frames that a speaker's usual pitch is the median of; that show who speaks now; that are needed to begin."""
+"""How many voiced frames the usual pitch is the median of, show who speaks now, and are needed to begin."""
 CALL_CENTS_PER_S, FILE_CENTS_PER_S = 33.0, 4.0
-"""How fast it follows: a recording's is told once for each window, whose border no tune should show."""
+"""How fast it follows. A recording sets it once for each window, and no tune should show the border."""
 SETTLING_CENTS_PER_S, SETTLING_TICKS = 45.0, 150
-"""A call's follows faster until so much voice has come."""
+"""In a call it follows faster until so much voice has come."""
 BEGINS_HIGHER, HIGHER_TICKS = 1.5, 200
-"""Speech begins some semitones above its usual pitch and falls to it: what a call has heard first is taken for so much
-higher, less and less until so much voice has come (20 pairs of held-out speakers, 2026-11-28)."""
+"""Speech begins some semitones above its usual pitch and falls to it. The first pitch of a call counts as so much too
+high, less and less until so much voice has come (20 pairs of held-out speakers, 2026-11-28)."""
 STRANGE, FAR = 5.0, 2.0
-"""Another speaker's median is so many semitones away, and nine tenths of the voice so many."""
+"""Another speaker's median is STRANGE semitones away, and nine tenths of the voice are FAR away."""
 PAUSE_TICKS = 15
-"""Without voice, 0.3 s: within a phrase nobody else begins."""
+"""A pause (0.3 s): speakers change only after one."""
 
 
 def pitch_hz(wave: Samples, n_frames: int) -> NDArray[np.float32]:
@@ -140,17 +140,17 @@ def relative_pitch(wave: Samples, n_frames: int, usual_hz: float | None = None) 
 
 
 def is_another_speaker(usual_hz: float, voiced: Sequence[float]) -> bool:
-    """Whether pitches [n] are somebody else's than his of that usual one: nearly all of them are far off."""
+    """Whether pitches [n] are of another speaker than the usual pitch: nearly all of them are far from it."""
     semitones = 12 * np.log2(np.asarray(voiced) / usual_hz)
     low, middle, high = np.quantile(semitones, [0.1, 0.5, 0.9])
     return bool(abs(middle) > STRANGE and (low > FAR or high < -FAR))
 
 
 class UsualPitch:
-    """The pitch that a speaker's melody is told relative to: a window's own median would flatten every sentence.
+    """The pitch that a speaker's melody is measured from. A window's own median would flatten every sentence.
 
-    It begins as the median of what was heard first and follows that of late so slowly that no interval of a tune is
-    bent. Somebody else is followed at once, from a pause on. `cents_per_s` None: as fast as a call does.
+    It begins as the median of the first speech and follows the recent median, so slowly that no interval of a tune is
+    bent. After a pause it follows another speaker at once. `cents_per_s` None takes the speed of a call.
     """
 
     def __init__(self, cents_per_s: float | None = None) -> None:
@@ -189,7 +189,7 @@ class UsualPitch:
 
     @property
     def _begins_higher(self) -> float:
-        """Semitones that what was heard so far lies above the usual pitch, most likely."""
+        """How many semitones the speech so far is expected to lie above the usual pitch."""
         is_call = self._cents_per_s is None
         return BEGINS_HIGHER * max(0.0, 1 - self._n_voiced / HIGHER_TICKS) if is_call else 0.0
 

@@ -1,7 +1,7 @@
-"""How much louder a quiet speaker has to be made to be heard as others are.
+"""How far a quiet speaker is raised, so that the networks hear it as others.
 
-The encoder learnt from speech of the usual levels, and so did the detector of speech. What a person turned down, or a
-far microphone, is raised to them, but never so far that the noise behind it sounds like speech.
+The encoder and the detector of speech learnt from speech of the usual levels. Quieter speech is raised to them, but
+never so far that the noise behind it sounds like speech.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from stages.types import Samples
 
 LOUDEST_DB, NOISE_DB, MOST_DB = -25.0, -45.0, 60.0
-"""The loudest ticks are raised to this, the quietest to no more than that, and nothing by more (RMS in dB)."""
+"""Targets in dB RMS: level of the loudest ticks, ceiling of the quietest, largest gain."""
 LOUD_TICKS, QUIET_SHARE = 5, 0.1
-"""The loudest ticks but for so many, since a click is no speech; and the share of ticks that are taken for noise."""
+"""How many loudest ticks are ignored as clicks, and the share of ticks that counts as noise."""
 MEMORY_TICKS = 500
 SILENCE = 1e-10
-"""Mean square of a tick that tells nothing of the noise: a muted microphone, a client that cuts pauses out."""
+"""Quieter ticks (mean square) do not count: a microphone is muted, or a client cuts pauses out."""
 
 
 def powers(wave: Samples, step: int) -> NDArray[np.float64]:
@@ -43,12 +43,12 @@ def lift(power: NDArray[np.float64], loud_ticks: int = 0) -> float:
 
 
 def raised(wave: Samples, gain: float) -> Samples:
-    """The wave itself where it need not be raised."""
+    """The wave times the gain; the wave itself at gain 1."""
     return wave if gain == 1.0 else wave * np.float32(gain)
 
 
 class RecentLevel:
-    """The same for a call, by what was heard in the last 10 s."""
+    """The same for a call, from its last 10 s."""
 
     def __init__(self) -> None:
         self._power: deque[float] = deque(maxlen=MEMORY_TICKS)

@@ -117,7 +117,7 @@ class RecordingStream:
             self._in_flight = None
 
     async def _convert_full_windows(self) -> AsyncIterator[Samples]:
-        """All windows but the last: strictly longer, since the window that ends the recording is finish()'s."""
+        """All windows but the last. `finish` converts that one, so a full window waits until more has come."""
         while len(self._held) > self._segments.window:
             async for wave in self._convert(self._held[: self._segments.window], last=False):
                 yield wave
@@ -136,7 +136,7 @@ class RecordingStream:
         return int(mel_frames(sample_16k * TICK_MODEL // TICK_16K) * self._sampling.length_adjust)
 
     async def _convert(self, window: Samples, last: bool) -> AsyncIterator[Samples]:
-        """Encode one window, render its chunks one ahead of the one that is waited for, and join them."""
+        """Encodes one window, renders its chunks, each while the one before is waited for, and joins them."""
         chunks = self._chunks(len(window), last)
         if not chunks:
             if self._n_model_samples and not self._window_start:  # shorter than one mel frame
@@ -156,7 +156,7 @@ class RecordingStream:
             yield await self._finish_chunk(*entry, gains, power, following=None)
 
     def _request(self, window: Samples, gain: float) -> EncodeRequest:
-        """A window whose melody is told as that of the windows before: else a song would be transposed between them."""
+        """The request of a window. It takes the usual pitch of the windows before, so that a song keeps its key."""
         known = self._segments.overlap // TICK_16K if self._window_start else 0
         self._pitch.take(pitch_hz(window, len(window) // TICK_16K)[known:])
         return EncodeRequest(raised(window, gain), usual_hz=self._pitch.hz)
@@ -224,7 +224,7 @@ class RecordingStream:
 
 
 class BlockStream:
-    """A line of blocks that may take as long as they take."""
+    """A line of blocks without deadlines."""
 
     def __init__(self, stages: Stages, line: BlockLine) -> None:
         self._stages, self._line = stages, line
@@ -234,7 +234,7 @@ class BlockStream:
     async def push(self, samples: Samples) -> AsyncIterator[Samples]:
         """Take samples at 16 kHz; yield the blocks [block] at 22.05 kHz that they complete."""
         self._heard_s += len(samples) / CONTENT_RATE
-        for block in self._line.push(samples, self._heard_s):  # time is the sound's own
+        for block in self._line.push(samples, self._heard_s):  # the time is that of the sound
             pending = block.requests.start(self._stages) if block.way == "render" else None
             self._in_flight.append((block, pending))
             if len(self._in_flight) == MAX_IN_FLIGHT:

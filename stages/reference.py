@@ -1,7 +1,7 @@
-"""A reference recording before a voice is made of it: what is wrong with it, and what is mended.
+"""Checks a reference recording before a voice is made of it, and mends faults.
 
-A recording that is in order passes unchanged, sample for sample: networks that are compared with upstream's see what
-upstream's would. What is mended: rumble and DC, stretches without speech, a level outside of the preset's range.
+A good recording passes unchanged, sample for sample, so that networks can be compared with upstream's. Mended are
+rumble and DC, stretches without speech, music, and a level outside of the preset's range.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ SILENCE_PEAK = 1e-3
 """A reference whose loudest sample is below -60 dB of full scale holds no voice."""
 
 RUMBLE_HZ = (20.0, 50.0)
-"""Nothing below the first is voice, everything above the second may be."""
+"""Nothing below the first is voice; all above the second may be."""
 RUMBLE_SHARE = 1e-2
-"""Rumble 20 dB under the whole changes nothing that is heard, and is left alone."""
+"""Rumble 20 dB below the whole is not heard, and stays."""
 QUIET_PART = 12
-"""A twelfth of the frames, the quietest, shows what lies behind the voice."""
+"""The quietest twelfth of the frames shows the background of the voice."""
 BAND, N_BANDS = 24, 8
 """Bands of 375 Hz from 125 Hz on, in bins."""
 MOST_SNR_DB = 60.0
 BACKGROUND_SNR_DB, NOISY_DB = 26.0, 20.0
-"""Above the first nothing behind a voice is told from the voice's own pauses: clean recordings measured 28 and more."""
+"""Above the first, noise and the voice's own pauses cannot be told apart: clean recordings measured 28 and more."""
 ROUGH = 0.95
 """Nepers between a band's mean and its typical bin: noise of any colour has 0.55, tones and other voices above 1.1."""
 STYLE_WINDOW_S, STYLE_STEP_S = 2.0, 1.0
 LEAST_WINDOWS, LEAST_GROUP, ROUNDS = 4, 0.2, 10
 OTHER_SPEAKER, LIKELY_OTHER, OTHER_PITCH = 0.5, 0.7, 2 ** (5 / 12)
-"""Cosine of the groups' means below which they are two people, and where their pitches differ by more than a fourth."""
+"""Groups are two people below the first cosine of their means; below the second where pitches differ by a fourth."""
 FLAT_TOP = 3
 CLIPPED_SHARE = 1e-3
 LITTLE_SPEECH_S, ENOUGH_SPEECH_S = 5.0, 10.0
@@ -67,7 +67,7 @@ class ReferenceReport:
     several_speakers: bool = False
 
     def described(self) -> dict[str, Any]:
-        """The figures, rounded, with a line and advice in words: what is stored with a voice and shown."""
+        """The rounded figures, a summary and warnings, as they are stored with a voice and shown."""
         figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
         return {**figures, "summary": self.summary, "advice": self.warnings}
 
@@ -79,7 +79,7 @@ class ReferenceReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What would sound better, in words."""
+        """Advice on how the reference would sound better."""
         found = []
         if not self.speech_s:
             found.append("no speech was found in the reference; one voice that speaks for 10 s or more is needed")
@@ -105,7 +105,7 @@ class ReferenceReport:
 
 
 def check_reference(samples: NDArray[Any], sample_rate: int) -> Samples:
-    """The reference as float32 mono, where a voice may be in it.
+    """The reference as float32 mono; raises where no voice can be in it.
 
     Raises:
         BadAudio: shorter than 1 s, silent, not finite.
@@ -122,7 +122,7 @@ def check_reference(samples: NDArray[Any], sample_rate: int) -> Samples:
 
 
 def without_rumble(wave: Samples, sample_rate: int) -> Samples:
-    """Without DC and what lies below all voices, where there is enough of it to matter."""
+    """The wave without DC and rumble, where there is enough of them to matter."""
     spectrum = np.fft.rfft(wave.astype(np.float64))
     hz = np.fft.rfftfreq(len(wave), 1 / sample_rate)
     power = np.square(np.abs(spectrum))
@@ -134,9 +134,9 @@ def without_rumble(wave: Samples, sample_rate: int) -> Samples:
 
 
 def spoken(samples: Samples, sample_rate: int, most_s: float = MAX_REFERENCE_S) -> tuple[Samples, int, list[str]]:
-    """A recording and its rate as they are, or, where it is longer than `most_s`, the speech in it at 22.05 kHz.
+    """Returns the recording, or its speech at 22.05 kHz where it is longer than `most_s`.
 
-    Told in words is what was left out.
+    Also returns the rate, and warnings that say what was left out.
     """
     duration_s = len(samples) / sample_rate
     if duration_s <= most_s:
@@ -162,7 +162,7 @@ class PreparedReference:
 
 
 def prepared(samples: Samples, sample_rate: int) -> PreparedReference:
-    """The speech of a checked reference, without rumble and without music, in its own level."""
+    """The speech of a checked reference at its own level, without rumble and music."""
     wave = without_rumble(to_model_rate(samples, sample_rate), MODEL_RATE)
     clipped, (snr_db, music) = clipped_share(samples), background(wave)
     if music:
@@ -175,7 +175,7 @@ def prepared(samples: Samples, sample_rate: int) -> PreparedReference:
     if len(speech) < MIN_REFERENCE_S * MODEL_RATE:
         speech = np.resize(speech, int(MIN_REFERENCE_S * MODEL_RATE))
     if not music:
-        snr_db, music = background(speech)  # not of what was cut out
+        snr_db, music = background(speech)  # measured again, without the parts that were cut out
         if music:
             speech = without_noise(without_tones(speech), MODEL_RATE)
     speech_s = min(MAX_REFERENCE_S, float(flags.sum()) / TICKS_PER_S)
@@ -183,7 +183,7 @@ def prepared(samples: Samples, sample_rate: int) -> PreparedReference:
 
 
 def background(wave: Samples) -> tuple[float, bool]:
-    """How far in dB a voice lies over what is heard in its shortest pauses, and whether that is more than noise."""
+    """How far in dB a voice lies over the sound in its pauses, and whether that sound is music or other voices."""
     content_wave = to_content_rate(wave)
     power = spectra(content_wave, len(content_wave) // TICK_16K)[:, FIRST_BIN : FIRST_BIN + BAND * N_BANDS] ** 2 + 1e-9
     energy = power.sum(axis=1)
@@ -202,13 +202,13 @@ def level_dbfs(wave: Samples) -> float:
 
 
 def brought_into(wave: Samples, level: float, lowest_dbfs: float, highest_dbfs: float) -> Samples:
-    """The wave, whose speech has `level`, at the nearest level that is allowed; unchanged where it has one."""
+    """The wave at the nearest allowed level; unchanged where `level` is allowed."""
     gain_db = float(np.clip(level, lowest_dbfs, highest_dbfs)) - level
     return wave if abs(gain_db) < 1e-6 else np.asarray(wave * 10 ** (gain_db / 20), np.float32)
 
 
 def clipped_share(samples: Samples) -> float:
-    """Part of the samples that lie in flat tops."""
+    """The share of samples that lie in flat tops."""
     peak = float(np.abs(samples).max())
     at_top = np.abs(samples) >= peak * (1 - 1e-3)
     n_flat: int = sum(run.stop - run.start for run in runs(at_top) if run.stop - run.start >= FLAT_TOP)

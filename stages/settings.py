@@ -1,4 +1,4 @@
-"""What a call is held with: what can change while it lasts, and what follows from it."""
+"""Settings of a call that can change while it lasts, and the sizes that follow from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.types import Voice
 class CallSettings:
     """What can change during a call.
 
-    Mode `lowest` lets a block out as soon as it is there, `constant` lets every block out equally late.
+    Mode `lowest` lets a block out when it is ready; `constant` lets every block out equally late.
     """
 
     voice: Voice | str
@@ -34,7 +34,7 @@ class CallSettings:
         steps: int | None = None,
         bypass: bool = False,
     ) -> CallSettings:
-        """The preset's own values for what is left open."""
+        """The given values, and those of the preset for the others."""
         block_ms = call_mode(live, mode).block_ms if block_ms is None else block_ms
         return cls(voice, block_ms, live.steps if steps is None else steps, live.cfg_rate, bypass, mode)
 
@@ -55,7 +55,7 @@ def geometry_of(live: LiveSettings, settings: CallSettings) -> Geometry:
 
 
 def delay_ms(live: LiveSettings, mode: Mode, block_ms: int | None = None) -> int:
-    """From sound in to sound out: exactly (constant) or at most (lowest), but for up to 20 ms of alignment."""
+    """From sound in to sound out: exactly (constant) or at most (lowest). Alignment changes it by up to 20 ms."""
     chosen = call_mode(live, mode)
     geometry = Geometry.from_settings(live, chosen.block_ms if block_ms is None else block_ms)
     return (geometry.block_ticks + geometry.lag_ticks) * TICK_MS + chosen.deadline_ms

@@ -1,4 +1,4 @@
-"""Where in a recording somebody speaks, and that speech alone: what lies between it and around it is cut out."""
+"""Finds the speech of a recording, and cuts out what lies between and around it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stages.types import Samples
 
 AGGRESSIVENESS = 2
 VAD_LEVEL = 10 ** (-20 / 20)
-"""The detector judges quiet speech by its level: it is shown all speech at this one."""
+"""The detector misjudges quiet speech, so all speech is brought to this level."""
 AUDIBLE = 10 ** (-40 / 10)
-"""Power of a tick, over that of the loudest, below which it is no speech."""
+"""A tick with less than this share of the loudest power is no speech."""
 OVER_NOISE, LOUD_ENOUGH = 4.0, 10 ** (-25 / 10)
-"""Speech has so many times the power of the quietest tenth, unless it is this loud beside the loudest."""
+"""Speech has so many times the power of the quietest tenth, or this share of the loudest power."""
 ALIVE = 10.0
-"""Power of the loudest over the quietest tenth: what has no voiced sound and varies less is no whisper, but noise."""
+"""Loudest power over the quietest tenth. Sound that has no voice and varies less is noise, not a whisper."""
 BURST_TICKS = 15
-"""What is shorter (300 ms), such as a click, does not count as the loudest."""
+"""A shorter sound (300 ms), such as a click, does not count as the loudest."""
 BRIDGED_TICKS = 15
 """Gaps this short belong to the stretch of speech around them."""
 VOICED_SHARE, VOICED_TICKS = 0.15, 4
@@ -66,7 +66,7 @@ def speech_ticks(content_wave: Samples) -> NDArray[np.bool_]:
 
 
 def _without_bursts(power: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The power of each tick, or of those around it where it is a short burst."""
+    """The power of each tick; of its neighbours where it is a short burst."""
     if len(power) < BURST_TICKS:
         return power
     return np.asarray(np.quantile(np.lib.stride_tricks.sliding_window_view(power, BURST_TICKS), 0.6, axis=1))
@@ -127,7 +127,7 @@ def joined(wave: Samples, flags: NDArray[np.bool_]) -> Samples:
 
 
 def _cross_faded(before: Samples, after: Samples) -> Samples:
-    """One after the other, over the last tick of the first."""
+    """Joins two waves, and cross-fades over one tick."""
     rise = np.linspace(0, 1, TICK_MODEL, dtype=np.float32)
     seam = before[-TICK_MODEL:] * (1 - rise) + after[:TICK_MODEL] * rise
     return np.concatenate([before[:-TICK_MODEL], seam, after[TICK_MODEL:]])

@@ -55,7 +55,7 @@ class ChunkJoiner:
         self._tail: np.ndarray | None = None
 
     def push(self, wave: Samples, last: bool) -> Samples:
-        """Chunk [samples] to what is final of it: all but the overlap, or all of the last one."""
+        """The final samples of a chunk [samples]: all but the overlap, or all of the last chunk."""
         joined = wave.astype(np.float64)
         if self._tail is not None:
             n = min(len(self._tail), len(joined))

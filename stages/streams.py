@@ -1,4 +1,4 @@
-"""Opens conversions: what a preset's settings and its stages make of a voice."""
+"""Opens conversions: a preset's settings and its stages, applied to a voice."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ class Streams:
 
 
 def as_sent(voice: Voice | StoredVoice | str) -> Voice | str:
-    """What requests carry: the voice itself, or the id that the stages find it by in a store."""
+    """The voice for requests: itself, or the id by which the stages find it in a store."""
     return voice.voice_id if isinstance(voice, StoredVoice) else voice

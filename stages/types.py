@@ -1,4 +1,4 @@
-"""What travels between the stages: numpy arrays and small frozen requests, never tensors."""
+"""The data between the stages: numpy arrays and small frozen requests, never tensors."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class RenderedBlock:
 class EncodeRequest:
     """One window at 16 kHz; the first `drop_frames` features are not wanted.
 
-    With pitch, it is told relative to `usual_hz`, or to the window's own median.
+    Where features have a pitch, it is relative to `usual_hz`, or to the median of the window.
     """
 
     samples: Samples

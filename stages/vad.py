@@ -1,4 +1,4 @@
-"""Speech gate of a call: only what sounds like speech, and what surrounds it, is worth the networks' time."""
+"""Finds speech in a call. Only speech and what is around it goes to the networks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stages.quiet import RecentLevel
 from stages.types import Samples
 
 AGGRESSIVENESS = 2
-"""Of 0 to 3. White, pink and low noise up to -40 dBFS passes for speech below this, soft consonants do not at 3."""
+"""0 to 3. Lower lets noise up to -40 dBFS pass; 3 drops soft consonants."""
 HOLD_TICKS = 12
-"""Kept after the last speech (240 ms): quiet word ends, and pauses inside a sentence."""
+"""Ticks kept after speech (240 ms), for quiet word ends and pauses inside a sentence."""
 AHEAD_TICKS = 4
-"""Kept before the first (80 ms, as much as a block looks ahead): soft beginnings, which are recognised late."""
+"""Ticks kept before speech (80 ms, the look-ahead of a block), since soft beginnings are recognised late."""
 
 
 class SpeechGate:
@@ -36,7 +36,7 @@ class SpeechGate:
         return widened(self._flags, HOLD_TICKS, AHEAD_TICKS)
 
     def _is_speech(self, tick: Samples) -> bool:
-        """As the detector hears it, who is deaf to quiet speakers; but what is silence remains silence."""
+        """Asks the detector, with quiet speech raised, since it does not hear that. Silence is never speech."""
         gain = self._level.push(float(np.mean(np.square(tick, dtype=np.float64))))
         pcm = (np.clip(tick * gain, -1, 1) * 32767).astype("<i2")
         is_speech = self._detector.is_speech(pcm.tobytes(), CONTENT_RATE)  # asked in silence too: it adapts to it

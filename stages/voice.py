@@ -31,12 +31,12 @@ from stages.resample import to_content_rate
 from stages.types import DiffuseRequest, EncodeRequest, Prompt, Samples, Voice
 
 RECIPE = 4
-"""Counts the changes of this file that make other voices of the same recording."""
+"""Goes up with each change of this file that makes another voice of the same recording."""
 CALIBRATION_S = 8.0
 QUIET_SHARE, BAND_GAINS, HELD = 0.4, (0.6, 2.2), 1.0
-"""Frames left aside; bounds of a band's gain; how much a map of all bands is held near to none (nepers squared)."""
+"""The share of quiet frames left out; bounds of a band's gain; how firmly the map is held (nepers squared)."""
 LEADING_SILENCE = 10 ** (-50 / 20)
-"""What lies this far below the loudest sample before the voice begins is cut off."""
+"""Leading samples this far below the loudest one are cut off."""
 
 
 def fingerprint(preset: Preset, checkpoint: Checkpoint) -> str:
@@ -65,8 +65,8 @@ def bands_towards(real: np.ndarray, made: np.ndarray) -> np.ndarray:
     """Weights and offset [mels, mels + 1] that bring the louder frames of `made` to those of `real`, frame by frame.
 
     Both are mels [mels, frames] of the same words. A network that has learnt for a short time lands near the mean of
-    all voices, and varies too little: what is missing is first given band by band, then as a linear map of all bands,
-    held near to none since a reference is short, and what that smoothes away is given back band by band.
+    all voices, and varies too little. Three steps correct that: band by band; by a linear map of all bands, held near
+    the identity since a reference is short; and band by band again, for what the map smoothes away.
     """
     loud = _loud(made)
     first = _mean_and_spread_towards(real, made)
@@ -91,7 +91,7 @@ def _applied(bands: np.ndarray, mel: np.ndarray) -> np.ndarray:
 
 
 def _chained(*bands: np.ndarray) -> np.ndarray:
-    """One after the other, as one."""
+    """One map that does the same as all, one after the other."""
     chain = bands[0]
     for following in bands[1:]:
         chain = following[:, :-1] @ chain
@@ -164,7 +164,7 @@ class VoiceStage:
         return voice, [*warnings, *report.warnings], report
 
     def _hears_several(self, wave: Samples) -> bool:
-        """Whether a reference, compared with itself second by second, is of more than one speaker."""
+        """Whether the windows of a reference are of more than one speaker."""
         size, step = int(STYLE_WINDOW_S * MODEL_RATE), int(STYLE_STEP_S * MODEL_RATE)
         starts = range(0, max(1, len(wave) - size + 1), step)
         windows = [wave[start : start + size] for start in starts]
@@ -183,7 +183,7 @@ class VoiceStage:
         )
 
     def _calibrated(self, voice: Voice, wave: Samples) -> Voice:
-        """The voice with the bands that convert its own reference to itself best, for calls and for files."""
+        """The voice with bands that bring the conversion of its reference nearest to the reference."""
         wave = wave[: int(CALIBRATION_S * MODEL_RATE)]
         content = self._encoder([EncodeRequest(to_content_rate(wave))])[0]
         real, n = self._mel_of(wave), mel_frames(len(wave))
@@ -208,7 +208,7 @@ class VoiceStage:
 
 
 def without_leading_silence(wave: Samples) -> Samples:
-    """Cut silence before the voice, in whole ticks, but leave a second: a short prompt must not be spent on it."""
+    """Cuts whole ticks of silence before the voice, which would waste a short prompt. At least a second is left."""
     loud = np.flatnonzero(np.abs(wave) > np.abs(wave).max() * LEADING_SILENCE)
     start = int(loud[0]) // TICK_MODEL * TICK_MODEL
     return wave[min(start, max(0, len(wave) - MODEL_RATE)) :]

@@ -1,4 +1,4 @@
-"""Live calls: offers and messages of clients come in; answers, converted sound and what is told go out.
+"""Live calls: offers and messages of clients come in; answers, messages and converted sound go out.
 
-Imports `graph` and what serves all; voices are made ready by who opens the registry.
+Imports `graph` and what serves all; the opener of the registry makes voices ready.
 """

@@ -1,4 +1,4 @@
-"""What this machine carries: whether its calls keep up, and whether one of them is heard at all."""
+"""Whether this machine keeps up with its calls, and whether a call is heard at all."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from stages.call import BlockReport
 LOST_AT_MOST = 0.05
 """The share of late and dropped blocks that the short blocks of the mode `lowest` may have."""
 CARRIED_OVER = 500
-"""The share counts from so many blocks on: a minute of one call."""
+"""The share counts once there are so many blocks: a minute of one call."""
 CARRIED_FOR_S = 600.0
-"""What is older does not count any more."""
+"""Older blocks do not count."""
 PAUSE_S = 2.0
-"""More than that between two failed blocks is the speaker's pause."""
+"""A longer gap between two failed blocks is a pause of the speaker."""
 
 
 class Carried:
-    """Whether calls keep up with the short blocks of the mode `lowest`, by the last of them."""
+    """Whether calls keep up with the short blocks of mode `lowest`, judged by the latest blocks."""
 
     def __init__(self) -> None:
         self._lately: deque[tuple[float, int, int]] = deque()  # when, how many blocks, and those of them that were lost
 
     def add(self, blocks: int, lost: int, now_s: float) -> None:
-        """What became of some more blocks."""
+        """Counts more blocks, and how many of them were lost."""
         if blocks:
             self._lately.append((now_s, blocks, lost))
         while self._lately and sum(blocks for _, blocks, _ in self._lately) - self._lately[0][1] >= CARRIED_OVER:
@@ -40,7 +40,7 @@ class Carried:
 
 
 class Failing:
-    """For how long a call's blocks have all been lost, by its reports; pauses of the speaker do not count."""
+    """How long all blocks of a call have been lost. Pauses of the speaker do not count."""
 
     def __init__(self) -> None:
         self.reset()
@@ -52,7 +52,7 @@ class Failing:
         self.failure: Exception | None = None
 
     def follow(self, before: BlockReport, report: BlockReport, now_s: float) -> None:
-        """Takes what became of some more blocks."""
+        """Takes two reports of a call, one after the other."""
         if report.done > before.done or report.bypassed > before.bypassed:
             self.reset()
         elif report.concealed > before.concealed:
@@ -63,7 +63,7 @@ class Failing:
                 self.failure = report.failure
 
     def end(self, args: RtcArgs) -> End | None:
-        """Why the call had better end, where it has lasted too long."""
+        """Why the call should end; None while it may go on."""
         limit_s = args.unheard_timeout_s if self.failure is None else args.failing_timeout_s
         if self._for_s < limit_s:
             return None

@@ -31,5 +31,5 @@ def ice_servers_of(args: RtcArgs) -> list[IceServer]:
 
 
 def own_ice_servers(args: RtcArgs) -> list[IceServer]:
-    """Those that this server itself asks for an address: one that does not answer would delay each call by 5 s."""
+    """The servers that this server asks for its own address. One that does not answer would delay each call by 5 s."""
     return ice_servers_of(args) if args.behind_nat else []

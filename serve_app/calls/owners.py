@@ -24,11 +24,10 @@ LOOK_EVERY_S = 0.3
 
 
 class OwnerRouter(LocalityMixin, RequestRouter):
-    """Sends a call that names a replica to that replica, any other to the shorter of two random queues.
+    """Sends a call to the replica that it names, any other call to the shorter of two random queues.
 
-    The name travels as the handle's session id. A replica that Serve has asked to stop, and tells nobody of any more,
-    is looked up by its actor: it answers for as long as its sessions last. Where there is none the call goes to any,
-    which finds that it does not know the session: an answer at once, in place of a wait for what will not come back.
+    The name travels as the handle's session id. A replica that Serve is stopping is found by its actor, and answers
+    while its sessions last. Where it is gone, any replica answers at once that it does not know the session.
     """
 
     async def choose_replicas(
@@ -56,8 +55,8 @@ class OwnerRouter(LocalityMixin, RequestRouter):
     def _stopping(self, owner: str, others: list[RunningReplica]) -> list[RunningReplica]:
         """The replica of that name where it lives but is not among those that run; asks Ray, so for a thread."""
         if not others or not is_replica_name(owner, like=others[0].replica_id.unique_id):
-            return []  # a client made it up: that is not worth a question to Ray
-        info = others[0]._replica_info  # private, as of Ray 2.60: what is known of another replica of the deployment
+            return []  # a client made the name up, so Ray is not asked
+        info = others[0]._replica_info  # private, as of Ray 2.60: the record of another replica of the deployment
         replica_id = replace(info.replica_id, unique_id=owner)
         stopping = replace(
             info, replica_id=replica_id, actor_name=replica_id.to_full_id_str(), port=None, backend_http_port=None
@@ -69,7 +68,7 @@ class OwnerRouter(LocalityMixin, RequestRouter):
 
 
 def is_replica_name(name: str, like: str) -> bool:
-    """Whether a name has the form of another that Serve has made."""
+    """Whether a name has the form of `like`, which Serve has made."""
     return len(name) == len(like) and name.isascii() and name.isalnum()
 
 
@@ -113,7 +112,7 @@ class ServeOwners:
 
 
 async def stopping() -> None:
-    """Returns when Serve has asked this replica to stop; it tells no user code, so this reads its own record."""
+    """Returns when Serve has asked this replica to stop. Serve tells no user code, so this reads Serve's own record."""
     worker = ray._private.worker.global_worker
     replica = worker.actors[worker.actor_id]._replica_impl  # private, as of Ray 2.60
     while not replica._shutting_down:  # noqa: ASYNC110 - there is no event to wait for

@@ -41,13 +41,13 @@ class End:
 
 
 class Message(BaseModel):
-    """Base of what a client says; an unknown field is an error, so that a typing mistake is told."""
+    """Base of the messages of a client. An unknown field is an error, so that typing mistakes are noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Wishes(Message):
-    """What a call is started with; None takes the server's own choice."""
+    """What a client asks for when it starts a call; None takes the server's own choice."""
 
     voice: VoiceId
     mode: Mode | None = None
@@ -62,7 +62,7 @@ class Start(Wishes):
     type: Literal["start"]
     sdp: Sdp
     replaces: Annotated[str, Field(max_length=128)] | None = None
-    """A session of the same client that may not know yet that it has ended, as after a lost connection."""
+    """An older session of the same client, whose lost connection the server may not have noticed. It ends first."""
 
 
 class IceCandidate(BaseModel):
@@ -76,14 +76,14 @@ class IceCandidate(BaseModel):
 
 
 class Candidate(Message):
-    """One more way to reach the client; None: that was the last."""
+    """One more way to reach the client; None ends the list."""
 
     type: Literal["candidate"]
     candidate: IceCandidate | None
 
 
 class Change(Message):
-    """Other settings from the next block on; what is left out stays."""
+    """Other settings from the next block on. Settings that are left out stay."""
 
     type: Literal["change"]
     voice: VoiceId | None = None
@@ -141,7 +141,7 @@ def write(message: Told) -> str:
 
 
 def problem(error: Exception) -> Told:
-    """An error as the message that tells it, or as one of ours that tells nothing of its inside."""
+    """An error as a message; one of ours says nothing of its inside."""
     known = refusal(error)
     if known is None:
         return {"type": "error", "code": "internal_error", "message": "something failed on our side"}

@@ -1,7 +1,7 @@
 """The sessions of this replica, by id.
 
-A session's place is taken before its task exists and given back when the task is over, whatever ended it, so no call
-can keep a place that nobody talks in.
+A session's place is taken before its task exists and given back when the task is over, whatever ended it, so no
+place is lost.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATS_EVERY_S = 1.0
 
 
 class Calls:
-    """The calls of this replica, at most `max_calls`, by session id; an id names its replica, and cannot be guessed."""
+    """The calls of this replica by session id, at most `max_calls`. An id names its replica and cannot be guessed."""
 
     def __init__(
         self,
@@ -86,17 +86,17 @@ class Calls:
 
     @property
     def lowest_block_ms(self) -> int:
-        """Blocks of the mode `lowest` for clients without a wish: longer where short ones are too often too late."""
+        """Block size of mode `lowest` for clients that ask for none. Longer while short blocks are often late."""
         short, long = self._live.lowest.block_ms, self._live.constant.block_ms
         return short if self.carried.keeps_up(asyncio.get_running_loop().time()) else max(short, long)
 
     def is_usual(self, settings: CallSettings) -> bool:
-        """Whether a call has the short blocks and nothing that would take longer than usual."""
+        """Whether a call has the short blocks of mode `lowest` and the usual number of steps."""
         usual = ("lowest", self._live.lowest.block_ms, self._live.steps)
         return (settings.mode, settings.block_ms, settings.steps) == usual
 
     def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
-        """A new call, which is about to answer: see `answered`. `tell` is for what its client is told unasked.
+        """Starts a call, whose answer `answered` waits for. `tell` gets what the client did not ask for.
 
         A `local` client runs on this machine, and may be reached there.
 
@@ -112,7 +112,7 @@ class Calls:
         return call
 
     def listen(self, call_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
-        """One more listener of a call, which is about to answer; the id is the one for listeners, or the call's own.
+        """Adds a listener, whose answer `answered` waits for. `call_id` is the listen id or the session id of the call.
 
         Raises:
             Refused: there is no such call. CallsFull: it has all the listeners it may have.
@@ -151,9 +151,9 @@ class Calls:
             await session.over.wait()
 
     async def retire(self) -> None:
-        """This replica goes away: no new calls, and those that can call again at once, through a socket, do so.
+        """Takes no new calls and ends those with a socket, whose clients call again.
 
-        The others last until their end, for as long as Serve waits.
+        The others go on until Serve stops waiting.
         """
         self._retiring = True
         calls = [call for call in self._calls.values() if call.has_socket]

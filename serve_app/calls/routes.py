@@ -68,11 +68,11 @@ def calls_router(rtc: Rtc) -> APIRouter:
         return Response()
 
     async def describe(request: Request) -> Response:
-        """What may be sent here; asks for no key, and tells no credentials."""
+        """The type of a body that may be posted here. Asks for no key and shows no credentials."""
         return Response(headers={"Accept-Post": SDP_TYPE})
 
     async def nothing(request: Request) -> Response:
-        """There is something here; what it plays is not told over HTTP."""
+        """The session exists."""
         for name, found in request.path_params.items():
             await rtc.ask(found, Find(to_listen=name == "listen_id"))
         return Response(status_code=204)

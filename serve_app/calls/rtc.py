@@ -74,7 +74,7 @@ Wanted = Patch | Listen | HangUp | Find
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A new session, as its client is told."""
+    """A new session, as its client gets to know it."""
 
     session_id: str
     etag: str
@@ -102,7 +102,7 @@ class Rtc:
         }
 
     async def publish(self, wishes: Wishes, offer: str, *, local: bool = False) -> Opened:
-        """A call that no socket keeps: it lasts until its client or its media leave."""
+        """Starts a call without a socket. It lasts until its client or its media leave."""
         call = self.calls.start(wishes, check_offer(offer, "sendrecv"), local=local)
         await call.answered()
         # In a context of its own: Serve ties calls made in a request's context to that request.
@@ -146,7 +146,7 @@ REPLACED = End("replaced", "the same client called again")
 
 
 def opened(session: Session) -> Opened:
-    """An answered session as its client is told of it."""
+    """An answered session, as its client gets to know it."""
     listen_id = session.listen_id if isinstance(session, Call) else None
     return Opened(session.session_id, session.etag, session.answer.result(), listen_id)
 

@@ -81,10 +81,10 @@ class Room(Protocol):
 
     @property
     def lowest_block_ms(self) -> int:
-        """Blocks of the mode `lowest` for clients without a wish."""
+        """Block size of mode `lowest` for clients that ask for none."""
 
     def is_usual(self, settings: CallSettings) -> bool:
-        """Whether a call has the short blocks and nothing that would take longer than usual."""
+        """Whether a call has the short blocks of mode `lowest` and the usual number of steps."""
 
 
 LEFT = End("stopped", "the client left")
@@ -117,7 +117,7 @@ class Session:
         self._early: list[Candidate] = []
 
     async def answered(self) -> str:
-        """The answer to the offer, or what kept it from coming; a caller who leaves meanwhile ends the session."""
+        """The answer to the offer; raises what prevented it. A caller who leaves meanwhile ends the session."""
         assert self.task is not None
         try:
             both: list[asyncio.Future[Any]] = [self.task, self.answer]
@@ -132,28 +132,28 @@ class Session:
         return self.answer.result()
 
     def move(self, life: Life) -> bool:
-        """Moves on to that part of its life; False where it is there already, or further on."""
+        """Moves on to that part of its life; False where it has come so far already."""
         if life <= self.life:
             return False
         self.life = life
         return True
 
     def stop(self, end: End) -> None:
-        """Ends the session; the first reason given is the one that is told."""
+        """Ends the session. The first reason counts."""
         if self.move(Life.ENDING):
             self.end.set_result(end)
         if not self.answer.done() and self.task is not None:
             self.task.cancel()
 
     def finish(self) -> None:
-        """Nothing of the session is left; one that never had a reason to end has failed."""
+        """Marks the session as over. One without a reason to end has failed."""
         if self.move(Life.ENDING):
             self.end.set_result(FAILED)
         if self.move(Life.OVER):
             self.over.set()
 
     def add_candidate(self, candidate: Candidate) -> None:
-        """One more way to reach the client; those that come before the peer is there wait for it, a bounded number."""
+        """One more way to reach the client. A bounded number waits until there is a peer."""
         if self.peer is not None:
             given = candidate.candidate
             self.peer.add_candidate(None if given is None else given.model_dump())
@@ -180,9 +180,9 @@ class Session:
 
 
 class Call(Session):
-    """One conversation: what a peer says goes into a stream, what comes out goes back to the peer and to listeners.
+    """One call: what a peer says goes into a stream, what comes out goes back to the peer and to listeners.
 
-    Its `listen_id` is for those whom its client lets listen: they cannot end the call, as its `session_id` can.
+    `listen_id` lets others listen; only `session_id` can end the call.
     """
 
     def __init__(self, session_id: str, listen_id: str, room: Room, wishes: Wishes, tell: Tell | None) -> None:
@@ -197,7 +197,7 @@ class Call(Session):
 
     @property
     def has_socket(self) -> bool:
-        """Whether its client is told things outside of the media connection too, and may call again."""
+        """Whether its client has a socket, and so can be told to call again."""
         return self._tell_socket is not None
 
     @property
@@ -273,7 +273,7 @@ class Call(Session):
             tell(problem(error))
 
     def tell(self, message: Told) -> None:
-        """Says something unasked: on the socket, or where there is none on the data channel."""
+        """Says something that the client did not ask for: on its socket, else on the data channel."""
         (self._tell_socket or self._tell_channel)(message)
 
     def _tell_channel(self, message: Told) -> None:
@@ -308,7 +308,7 @@ class Call(Session):
                 tell({"type": "settings", **self.settings})
 
     async def _follow_failures(self) -> None:
-        """Tells of blocks that failed, now and then. Features that a replica did not find are made again first."""
+        """Reports failed blocks now and then. First makes features again that a replica did not find."""
         assert self._stream is not None
         is_logged = False
         while True:
@@ -324,7 +324,7 @@ class Call(Session):
             self.tell(problem(failure))
             await asyncio.sleep(TELL_FAILURES_EVERY_S)
             if not self._failures.empty():
-                self._failures.get_nowait()  # it may be over since; if not, the next one comes at once
+                self._failures.get_nowait()  # it may be out of date; a failure that lasts comes again at once
 
     async def _watch(self) -> None:
         """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""
@@ -382,7 +382,7 @@ def open_stream(open_call: OpenStream, wishes: Wishes) -> CallStream:
 
 
 def stats_message(stats: PeerStats, stream: CallStream) -> Told:
-    """What is told each second: the network, the delay, the blocks, the stages."""
+    """The report of each second: the network, the delay, the blocks, the stages."""
     report = stream.report
     told: Told = {
         "type": "stats",
@@ -405,4 +405,4 @@ def stats_message(stats: PeerStats, stream: CallStream) -> Told:
 
 
 def ignore(samples: Samples) -> None:
-    """A listener's peer has nothing to say."""
+    """Ignores messages of a listener's peer."""

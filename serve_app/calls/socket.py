@@ -1,4 +1,4 @@
-"""The page's socket: signalling of one call, and all that its client is told."""
+"""The page's socket: signalling of one call, and all messages to its client."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SocketCall:
         return CLOSE_AFTER.get(call.end.result().reason, CLOSE_NORMAL)
 
     def tell(self, message: Told) -> None:
-        """Queues a message; a client that does not read loses those that find no place."""
+        """Queues a message. A client that does not read loses messages."""
         with suppress(asyncio.QueueFull):
             self._unsent.put_nowait(write(message))
 
@@ -97,7 +97,7 @@ class SocketCall:
         return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket))
 
     async def _read(self, call: Call) -> None:
-        """Hands on what the client says, until it leaves, which ends the call; no more than on the data channel."""
+        """Hands on what the client says, as rarely as on the data channel. Ends the call when the client leaves."""
         heard, now = Allowance(MESSAGES_PER_S, MESSAGES_AT_ONCE), asyncio.get_running_loop().time
         try:
             while True:

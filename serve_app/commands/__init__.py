@@ -15,7 +15,7 @@ class UserMistake(Exception):
 
 
 def say(line: str = "") -> None:
-    """One line on standard output. Names in it may be strangers': what would command the terminal is made visible."""
+    """One line on standard output. Characters that would command the terminal are made visible."""
     print(shown(line), flush=True)
 
 

@@ -29,7 +29,7 @@ from webrtc.ice import IceServer
 
 CONNECT_TIMEOUT_S = 20.0
 TAIL_S = 0.5
-"""How long a call from a file goes on after what the server says that the voice is behind."""
+"""How much longer than the reported delay a call from a file goes on."""
 PLAIN_LINE_EVERY_S = 10
 
 
@@ -105,7 +105,7 @@ def _set(ended: asyncio.Future[None], failure: BaseException | None = None) -> N
 
 
 def _follow(ended: asyncio.Future[None], task: asyncio.Task[None]) -> None:
-    """Ends the call where a part of it has failed: it would go on in silence."""
+    """Ends the call where a part of it fails, since it would go on in silence."""
     if not task.cancelled() and task.exception() is not None:
         _set(ended, task.exception())
 

@@ -136,7 +136,7 @@ def _reference(wanted: str) -> Source:
 
 
 def _made_voice(stages: LocalStages, reference: Source) -> Voice:
-    """The voice of a recording, as far into it as speech is looked for."""
+    """The voice of a recording, of which only the searched beginning is read."""
     from stages.reference import SEARCHED_S
 
     pieces: list[Samples] = []
@@ -179,7 +179,7 @@ def _remote(args: argparse.Namespace, source: Source, out: Path, fmt: OutputForm
 
 
 class Upload:
-    """What is read of a recording, counted. It has no length, so the request is sent in chunks: a pipe has none."""
+    """A recording to upload, with progress. It tells no length, so the request is sent in chunks, as for a pipe."""
 
     def __init__(self, file: Readable, progress: Progress) -> None:
         self._file = file
@@ -207,6 +207,6 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
 
 
 def tell(warnings: list[str]) -> None:
-    """Says what was odd, beside the result."""
+    """Prints the warnings to standard error."""
     for warning in warnings:
         note(f"note: {warning}")

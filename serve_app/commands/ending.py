@@ -1,4 +1,4 @@
-"""How a command ends where it is told to: what it has begun elsewhere is put away first."""
+"""Ends a command by a signal, after undoing what it began elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turns the signals that end a process into SystemExit inside the block, once: a closed terminal sends several.
+    """Turns the first signal that ends a process into SystemExit; a closed terminal sends several.
 
     A signal that is ignored, as under nohup, stays so.
     """

@@ -23,7 +23,7 @@ PAUSE_S = 1.0
 
 
 class PullFailed(Exception):
-    """A file could not be had; the message says why, and which files belong where."""
+    """A file could not be fetched; the message says why, and which files belong where."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def pull(preset: Preset, folder: Path, endpoint: str | None = None) -> None:
-    """Bring all files of `preset.hub` into `folder`; what is there already stays, what was begun goes on.
+    """Brings all files of `preset.hub` into `folder`. Present files stay, and begun downloads go on.
 
     `endpoint` is the hub's address; None: the HF_ENDPOINT of the environment, else the public hub.
 
@@ -69,7 +69,7 @@ def _fetch(file: HubFile, target: Path, endpoint: str | None) -> None:
     """Download into `*.part` beside the target, check it, then give it its name."""
     url = hf_hub_url(file.repo, file.path, revision=file.revision, endpoint=endpoint)
     metadata = get_hf_file_metadata(url, timeout=TIMEOUT_S, endpoint=endpoint)
-    # Named by what it is a part of: a begun download goes on only with the very same content.
+    # The name holds the content's tag: a download goes on only with the same content.
     etag = hashlib.sha256(f"{url} {metadata.etag}".encode()).hexdigest()[:12]
     part = target.with_name(f"{target.name}.{etag}.part")
     for stale in set(target.parent.glob(f"{target.name}.*.part")) - {part}:

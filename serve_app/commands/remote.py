@@ -1,4 +1,4 @@
-"""A server, as the command line sees it: requests whose refusals are told in one sentence."""
+"""A server, as the command line sees it. A refused request raises one sentence."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Server:
 
     @contextmanager
     def voice(self, wanted: str) -> Iterator[tuple[str, list[str]]]:
-        """The id of a voice by name or id, or of one that is made of a recording and removed afterwards."""
+        """The id of a voice by name or id, or of a voice that is made of a recording and removed afterwards."""
         if not is_readable(Path(wanted)):
             yield self.voice_id(wanted), []
             return
@@ -124,7 +124,7 @@ class Server:
         try:
             yield voice_id, warnings
         finally:
-            with suppress(UserMistake):  # somebody else removed it, or the server is gone, and that is told already
+            with suppress(UserMistake):  # somebody else removed it, or the server is gone
                 self.remove_voice(voice_id)
 
 

@@ -79,12 +79,12 @@ def _config(path: Path) -> str:
 
 
 def shown(tree: Any, key: str = "") -> Any:
-    """A config as it may be shown: no values of what is named like a secret, no users in URLs, no home folder."""
+    """A config without secrets: no values of keys that are named like one, no users in URLs, no home folder."""
     if isinstance(tree, dict):
         return {name: shown(value, str(name)) for name, value in tree.items()}
     if isinstance(tree, list):
         return [shown(value, key) for value in tree]
-    if _PRIVATE_KEY.search(key) and not key.endswith("_env"):  # the name of a variable tells nothing
+    if _PRIVATE_KEY.search(key) and not key.endswith("_env"):  # the name of a variable is no secret
         return HIDDEN
     if isinstance(tree, str):
         return _URL_WITH_USER.sub(rf"\1{HIDDEN}@", tree).replace(os.path.expanduser("~") + os.sep, "~" + os.sep)

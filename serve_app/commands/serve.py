@@ -23,7 +23,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "local.yaml"
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serves until it is told to stop: Ctrl-C, SIGTERM, or the end of its terminal."""
+    """Serves until Ctrl-C, SIGTERM, or the end of its terminal."""
     from serve_app import instance
 
     tree = _read(Path(args.config or CONFIG))
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any]) -> None:
-    """Until KeyboardInterrupt, after which what is under way may finish."""
+    """Serves until KeyboardInterrupt, and then lets running requests finish."""
     from ray import serve
 
     from serve_app import instance

@@ -1,4 +1,4 @@
-"""What a call hears and says, in frames of 20 ms at 48 kHz: microphone and speaker, or files, or one of each."""
+"""The two ends of a call, in frames of 20 ms at 48 kHz: microphone and speaker, or files, or one of each."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class WavFile:
 
 
 async def on_timer(tick: Tick) -> None:
-    """A sound card of no hardware: every 20 ms one tick, for as long as nobody cancels it.
+    """Stands in for a sound card: one tick each 20 ms until cancelled.
 
-    Frame n is said at its end, as a microphone does, and the clock that the tick is told has no jitter.
+    A tick gets its frame at the end of the frame, as from a microphone, and a time without jitter.
     """
     silence = np.zeros(FRAME, np.float32)
     due_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""The recording that a command is given: a file, a pipe, or what comes on the standard input."""
+"""The recording that a command is given: a file, a pipe, or the standard input."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Source:
 
 
 def _kind_of_stdin() -> int:
-    """What the standard input is; a terminal is told apart, as nobody types a recording."""
+    """The kind of standard input. A terminal is refused."""
     try:
         if sys.stdin.isatty():
             raise UserMistake("the standard input is a terminal; pipe a recording into it, or name a file")

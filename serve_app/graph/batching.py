@@ -1,4 +1,4 @@
-"""Batches across requests: what waits while the device is busy goes together when it is free.
+"""Batches across requests: those that wait while the device is busy are computed together when it is free.
 
 Serve's own batching cuts batches by a timer even while the device computes, and runs them one behind another. Here it
 only collects what arrives together; the cut happens when the device is free (measured in docs/decisions).
@@ -25,9 +25,9 @@ MAX_FAILED_BATCHES = 3
 
 
 class Watch:
-    """Whether a device still works, by how long its present work takes and how the last of it ended.
+    """Whether a device works, judged by how long its batch runs and how the last ones ended.
 
-    It is told by the thread that works, as whoever waits for it may leave earlier.
+    The computing thread reports, since the waiting task may have left.
     """
 
     def __init__(self) -> None:
@@ -35,18 +35,20 @@ class Watch:
         self._failed = 0
 
     def begin(self, limit_s: float) -> None:
-        """Work begins that never takes so long."""
+        """A batch begins; it is stuck when it runs longer than `limit_s`."""
         self._work = perf_counter(), limit_s
 
     def end(self, results: Sequence[object]) -> None:
-        """It is over, with these results or errors. A device that has gone fails in torch's way, or for want of
-        memory; a bad request does not."""
+        """The batch is over. It failed where all results are RuntimeError or MemoryError, as torch raises them.
+
+        A bad request raises other errors.
+        """
         self._work = None
         is_lost = all(isinstance(result, RuntimeError | MemoryError) for result in results)
         self._failed = self._failed + 1 if is_lost else 0
 
     def check(self) -> None:
-        """RuntimeError where the device seems lost: work takes for ever, or failed several times in a row."""
+        """RuntimeError where one batch runs too long, or several in a row failed."""
         work = self._work
         if work is not None and (busy_s := perf_counter() - work[0]) > work[1]:
             raise RuntimeError(f"a batch has been running for {busy_s:.0f} s")
@@ -55,7 +57,7 @@ class Watch:
 
 
 class Observer(Protocol):
-    """Who is told how long requests waited and what a batch cost."""
+    """Gets how long requests waited and what a batch cost."""
 
     def waited(self, milliseconds: float) -> None:
         """One request waited this long for the device."""
@@ -77,7 +79,7 @@ class Entry(Generic[Item, Result]):
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Runs `compute` over what has gathered, in one worker thread, `max_batch_size` items at most, live first.
+    """Runs `compute` over the waiting items in one worker thread: at most `max_batch_size` at once, live ones first.
 
     `compute` takes a list of items and returns as many results in their order. An error in a batch is each item's own:
     the batch is run again item by item, so that one bad request fails alone.
@@ -95,11 +97,11 @@ class GroupCommit(Generic[Item, Result]):
         self._watch = Watch()
 
     def check(self) -> None:
-        """RuntimeError where the device seems lost: one batch takes for ever, or several in a row failed whole."""
+        """RuntimeError where one batch runs too long, or several in a row failed."""
         self._watch.check()
 
     async def run(self, entries: list[Entry[Item, Result]]) -> list[Entry[Item, Result]]:
-        """Wait until all of `entries` are done; whoever gets the device takes along what else waits."""
+        """Wait until all `entries` are done. Whoever gets the device computes the next batch of all that waits."""
         self._waiting.extend(entries)
         while not all(entry.done for entry in entries):
             async with self._device:
@@ -108,7 +110,7 @@ class GroupCommit(Generic[Item, Result]):
         return entries
 
     def _take(self) -> list[Entry[Item, Result]]:
-        """The next batch: live before files, else in order of arrival; what nobody waits for any more is left out."""
+        """The next batch: live before files, else in order of arrival. Abandoned entries are left out."""
         for entry in self._waiting:
             entry.done |= entry.abandoned
         self._waiting = sorted((e for e in self._waiting if not e.done), key=lambda e: (not e.live, e.arrived))
@@ -125,7 +127,7 @@ class GroupCommit(Generic[Item, Result]):
         except asyncio.CancelledError:  # only this waiter leaves; the others' items are still wanted
             self._waiting.extend(batch)
             raise
-        except Exception as error:  # an executor that has shut down: nobody may be left waiting
+        except Exception as error:  # the executor has shut down, and all waiting entries need a result
             results = [error] * len(batch)
         for entry, result in zip(batch, results, strict=True):
             entry.result, entry.done = result, True
@@ -144,7 +146,7 @@ class GroupCommit(Generic[Item, Result]):
     def _results_of(self, batch: list[Entry[Item, Result]]) -> Sequence[Result | Exception]:
         try:
             results = self._compute([entry.item for entry in batch])
-            if len(results) != len(batch):  # told to each caller: one without a result would be waited for for ever
+            if len(results) != len(batch):  # an entry without a result would wait for ever, so each gets an error
                 raise ValueError(f"{len(batch)} requests were computed to {len(results)} results")
             return results
         except Exception as error:  # each caller gets its own item's error, whatever it is

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
-    """What every stage loads from: the preset and its weights. Also settles how this process computes and listens."""
+    """The preset and its weights. Also sets how many threads this process computes with, and where it listens."""
     from stages.local import open_weights, set_threads
 
     listen_at_node()
@@ -72,7 +72,7 @@ class Encoder:
 
 
 class Diffusion:
-    """Content features and a voice to mel; keeps the voices it has met, by id, within a bound."""
+    """Content features and a voice to mel. Keeps a bounded number of voices in memory."""
 
     def __init__(self, args: ServeArgs) -> None:
         from stages.diffusion import DiffusionStage
@@ -101,7 +101,7 @@ class Diffusion:
 
     async def check_health(self) -> None:
         """Serve replaces this replica where it raises."""
-        self._voices.look()  # a deleted voice is forgotten also where nobody asks for it any more
+        self._voices.look()  # forgets deleted voices also when no requests come
         self._gate.check()
 
 

@@ -35,7 +35,7 @@ from stages.types import (
 MAX_ATTEMPTS = 5
 RETRY_WAIT_S = 0.5
 FULL_WAIT_S, LONGEST_WAIT_S, FULL_FOR_S = 0.25, 8.0, 120.0
-"""Where a stage has no room: the first wait, to which the next are double, the longest of them, and all together."""
+"""Waits for room: the first (each next one doubles), the longest, and the sum."""
 
 
 class StagesUnavailable(Unavailable, BlockLost):
@@ -43,11 +43,11 @@ class StagesUnavailable(Unavailable, BlockLost):
 
 
 ANSWER_COUNTS_S, GIVE_UP_S = 10.0, 10.0
-"""How long an answer to work counts as a sign of life, and how long one is waited for that was asked for."""
+"""How long the answer to a request counts as a sign of life, and the longest wait for one that was asked for."""
 
 
 class Backoff:
-    """Ever longer waits for a stage that has no room: whoever came back at once would only keep it full."""
+    """Ever longer waits, since clients that come back at once keep a full stage full."""
 
     def __init__(self) -> None:
         self._next_s, self._left_s = FULL_WAIT_S, FULL_FOR_S
@@ -56,7 +56,7 @@ class Backoff:
         """Waits; StagesUnavailable where there was no room for too long."""
         if self._left_s <= 0:
             raise StagesUnavailable(f"the stages had no room for {FULL_FOR_S:g} s; try again later") from refused
-        wait_s = self._next_s * random.uniform(1.0, 1.5)  # so that those refused together do not come back together
+        wait_s = self._next_s * random.uniform(1.0, 1.5)  # so that requests refused together do not come back together
         self._next_s = min(2 * self._next_s, LONGEST_WAIT_S)
         self._left_s -= wait_s
         await asyncio.sleep(wait_s)
@@ -66,8 +66,7 @@ class Backoff:
 class StageHandle:
     """One stage's handles: results of recordings travel as the config says, those of calls by value.
 
-    A block's features are small (benchmarks/blocks.py): by value they are there sooner, and
-    what each stage took is known.
+    A block's features are small (benchmarks/blocks.py). By value they arrive sooner, and each stage's time is known.
     """
 
     by_value: DeploymentHandle[Any]
@@ -80,12 +79,12 @@ class StageHandle:
 
 
 class Hop:
-    """One stage's work on one request; knows its source, so a lost chain can be started again from its first stage.
+    """One stage's work on one request. Knows its source, so a lost chain can start again from its first stage.
 
     By reference, a response goes unawaited into the next call and its bytes stay in the object store. By value each
     hop is awaited first: a chain of responses over gRPC can wait for ever when a replica dies (Ray 2.60).
 
-    A hop that is refused for want of room waits, if it is patient, and is sent again; those before it are kept.
+    A patient hop that finds no room waits and is sent again. The results before it are kept.
     """
 
     def __init__(
@@ -126,11 +125,11 @@ class Hop:
         """Start the whole chain again."""
         if self._source is not None:
             self._source.restart()
-        self._response = self._hop = None  # not cancelled: what a lost call still holds, a sibling may wait for
+        self._response = self._hop = None  # not cancelled: a sibling may wait for what a lost call still holds
         self.start()
 
     async def restart_refused(self) -> bool:
-        """Start again from the first call of the chain that no replica had room for; whether there is one."""
+        """Starts again from the first call that no replica had room for. False where there is none."""
         is_refused = self._source is not None and await self._source.restart_refused()
         if is_refused or await self._is_refused():
             self._response = self._hop = None
@@ -215,7 +214,7 @@ class ServeStages:
         return self._answers.last_s
 
     def for_calls(self) -> Self:
-        """The same for blocks with a deadline: where there is no room they are lost at once, and nobody waits."""
+        """The same for blocks with a deadline. A block that finds no room is lost at once."""
         hasty = copy.copy(self)
         hasty._is_patient = False
         return hasty
@@ -232,7 +231,7 @@ class ServeStages:
         return self.render(self.encode(encode), diffuse, vocode)
 
     async def collect(self, wave: Hop) -> Samples:
-        """Wait for a chain's samples for as long as it takes; deadlines are the caller's, who cancels.
+        """Waits for the samples of a chain without a limit. A caller with a deadline cancels.
 
         A chain that lost a replica is started again; blocks carry all they need, so the result is the same. One that
         finds no room waits, and goes on from where it was refused.
@@ -251,7 +250,7 @@ class ServeStages:
         wave.cancel()
 
     def stage_ms(self, wave: Hop) -> dict[str, float]:
-        """What each hop of a chain took, queue and way included; without the way where one process does it all."""
+        """Milliseconds of each hop, with queue and transport. Where one process does all, without transport."""
         if wave.stages_ms is not None:
             return wave.stages_ms
         hops = zip(STAGE_NAMES, wave.chain(), strict=True)
@@ -270,7 +269,7 @@ class ServeStages:
             except asyncio.CancelledError as error:
                 if _is_cancelled():
                     raise
-                lost: BaseException = error  # a call that somebody else cancelled: lost, not ours to give up
+                lost: BaseException = error  # somebody else cancelled the call, so it is lost
             except Exception as error:
                 if is_refused(error):
                     if not self._is_patient:
@@ -316,16 +315,16 @@ def _is_cancelled() -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a call failed for want of a replica, not because of what was asked."""
+    """Whether a call failed because its replica is gone, not because of its request."""
     if isinstance(error, RayTaskError):
         return isinstance(error.cause, Exception) and is_lost(error.cause)
     return isinstance(error, RayError | RayServeException | grpc.RpcError)
 
 
 def sign_of_life(stage: DeploymentHandle[Any], stages: ServeStages) -> Callable[[], Awaitable[None]]:
-    """What asks a replica of a stage whether it is well; what has just answered needs no asking.
+    """Returns a function that asks a replica of a stage whether it is well, unless the stages have just answered.
 
-    One that has no room for the question is at work.
+    A replica without room for the question is at work, and so is well.
     """
 
     async def ask() -> None:

@@ -12,7 +12,7 @@ from ray.serve._private import replica
 def listen_at_node() -> None:
     """Have this replica listen at its Ray node's address only; a deployment's constructor calls it.
 
-    Serve 2.60 listens on every interface, whatever the node does, and has no setting for it.
+    Serve 2.60 listens on every interface, and has no setting for it.
     """
     node_ip = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray leaves its signature open
     address = f"[{node_ip}]:0" if ":" in node_ip else f"{node_ip}:0"

@@ -70,11 +70,11 @@ class Conversion:
 
     @property
     def warnings(self) -> list[str]:
-        """What was odd so far; complete when the last chunk has come."""
+        """Warnings so far; complete when the last chunk has come."""
         return self._sound.warnings
 
     def exact_header(self) -> bytes:
-        """After the last chunk: what the first bytes are in a file whose length is known. Same size as those sent."""
+        """After the last chunk: the header with the true length, of the same size as the one that was sent."""
         return self._encoder.exact_header()
 
     async def __aenter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 `/stream` answers while the upload is still coming, so there the form is read in order and the recording is converted
 as it arrives. The plain route takes the whole form first, in any order, and answers when all is known: exact sizes,
-all warnings, a status code that is true.
+all warnings, and a true status code.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SpeechForm(BaseModel):
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
 
     def warnings(self) -> list[str]:
-        """What was asked for and is not done."""
+        """Names the fields that have no effect here."""
         found = []
         if self.voice_settings:
             found.append("voice_settings is not supported and was ignored")
@@ -71,7 +71,7 @@ OutputFormatName = Annotated[
 
 
 class LateFields:
-    """What the fields behind a recording on `/stream` say, and which of them may still count."""
+    """The fields behind a recording on `/stream`, and which of them would change the result."""
 
     def __init__(self, recording: Recording, early: SpeechForm) -> None:
         self.wrong: list[str] = [f"{name} is larger than {MAX_FIELD_BYTES} bytes" for name in recording.unread]
@@ -83,17 +83,17 @@ class LateFields:
                 self.wrong.append(f"{name} cannot be used: {error.problems[0].msg}")
         self.used = early.model_copy(update=values)
         self.changed = sorted(name for name in values.keys() - _WITHOUT_EFFECT if values[name] != getattr(early, name))
-        """Those that make another result of the recording."""
+        """Fields that change the result."""
 
 
 def stream_warnings(recording: Recording, early: SpeechForm, used: SpeechForm) -> list[str]:
-    """What the answer on `/stream` says of its fields when it begins; InvalidFields where it must not begin."""
+    """Warnings about fields that are known when the answer on `/stream` begins; raises where it must not begin."""
     if recording.recordings > 1:
         raise _two_recordings()
     if recording.failure is not None:
         raise recording.failure
     if not recording.form_ended.is_set():
-        # A form that names its settings first has hardly more of them behind the recording.
+        # A form with settings before the recording hardly has more behind it.
         late = (
             []
             if early.model_fields_set

@@ -89,7 +89,7 @@ class Recordings:
 
     @contextmanager
     def admitted(self, place: Place | None = None) -> Iterator[None]:
-        """Room for one more conversion, or AtCapacity; one whose upload at `place` hardly comes may lose it again."""
+        """Takes room for one more conversion, or raises AtCapacity. A slow upload at `place` may lose it again."""
         self.require_room()
         if len(self._running) >= self.limits.max_conversions and (slowest := self._slowest()) is not None:
             slowest.give_up()
@@ -102,5 +102,5 @@ class Recordings:
             self._running.pop(admission, None)
 
     def _slowest(self) -> Place | None:
-        """The upload whose conversion makes room where that is needed."""
+        """The slowest upload, whose conversion can be ended to make room."""
         return slowest_of(place for place in self._running.values() if place is not None)

@@ -13,7 +13,7 @@ from serve_app.voices.store import VoiceStore
 from stages.types import Voice
 
 LOOK_EVERY_S = 2.0
-"""How often the store is asked whether it still has what is kept."""
+"""How often the voices in memory are compared with the store."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Kept:
 class VoiceCache:
     """Voices of one set of weights by id, least recently used out first, within a bound in bytes.
 
-    What is deleted from the store, or made anew there, is forgotten a few seconds later. Blocks do not wait for that:
-    the store is looked at in the background.
+    A voice that is deleted or made anew in the store is forgotten a few seconds later. Blocks do not wait for that: a
+    background task compares with the store.
     """
 
     def __init__(self, store: VoiceStore, fingerprint: str, max_bytes: int) -> None:
@@ -44,7 +44,7 @@ class VoiceCache:
         self.look()
         kept = self._voices.get(voice_id)
         if kept is None:
-            async with self._lock:  # one read at a time; whoever has its voice does not wait for the storage
+            async with self._lock:  # one read at a time; voices in memory do not wait
                 kept = self._voices.get(voice_id)
                 if kept is None:
                     kept = await asyncio.to_thread(self._read, voice_id)
@@ -54,7 +54,7 @@ class VoiceCache:
         return kept.voice
 
     def look(self) -> None:
-        """Have what is kept compared with the store, unless that was done a moment ago; call it now and then."""
+        """Compares the voices in memory with the store, unless that was done a moment ago. Call it now and then."""
         is_looking = self._looking is not None and not self._looking.done()
         if self._voices and not is_looking and monotonic() - self._looked_s >= LOOK_EVERY_S:
             self._looking = asyncio.create_task(self._forget_changed())
@@ -81,7 +81,7 @@ class VoiceCache:
             return False
 
     def _read(self, voice_id: str) -> Kept:
-        stamp = self._store.stamp(voice_id, self._fingerprint)  # first: what changes meanwhile is seen later
+        stamp = self._store.stamp(voice_id, self._fingerprint)  # read first, so that a change meanwhile shows later
         voice = self._store.features(voice_id, self._fingerprint)
         if voice is None:
             raise VoiceNotFound(voice_id)

@@ -93,7 +93,7 @@ class FolderVoiceStore:
                     log.warning("the voice %s is left out: %s", folder.name, _reason(error))
             except VoiceNotFound:
                 pass  # deleted since the folder was listed
-        self._told = damaged  # one that is mended, and breaks again, is told again
+        self._told = damaged  # a voice that is mended and breaks again is logged again
         return [*self._premade.values(), *sorted(own, key=lambda record: (record.created_at_unix, record.voice_id))]
 
     def get(self, voice_id: str) -> VoiceRecord:
@@ -160,7 +160,7 @@ class FolderVoiceStore:
     def sweep(self) -> None:
         """Forgets the voices whose time is over."""
         for folder in self._entries():
-            # Another process may forget it in this moment, and what cannot be read has no time that could be over.
+            # Another process may forget it now, and an unreadable record has no time that could be over.
             with suppress(VoiceError):
                 if self._is_over(self._read(checked_id(folder.name))):
                     self.delete(folder.name)
@@ -262,7 +262,7 @@ class FolderVoiceStore:
                 _discard(folder)
 
     def _move_away(self, path: Path) -> Path:
-        """Takes something out of sight, in one step; returns where it is now, to be removed."""
+        """Moves something out of the way in one step, and returns where it is, so that it can be removed."""
         self._scratch.mkdir(exist_ok=True)
         doomed = self._scratch / f"{_DOOMED}{secrets.token_hex(8)}"
         if path.is_dir() and not path.is_symlink():
@@ -291,7 +291,7 @@ class FolderVoiceStore:
 
     @contextmanager
     def _reading(self, voice_id: str) -> Iterator[None]:
-        """Where a voice's file cannot be read: VoiceDamaged, or VoiceNotFound where its whole folder is not there."""
+        """VoiceDamaged where a file of a voice cannot be read, VoiceNotFound where its whole folder is missing."""
         try:
             yield
         except OSError as error:
@@ -321,7 +321,7 @@ def _changing() -> Iterator[None]:
 
 
 def _reason(error: VoiceDamaged) -> str:
-    """Why, without what is in the voice's files."""
+    """The reason of an error, without content of the voice's files."""
     cause = error.__cause__
     if isinstance(cause, OSError):
         return f"{cause.strerror or cause}"
@@ -332,7 +332,7 @@ def _reason(error: VoiceDamaged) -> str:
 
 def _read(path: Path, max_bytes: int) -> bytes:
     """A whole file; OSError where it is no plain file, or a longer one."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would block
     with open(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         _require_plain(about)
@@ -347,7 +347,7 @@ def _require_plain(about: os.stat_result) -> None:
 
 
 def _samples_of(wav: bytes) -> tuple[np.ndarray, int]:
-    """What `_wav` made, and its rate; ValueError and the like where it did not, or not all is there."""
+    """The samples and rate of a file that `_wav` made; raises where the file is another, or incomplete."""
     with wave.open(io.BytesIO(wav), "rb") as recording:
         about, frames = recording.getparams(), recording.readframes(recording.getnframes())
     if about[:2] != (1, 2) or not about.nframes or len(frames) != 2 * about.nframes:
@@ -389,9 +389,9 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _sweep(scratch: Path) -> None:
-    """Removes what a crashed process left: deleted voices at once, whoever deletes them; else what is old.
+    """Removes leftovers of a crash: deleted voices at once, other files after an hour.
 
-    What is younger may belong to a process at work.
+    Younger files may belong to a process at work.
     """
     newest_s = datetime.now(UTC).timestamp() - _LEFTOVER_AGE_S
     for leftover in scratch.iterdir():

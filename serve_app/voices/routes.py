@@ -47,11 +47,11 @@ class VoiceForm(BaseModel):
     labels: Labels = Field(default_factory=dict)
     remove_background_noise: bool = False
     expires_s: Annotated[int, Field(ge=LEAST_EXPIRY_S, le=MOST_EXPIRY_S)] | None = None
-    """Where given, the voice is forgotten when nothing has used it for so long."""
+    """The voice is forgotten after `expires_s` seconds without use."""
 
 
 class VoiceEdit(BaseModel):
-    """The form fields that change a voice; what is not given stays."""
+    """The form fields that change a voice. Fields that are not given stay."""
 
     name: VoiceName | None = None
     description: VoiceDescription | None = None

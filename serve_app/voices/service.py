@@ -1,4 +1,4 @@
-"""Voices as the service makes and keeps them: references in, features made once, what nothing uses forgotten."""
+"""Makes voices of references, keeps their features, and forgets voices that nothing uses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from stages.reference import SEARCHED_S, ReferenceReport, check_reference, spoke
 from stages.types import BadAudio, Samples, StoredVoice, Voice
 
 _REFERENCES_AT_ONCE = 2
-"""That are decoded and searched for speech, in up to 200 MB each; conversions are bounded by `max_conversions`."""
+"""References that are decoded at once, in up to 200 MB each. `max_conversions` bounds conversions."""
 _REFERENCES_WAITING = 16
 _MAX_REFERENCE_HZ = 48_000
 TEND_EVERY_S = 15.0
 LEAST_EXPIRY_S = 60
-"""Time enough to be renewed twice, or to be used at all."""
+"""Long enough for a use to begin, and for two renewals."""
 MOST_EXPIRY_S = 86400
 
 
@@ -92,7 +92,7 @@ class Voices:
     async def _prepared(
         self, samples: Samples, sample_rate: int, remove_noise: bool = False
     ) -> tuple[Samples, int, list[str]]:
-        """What a voice is made of, as the store keeps it, its rate, and warnings."""
+        """The samples that a voice is made of, as the store keeps them, their rate, and warnings."""
         limit_s = self.limits.max_reference_s
         warnings: list[str] = []
         if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
@@ -117,7 +117,7 @@ class Voices:
         labels: Mapping[str, str] | None = None,
         expires_s: int | None = None,
     ) -> tuple[VoiceRecord, list[str]]:
-        """A new voice of what was prepared, and warnings; with `expires_s`, forgotten when unused for so long."""
+        """Keeps a new voice, and returns warnings. The voice is forgotten after `expires_s` seconds without use."""
         voice, warnings, report = await self.maker.make_voice(samples, sample_rate)
         record = VoiceRecord(
             voice_id=new_voice_id(),
@@ -133,7 +133,7 @@ class Voices:
         await asyncio.to_thread(self.store.add, record, samples, sample_rate)
         try:
             await asyncio.to_thread(self.store.save_features, record.voice_id, self.fingerprint, voice)
-        except NotStored:  # the caller is told so, and never learns the voice's id
+        except NotStored:  # the caller gets the error, and never the voice's id
             await asyncio.to_thread(self.store.delete, record.voice_id)
             raise
         return record, warnings
@@ -152,13 +152,13 @@ class Voices:
 
     @asynccontextmanager
     async def using(self, voice_id: str) -> AsyncIterator[None]:
-        """Keeps a voice that would be forgotten, for as long as something is done with it."""
+        """Keeps a voice that would be forgotten while the context is open."""
         self._in_use[voice_id] += 1
         try:
             yield
         finally:
             self._in_use[voice_id] -= 1
-            self._in_use += Counter()  # drops what nothing uses
+            self._in_use += Counter()  # drops voices with a count of zero
 
     async def tend(self, in_calls: Iterable[str]) -> None:
         """Renews the voices that are in use, and forgets those whose time is over; called every TEND_EVERY_S."""
@@ -168,9 +168,9 @@ class Voices:
         await asyncio.to_thread(self.store.sweep)
 
     async def _reference(self, files: Sequence[AsyncIterator[bytes] | bytes]) -> tuple[Samples, int, list[str]]:
-        """The recordings as one, at the rate of the first, as far as speech is looked for; and warnings.
+        """Joins the recordings at the rate of the first, as far as speech is searched; also returns warnings.
 
-        A file of a few kilobytes may claim two minutes at 384 kHz: what no voice is made of goes as it comes.
+        A file of a few kilobytes may claim two minutes at 384 kHz, so rates above 48 kHz are reduced as samples come.
         """
         enough_s = SEARCHED_S
         warnings: list[str] = []

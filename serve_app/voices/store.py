@@ -23,7 +23,7 @@ INT16_STEPS = 32767
 
 
 Stored = Annotated[int, Field(ge=0, le=2**53)]
-"""A number that every reader of JSON has; what is beyond it in a record was not written by us."""
+"""A number that every reader of JSON can hold; we write no larger ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class VoiceRecord:
 class VoiceStore(Protocol):
     """Keeps voices. Methods block on storage, so coroutines call them through a thread; all raise VoiceNotFound.
 
-    What changes something raises NotStored where the storage refuses; all raise StoreAway where it is not there.
+    Methods that change something raise NotStored where the storage refuses; all raise StoreAway where it is missing.
     """
 
     def list(self) -> list[VoiceRecord]:
@@ -79,7 +79,7 @@ class VoiceStore(Protocol):
     def features(self, voice_id: str, fingerprint: str) -> Voice | None:
         """The features that the weights of that fingerprint made, or None where they are still to be made.
 
-        What is kept and cannot be read counts as still to be made.
+        Unreadable features count as still to be made.
         """
 
     def stamp(self, voice_id: str, fingerprint: str) -> object:
@@ -97,7 +97,7 @@ def read_record(data: bytes, voice_id: str) -> VoiceRecord:
     """A stored record, under the id that it is stored by; VoiceDamaged where it is none."""
     try:
         stored = from_json(data)
-        json.dumps(stored, allow_nan=False)  # what an answer cannot hold would spoil the list of all voices
+        json.dumps(stored, allow_nan=False)  # a value that no answer can hold would break the list of all voices
         unknown = {name: value for name, value in stored.items() if name not in _RECORD_FIELDS}
         known = {name: value for name, value in stored.items() if name in _RECORD_FIELDS}
         record = _RECORD.validate_python(known)
@@ -131,5 +131,5 @@ def as_int16(samples: np.ndarray) -> np.ndarray:
 
 
 def as_stored(samples: np.ndarray) -> np.ndarray:
-    """Float32 samples as they come back from the store: features made from these can be made again."""
+    """Float32 samples as the store returns them, so that the same features can be made again."""
     return as_int16(samples).astype(np.float32) / np.float32(INT16_STEPS)

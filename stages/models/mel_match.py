@@ -17,7 +17,7 @@ RIPPLE_BANDS, LOW_BAND, HIGH_BAND = 1.5, 20, 40
 """Over how many bands (standard deviation) the correction of voiced frames is smoothed: all of it up to the low band
 (830 Hz), less and less up to the high one (1.6 kHz), where a band is wider than the space between harmonics."""
 HARMONIC_HZ, NOISY_HZ, HARMONIC_SHARE_ABOVE = 2500.0, 6000.0, 0.2
-"""Up to where voiced sound is all harmonics, from where on it is mostly noise, and how little it then holds of them."""
+"""Below the first, voiced sound is all harmonics. Above the second it is mostly noise, with this share of harmonics."""
 
 
 def limited(x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class MelMatch(nn.Module):
     def forward(self, x: Tensor, mel: Tensor, f0: Tensor | None = None) -> Tensor:
         """With a pitch [B, T] in Hz, the voiced frames' harmonics come from a source at that pitch.
 
-        What a low band of the mel tells of single harmonics is then smoothed away: they lie where the pitch says.
+        Low bands of the mel follow single harmonics. That is smoothed away, since the pitch places the harmonics.
         """
         for i in range(self.passes):
             if f0 is None:

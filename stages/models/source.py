@@ -1,4 +1,4 @@
-"""Harmonic source: what the vocal cords would do at a given pitch, with a flat spectrum, for small vocoders."""
+"""Harmonic source: pulses as of vocal cords at a given pitch, with a flat spectrum, for small vocoders."""
 
 from __future__ import annotations
 
@@ -72,4 +72,4 @@ def _held(f0: Tensor) -> Tensor:
     last = torch.where(f0 > 0, place, -1).cummax(dim=-1).values
     first = (f0 > 0).float().argmax(dim=-1, keepdim=True)
     held = f0.gather(-1, torch.where(last >= 0, last, first))
-    return torch.where(held > 0, held, 100.0)  # nothing voiced at all: any pitch will do, it is not heard
+    return torch.where(held > 0, held, 100.0)  # nothing is voiced, so the pitch is not heard
