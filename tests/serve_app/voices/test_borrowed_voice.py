@@ -176,6 +176,7 @@ def test_an_odd_time_is_refused(server: Server, expires_s: str) -> None:
 
 def test_signals_that_are_ignored_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    ray_has = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a driver that has started Ray in this process
     try:
         with ended_by_signals():
             os.kill(os.getpid(), signal.SIGHUP)
@@ -186,3 +187,4 @@ def test_signals_that_are_ignored_stay_ignored() -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGTERM, ray_has)
