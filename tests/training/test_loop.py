@@ -1,5 +1,6 @@
 """The loop of the trainings: goes on from a preset's weights, and averages over the processes that torchrun starts."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import training
 from training.loop import Recipe, averaged_weights, train
 
 # Each process asks for another size, 1 and 3: one step with the mean gradient.
@@ -55,7 +57,8 @@ def test_processes_share_their_gradients(tmp_path: Path) -> None:
         str(script),
         str(tmp_path),
     ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    found = {"PYTHONPATH": str(Path(training.__file__).parent.parent)}  # training is not installed
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **found})
     assert ran.returncode == 0, ran.stderr
     gradients = [float(line.split()[1]) for line in ran.stdout.splitlines() if line.startswith("gradient")]
     assert gradients == pytest.approx([2.0, 2.0])

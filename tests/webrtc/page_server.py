@@ -20,6 +20,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import webrtc
+from serve_app.uploads import MultipartForm
 
 PAGE = webrtc.__path__[0] + "/page"
 Told = dict[str, Any]
@@ -128,13 +129,17 @@ class PageServer:
         return JSONResponse({"voices": self.voices})
 
     async def _add(self, request: Request) -> Response:
-        async with request.form() as form:
-            files = form.getlist("files")
-            sizes = [len(await file.read()) for file in files if not isinstance(file, str)]
-            self.heard.append({"type": "upload", "name": form["name"], "sizes": sizes})
-            if "remove_background_noise" in form:
-                self.heard.append({"type": "clean", "value": form["remove_background_noise"]})
-            self.voices.append(voice(f"v{len(self.voices)}", str(form["name"]), own=True))
+        fields: dict[str, str] = {}
+        sizes = []
+        async for part in MultipartForm(request.headers["content-type"], request.stream()).parts():
+            if part.name == "files":
+                sizes.append(sum([len(data) async for data in part.chunks()]))
+            else:
+                fields[part.name] = await part.text()
+        self.heard.append({"type": "upload", "name": fields["name"], "sizes": sizes})
+        if "remove_background_noise" in fields:
+            self.heard.append({"type": "clean", "value": fields["remove_background_noise"]})
+        self.voices.append(voice(f"v{len(self.voices)}", fields["name"], own=True))
         return JSONResponse({"voice_id": self.voices[-1]["voice_id"], "reference": self.reference})
 
     async def _delete(self, request: Request) -> Response:
