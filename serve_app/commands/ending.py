@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 def ended_by_signals() -> Iterator[None]:
     """Turns the first signal that ends a process into SystemExit; a closed terminal sends several.
 
-    A signal that is ignored, as under nohup, stays so.
+    A signal that is ignored, as under nohup, stays so. An event loop that runs is left between two callbacks, so that
+    no task is torn in the middle and all are cancelled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -26,6 +28,12 @@ def ended_by_signals() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         for each in heeded:
             signal.signal(each, signal.SIG_IGN)
+        try:
+            asyncio.get_running_loop().call_soon_threadsafe(leave, number)
+        except RuntimeError:  # no loop runs
+            leave(number)
+
+    def leave(number: int) -> None:
         raise SystemExit(128 + number)
 
     for number in heeded:

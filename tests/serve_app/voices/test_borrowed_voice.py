@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -172,6 +173,27 @@ def test_an_odd_time_is_refused(server: Server, expires_s: str) -> None:
     fields, files = {"name": "x", "expires_s": expires_s}, {"files": wav_file(tone(1.5), 22050)}
     refused = httpx.post(f"{server.url}/v1/voices/add", data=fields, files=files)
     assert refused.status_code == 422 and refused.json()["detail"][0]["loc"] == ["body", "expires_s"]
+
+
+def test_a_signal_tears_no_task_in_the_middle() -> None:
+    steps = []
+
+    async def working() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        steps.append("whole")
+        try:
+            await asyncio.sleep(10)
+        finally:
+            steps.append("undone")
+
+    ray_has = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended, ended_by_signals():
+            asyncio.run(working())
+    finally:
+        signal.signal(signal.SIGTERM, ray_has)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert steps == ["whole", "undone"]
 
 
 def test_signals_that_are_ignored_stay_ignored() -> None:
