@@ -252,6 +252,10 @@ class Answer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
 
+StreamingLatency = Annotated[int | None, Query(ge=0, le=4)]
+Live = Annotated[bool, Query(description="take the path of a call instead of the one for recordings")]
+
+
 def recordings_router(recordings: Recordings) -> APIRouter:
     """The conversion routes under the paths that the two generations of ElevenLabs SDKs call."""
     router = APIRouter(tags=["speech to speech"])
@@ -261,8 +265,8 @@ def recordings_router(recordings: Recordings) -> APIRouter:
         voice_id: str,
         output_format: OutputFormatName = DEFAULT_OUTPUT_FORMAT,
         enable_logging: bool = True,
-        optimize_streaming_latency: Annotated[int | None, Query(ge=0, le=4)] = None,
-        live: Annotated[bool, Query(description="take the path of a call instead of the one for recordings")] = False,
+        optimize_streaming_latency: StreamingLatency = None,
+        live: Live = False,
     ) -> Response:
         """Convert a recording and answer with the whole result."""
         return Answer(recordings, request, voice_id, output_format=output_format, live=live, streaming=False)
@@ -272,8 +276,8 @@ def recordings_router(recordings: Recordings) -> APIRouter:
         voice_id: str,
         output_format: OutputFormatName = DEFAULT_OUTPUT_FORMAT,
         enable_logging: bool = True,
-        optimize_streaming_latency: Annotated[int | None, Query(ge=0, le=4)] = None,
-        live: Annotated[bool, Query(description="take the path of a call instead of the one for recordings")] = False,
+        optimize_streaming_latency: StreamingLatency = None,
+        live: Live = False,
     ) -> Response:
         """Convert a recording while it is being uploaded; fields that come behind it may come too late to count."""
         return Answer(recordings, request, voice_id, output_format=output_format, live=live, streaming=True)
