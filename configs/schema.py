@@ -287,6 +287,11 @@ class Preset(Strict):
     live: LiveSettings = LiveSettings()
     file: FileSettings = FileSettings()
 
+    @property
+    def renders_in_one(self) -> bool:
+        """Whether the networks render in one step, whatever `steps` says."""
+        return self.temperature == 0
+
     @field_validator("weights")
     @classmethod
     def _is_path(cls, weights: Path | None) -> Path | None:

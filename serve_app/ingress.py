@@ -66,7 +66,7 @@ class Ingress:
         self._calls = Calls(
             owners.name,
             args.rtc,
-            preset.live,
+            preset,
             make_features=self._voices.make_features,
             open_stream=self._backend.call_streams.call,
             open_peer=partial(open_peer, args.rtc),

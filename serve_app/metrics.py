@@ -56,6 +56,7 @@ class SessionMetrics:
     def __init__(self) -> None:
         self.live = Gauge("seedvc_sessions_live", "calls that are running")
         self.refused = Counter("seedvc_sessions_refused", "calls that found no place")
+        self.rung = Gauge("seedvc_ladder_rung", "how far calls were adapted to keep up; 0 is not at all")
         self._mouth_to_ear = Histogram(
             "seedvc_mouth_to_ear_ms", "estimated delay of a call, each second", MS_BOUNDARIES
         )

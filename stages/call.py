@@ -15,15 +15,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from configs.schema import LiveSettings, Mode
-from stages.geometry import TICK_MS
 from stages.line import MAX_IN_FLIGHT, Block, BlockLine, Gate
-from stages.settings import CallSettings, call_mode, delay_ms
+from stages.settings import USUAL_SHARE, CallSettings, call_mode, deadline_ms, delay_ms, usual_delay_ms
 from stages.types import BlockLost, Outcome, Pending, Samples, Stages, Voice
 
 MAX_WAITING = 32
 """How many blocks may wait to be taken; then the oldest is left out. A deadline of 1 s needs fewer."""
-USUAL_SHARE = 0.3
-"""The share of the deadline that the stages are assumed to take until they are measured."""
 USUAL_BLOCKS = 10
 """Their usual time is an average over about so many blocks."""
 WARY_BLOCKS = 8
@@ -51,6 +48,10 @@ class BlockReport:
     """Blocks with speech, whatever became of them."""
     block_ms: float | None = None
     """From the capture of the last sample to the result."""
+    needed_ms: float | None = None
+    """What the stages need for a block, by the last ones: from one result to the next while there was work."""
+    usual_ms: float | None = None
+    """From the capture of the last sample to the result, as it usually is."""
     stages_ms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -116,10 +117,7 @@ class CallStream:
     @property
     def usual_delay_ms(self) -> float:
         """The same, as lately measured. In mode `lowest` blocks come out before their deadline."""
-        if self.settings.mode == "constant":
-            return self.delay_ms
-        geometry = self._line.geometry
-        return (geometry.block_ticks + geometry.lag_ticks) * TICK_MS + self._usual_s * 1000
+        return usual_delay_ms(self._live, self.settings.mode, self.settings.block_ms, self._usual_s * 1000)
 
     @property
     def report(self) -> BlockReport:
@@ -187,7 +185,7 @@ class CallStream:
     def _start(self, block: Block, now_s: float) -> _Outgoing:
         """Decide what becomes of a new block, and send it where the networks are wanted."""
         self._report.spoken += block.spoken
-        deadline_s = block.captured_s + call_mode(self._live, block.settings.mode).deadline_ms / 1000
+        deadline_s = block.captured_s + deadline_ms(self._live, block.settings.mode, block.settings.block_ms) / 1000
         outgoing = _Outgoing(block, "done", deadline_s, now_s)
         if block.way == "bypass":
             outgoing.outcome = "bypassed"
@@ -227,7 +225,8 @@ class CallStream:
         took_s = now_s - outgoing.block.captured_s
         self._n_results += 1
         self._usual_s += (took_s - self._usual_s) / min(self._n_results, USUAL_BLOCKS)
-        self._report.block_ms = took_s * 1000
+        self._report.block_ms, self._report.usual_ms = took_s * 1000, self._usual_s * 1000
+        self._report.needed_ms = float(np.median(self._paces_s)) * 1000
         self._report.stages_ms = self._stages.stage_ms(outgoing.pending)
         return wave
 

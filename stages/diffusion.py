@@ -74,7 +74,7 @@ class DiffusionStage:
         condition = self._regulate(contents, first.frames, [p.pitch_hz for p in prompts])[:, first.start : first.stop]
         mu = torch.cat([self._tensor([p.condition for p in prompts]), condition], dim=1)  # (B, P + T, channels)
         noise = np.zeros((len(requests), self._n_mels, mu.shape[1]), np.float32)
-        if self._preset.temperature > 0:
+        if not self._preset.renders_in_one:
             for row, request in zip(noise, requests, strict=True):
                 row[:, n_prompt:] = self._preset.temperature * self._start_noise(request)
         rates = torch.tensor([r.cfg_rate for r in requests], device=self._device) if first.cfg_rate > 0 else None
@@ -85,7 +85,7 @@ class DiffusionStage:
                 self._tensor([p.mel for p in prompts]),
                 self._tensor([p.style for p in prompts]),
                 self._tensor(noise),
-                first.steps if self._preset.temperature > 0 else 1,
+                1 if self._preset.renders_in_one else first.steps,
                 rates,
                 first.last_frames or first.stop - first.start,
             )

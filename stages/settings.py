@@ -54,8 +54,27 @@ def geometry_of(live: LiveSettings, settings: CallSettings) -> Geometry:
     return Geometry.from_settings(live, settings.block_ms)
 
 
+def deadline_ms(live: LiveSettings, mode: Mode, block_ms: int) -> int:
+    """How long after its last sample a block comes out at the latest. One longer than the mode's has so much more."""
+    chosen = call_mode(live, mode)
+    return chosen.deadline_ms + max(0, block_ms - chosen.block_ms)
+
+
 def delay_ms(live: LiveSettings, mode: Mode, block_ms: int | None = None) -> int:
     """From sound in to sound out: exactly (constant) or at most (lowest). Alignment changes it by up to 20 ms."""
-    chosen = call_mode(live, mode)
-    geometry = Geometry.from_settings(live, chosen.block_ms if block_ms is None else block_ms)
-    return (geometry.block_ticks + geometry.lag_ticks) * TICK_MS + chosen.deadline_ms
+    block_ms = call_mode(live, mode).block_ms if block_ms is None else block_ms
+    geometry = Geometry.from_settings(live, block_ms)
+    return (geometry.block_ticks + geometry.lag_ticks) * TICK_MS + deadline_ms(live, mode, block_ms)
+
+
+USUAL_SHARE = 0.3
+"""The share of the deadline that the stages are assumed to take until they are measured."""
+
+
+def usual_delay_ms(live: LiveSettings, mode: Mode, block_ms: int, stages_ms: float | None) -> float:
+    """The same where the stages take `stages_ms` (None: not measured); in mode `lowest` a block waits no longer."""
+    if mode == "constant":
+        return delay_ms(live, mode, block_ms)
+    geometry = Geometry.from_settings(live, block_ms)
+    taken_ms = USUAL_SHARE * call_mode(live, mode).deadline_ms if stages_ms is None else stages_ms
+    return (geometry.block_ticks + geometry.lag_ticks) * TICK_MS + taken_ms

@@ -54,6 +54,8 @@ class Wishes(Message):
     block_ms: BlockMs | None = None
     steps: Steps | None = None
     bypass: bool = False
+    adapt: bool | None = None
+    """Whether blocks may get longer and steps fewer where the computer falls behind. None: all but what is named."""
 
 
 class Start(Wishes):
@@ -91,17 +93,13 @@ class Change(Message):
     block_ms: BlockMs | None = None
     steps: Steps | None = None
     bypass: bool | None = None
+    adapt: bool | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Change:
-        if not self.wanted:
-            raise ValueError("a change names at least one of voice, mode, block_ms, steps, bypass")
+        if not self.model_dump(exclude={"type"}, exclude_none=True):
+            raise ValueError("a change names at least one of voice, mode, block_ms, steps, bypass, adapt")
         return self
-
-    @property
-    def wanted(self) -> dict[str, Any]:
-        """The fields that are to change."""
-        return self.model_dump(exclude={"type"}, exclude_none=True)
 
 
 class Stop(Message):

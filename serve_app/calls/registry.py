@@ -14,20 +14,21 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from configs.schema import MODES, LiveSettings
+from configs.schema import MAX_STEPS, MODES, Preset
 from configs.serve import RtcArgs
-from serve_app.calls.capacity import Carried
+from serve_app.calls.ladder import Ladder, Wanted
 from serve_app.calls.protocol import End, Told, Wishes
 from serve_app.calls.session import Call, Life, Listener, MakeFeatures, OpenPeer, OpenStream, Session, Tell
 from serve_app.errors import CallsFull, Refused
 from serve_app.metrics import SessionMetrics
-from stages.settings import CallSettings, delay_ms
+from stages.settings import delay_ms, usual_delay_ms
 from webrtc.sdp import Offer
 
 log = logging.getLogger("seedvc.calls")
 
 MAX_LISTENERS = 4
 STATS_EVERY_S = 1.0
+ADAPT_EVERY_S = 0.5
 
 
 class Calls:
@@ -37,19 +38,20 @@ class Calls:
         self,
         owner: str,
         args: RtcArgs,
-        live: LiveSettings,
+        preset: Preset,
         *,
         make_features: MakeFeatures,
         open_stream: OpenStream,
         open_peer: OpenPeer,
         metrics: SessionMetrics,
         stats_every_s: float = STATS_EVERY_S,
+        adapt_every_s: float = ADAPT_EVERY_S,
     ) -> None:
         self.owner, self.args = owner, args
         self.make_features, self.open_stream, self.open_peer = make_features, open_stream, open_peer
-        self.metrics, self.stats_every_s = metrics, stats_every_s
-        self.carried = Carried()
-        self._live = live
+        self.metrics, self.stats_every_s, self.adapt_every_s = metrics, stats_every_s, adapt_every_s
+        self.live_settings = preset.live
+        self.ladder = Ladder(preset.live, renders_in_one=preset.renders_in_one)
         self._calls: dict[str, Call] = {}
         self._by_listen_id: dict[str, Call] = {}
         self._listeners: dict[str, Listener] = {}
@@ -77,23 +79,25 @@ class Calls:
 
     @property
     def modes(self) -> Told:
-        """What each mode means, in milliseconds."""
-        blocks_ms = {"lowest": self.lowest_block_ms, "constant": self._live.constant.block_ms}
-        return {
-            mode: {"block_ms": blocks_ms[mode], "delay_ms": delay_ms(self._live, mode, blocks_ms[mode])}
-            for mode in MODES
-        }
+        """What each mode means for the next call, in milliseconds: `delay_ms` is a bound in mode `lowest`."""
+        live, told = self.live_settings, Told()
+        rung = self.ladder.rung(asyncio.get_running_loop().time())
+        for mode in MODES:
+            block_ms = Wanted(mode, None, None).on(rung, live).block_ms
+            usual_ms = usual_delay_ms(live, mode, block_ms, self.ladder.usual_ms)
+            told[mode] = {
+                "block_ms": block_ms,
+                "delay_ms": delay_ms(live, mode, block_ms),
+                "usual_delay_ms": round(usual_ms),
+            }
+        return told
 
     @property
-    def lowest_block_ms(self) -> int:
-        """Block size of mode `lowest` for clients that ask for none. Longer while short blocks are often late."""
-        short, long = self._live.lowest.block_ms, self._live.constant.block_ms
-        return short if self.carried.keeps_up(asyncio.get_running_loop().time()) else max(short, long)
-
-    def is_usual(self, settings: CallSettings) -> bool:
-        """Whether a call has the short blocks of mode `lowest` and the usual number of steps."""
-        usual = ("lowest", self._live.lowest.block_ms, self._live.steps)
-        return (settings.mode, settings.block_ms, settings.steps) == usual
+    def steps(self) -> Told | None:
+        """The usual steps of a call and the bounds; None where the preset renders in one, whatever is asked for."""
+        if self.ladder.renders_in_one:
+            return None
+        return {"usual": self.live_settings.steps, "fewest": 1, "most": MAX_STEPS}
 
     def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
         """Starts a call, whose answer `answered` waits for. `tell` gets what the client did not ask for.
@@ -185,6 +189,10 @@ class Calls:
         if self.is_full:
             self.metrics.refused.inc()
             message = f"{self.args.max_calls} calls are running, which is the limit; try again soon"
+            raise CallsFull(message, self.args.retry_after_s)
+        if self._calls and self.ladder.rung(asyncio.get_running_loop().time()).refuses:
+            self.metrics.refused.inc()
+            message = f"this server falls behind with {self.live} calls and takes no more; try again soon"
             raise CallsFull(message, self.args.retry_after_s)
 
     def _new_id(self) -> str:

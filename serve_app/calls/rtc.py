@@ -98,6 +98,7 @@ class Rtc:
             "type": "hello",
             "ice_servers": [server.as_dict() for server in self.ice_servers()],
             "modes": self.calls.modes,
+            "steps": self.calls.steps,
             "default_mode": DEFAULT_MODE,
         }
 

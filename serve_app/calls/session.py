@@ -11,14 +11,14 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from configs.schema import ConfigError, Mode
+from configs.schema import ConfigError, LiveSettings, Mode
 from configs.serve import RtcArgs
-from serve_app.calls.capacity import Carried, Failing
+from serve_app.calls.capacity import Failing
+from serve_app.calls.ladder import Fitted, Ladder, Wanted, adaptation
 from serve_app.calls.protocol import Candidate, Change, End, Start, Stop, Told, Wishes, parse, problem
 from serve_app.errors import Refused, Unavailable, VoiceNotFound, refusal
 from serve_app.metrics import SessionMetrics
 from stages.call import CallStream
-from stages.settings import CallSettings
 from stages.types import Samples
 from webrtc.candidates import MAX_CANDIDATES
 from webrtc.sdp import Offer
@@ -31,6 +31,8 @@ log = logging.getLogger("seedvc.calls")
 DEFAULT_MODE: Mode = "lowest"
 MAX_WAITING_CHANGES = 8
 TELL_FAILURES_EVERY_S = 5.0
+PAUSE_WITHIN_S = 10.0
+"""For so long a call waits for a pause of its speaker before its blocks get shorter again: sound is cut out there."""
 OPUS_MS = 33.0
 """A packet of 20 ms and the look-ahead of two encoders."""
 
@@ -77,14 +79,9 @@ class Room(Protocol):
     open_peer: OpenPeer
     metrics: SessionMetrics
     stats_every_s: float
-    carried: Carried
-
-    @property
-    def lowest_block_ms(self) -> int:
-        """Block size of mode `lowest` for clients that ask for none."""
-
-    def is_usual(self, settings: CallSettings) -> bool:
-        """Whether a call has the short blocks of mode `lowest` and the usual number of steps."""
+    adapt_every_s: float
+    live_settings: LiveSettings
+    ladder: Ladder
 
 
 LEFT = End("stopped", "the client left")
@@ -189,6 +186,7 @@ class Call(Session):
         super().__init__(session_id)
         self.listen_id = listen_id
         self._room, self._wishes, self._tell_socket = room, wishes, tell
+        self._wanted = Wanted.of(wishes, DEFAULT_MODE)
         self._stream: CallStream | None = None
         self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
         self._failing = Failing()
@@ -217,17 +215,17 @@ class Call(Session):
             "steps": settings.steps,
             "bypass": settings.bypass,
             "delay_ms": self._stream.delay_ms,
+            "usual_delay_ms": round(self._stream.usual_delay_ms),
+            "adapts": self._wanted.adapts,
+            "adapted": adaptation(self._wanted, settings, self._room.live_settings, self._room.ladder.needed_ms),
         }
 
     async def run(self, offer: Offer | str, local: bool) -> None:
         """The whole call: opens both sides, joins them until the end, closes both."""
-        room, wishes = self._room, self._wishes
+        room = self._room
         async with AsyncExitStack() as stack:
-            await room.make_features(wishes.voice)
-            usual = wishes.block_ms is None and wishes.steps is None
-            if usual and (wishes.mode or DEFAULT_MODE) == "lowest":
-                wishes = wishes.model_copy(update={"block_ms": room.lowest_block_ms})
-            self._stream = open_stream(room.open_stream, wishes)
+            await room.make_features(self._wishes.voice)
+            self._stream = self._open_stream()
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
             peer = room.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv", loopback=local)
@@ -235,8 +233,8 @@ class Call(Session):
             await self.answer_with(peer, offer)
             try:
                 async with asyncio.TaskGroup() as group:
-                    parts = [self._play(), self._watch(), self._follow_changes(), self._follow_failures()]
-                    parts.append(self.follow_peer())
+                    parts = [self._play(), self._watch(), self._adapt(), self._follow_changes()]
+                    parts += [self._follow_failures(), self.follow_peer()]
                     tasks = [group.create_task(part) for part in parts]
                     end = await asyncio.shield(self.end)
                     for task in tasks:
@@ -296,7 +294,11 @@ class Call(Session):
             try:
                 if change.voice is not None:
                     await self._room.make_features(change.voice)
-                self._stream.change(**change.wanted)
+                wanted = self._wanted.changed(change)
+                self._stream.change(
+                    voice=change.voice, bypass=change.bypass, mode=wanted.mode, **self._fitted(wanted)._asdict()
+                )
+                self._wanted = wanted
                 self._failing.reset()
             except ConfigError as error:
                 tell(problem(Refused(422, "invalid_message", str(error))))
@@ -326,6 +328,45 @@ class Call(Session):
             if not self._failures.empty():
                 self._failures.get_nowait()  # it may be out of date; a failure that lasts comes again at once
 
+    async def _adapt(self) -> None:
+        """Follows the ladder of all calls, and tells the client of each change.
+
+        Blocks get longer at once, and shorter in a pause of the speaker.
+        """
+        assert self._stream is not None
+        room, now = self._room, asyncio.get_running_loop().time
+        before, shorter_since_s = self._stream.report, None
+        while True:
+            await asyncio.sleep(room.adapt_every_s)
+            report = self._stream.report
+            if self._wanted.adapts:
+                room.ladder.follow(before, report, now())
+                room.metrics.rung.set(room.ladder.number)
+            settings, fitted = self._stream.settings, self._fitted(self._wanted)
+            is_shorter = fitted.block_ms < settings.block_ms
+            shorter_since_s = (shorter_since_s or now()) if is_shorter else None
+            pauses = report.skipped > before.skipped and report.spoken == before.spoken
+            waits = shorter_since_s is not None and not pauses and now() - shorter_since_s < PAUSE_WITHIN_S
+            before = report
+            if waits or fitted == (settings.block_ms, settings.steps):
+                continue
+            self._stream.change(**fitted._asdict())
+            self.tell({"type": "settings", **self.settings})
+
+    def _fitted(self, wanted: Wanted) -> Fitted:
+        """Block size and steps on the present rung of the ladder."""
+        return wanted.on(self._room.ladder.rung(asyncio.get_running_loop().time()), self._room.live_settings)
+
+    def _open_stream(self) -> CallStream:
+        """A stream with the settings that the client wishes for; Refused where they cannot work."""
+        wishes, wanted = self._wishes, self._wanted
+        try:
+            return self._room.open_stream(
+                wishes.voice, mode=wanted.mode, bypass=wishes.bypass, **self._fitted(wanted)._asdict()
+            )
+        except ConfigError as error:
+            raise Refused(422, "invalid_message", str(error)) from None
+
     async def _watch(self) -> None:
         """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""
         assert self._stream is not None and self.peer is not None
@@ -337,9 +378,6 @@ class Call(Session):
             report, stats = self._stream.report, self.peer.stats()
             if report.spoken > before.spoken:
                 spoke = now()
-            if self._room.is_usual(self._stream.settings):
-                lost = report.concealed - before.concealed
-                self._room.carried.add(report.done - before.done + lost, lost, now())
             self._failing.follow(before, report, now())
             if report.failure is not None and report.failed > before.failed and not self._failures.full():
                 self._failures.put_nowait(report.failure)
@@ -372,15 +410,6 @@ class Listener(Session):
                 follower.cancel()
 
 
-def open_stream(open_call: OpenStream, wishes: Wishes) -> CallStream:
-    """A stream with the settings that a client wishes for; Refused where they cannot work."""
-    mode = wishes.mode or DEFAULT_MODE
-    try:
-        return open_call(wishes.voice, mode=mode, block_ms=wishes.block_ms, steps=wishes.steps, bypass=wishes.bypass)
-    except ConfigError as error:
-        raise Refused(422, "invalid_message", str(error)) from None
-
-
 def stats_message(stats: PeerStats, stream: CallStream) -> Told:
     """The report of each second: the network, the delay, the blocks, the stages."""
     report = stream.report
@@ -396,6 +425,7 @@ def stats_message(stats: PeerStats, stream: CallStream) -> Told:
         "playout_ms": stats.playout_ms,
         "bridged": stats.bridged,
         "delay_ms": stream.delay_ms,
+        "usual_delay_ms": round(stream.usual_delay_ms),
         "blocks": {name: getattr(report, name) for name in ("done", "late", "dropped", "skipped")},
         "stages_ms": {"total": report.block_ms, **report.stages_ms},
     }

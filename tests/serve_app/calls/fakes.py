@@ -22,7 +22,8 @@ from stages.types import DiffuseRequest, EncodeRequest, Samples, VocodeRequest
 from webrtc.peer import PeerStats
 from webrtc.sdp import Direction, Offer
 
-LIVE = load_preset("tiny").live
+TINY = load_preset("tiny")
+LIVE = TINY.live
 VOICES = ("martin", "clara")
 TONE = (0.1 * np.sin(2 * np.pi * 4 / HOP * np.arange(HOP))).astype(np.float32)
 """One frame of 344.5 Hz: whole periods, so that frames in a row are one tone. (Opus removes a constant.)"""
@@ -141,6 +142,8 @@ class CallRoom:
     owner: str = "here"
     make_peer: Callable[..., Any] = FakePeer
     gate: Gate = everything
+    stats_every_s: float = 0.01
+    adapt_every_s: float = 0.01
     features_gate: asyncio.Event | None = None
     """Where set, voices are made ready only when it is."""
 
@@ -148,12 +151,13 @@ class CallRoom:
         self.calls = Calls(
             self.owner,
             self.args,
-            LIVE,
+            TINY,
             make_features=self.make_features,
             open_stream=self.open_stream,
             open_peer=self.open_peer,
             metrics=SessionMetrics(),
-            stats_every_s=0.01,
+            stats_every_s=self.stats_every_s,
+            adapt_every_s=self.adapt_every_s,
         )
 
     async def make_features(self, voice_id: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from configs.schema import Mode
 from configs.serve import RtcArgs
-from serve_app.calls.capacity import CARRIED_FOR_S, CARRIED_OVER, Carried, Failing
+from serve_app.calls.capacity import Failing
 from serve_app.calls.protocol import End, Wishes
 from serve_app.calls.session import OPUS_MS, Call, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable, VoiceNotFound
@@ -70,7 +70,8 @@ async def test_statistics_are_told_with_every_part() -> None:
     await until(lambda: any(message["type"] == "stats" for message in told), "statistics came")
     stats = next(message for message in told if message["type"] == "stats")
     expected = (
-        "type rtt_ms jitter_ms jitter_buffer_ms loss_in loss_out bitrate_in bitrate_out playout_ms bridged delay_ms"
+        "type rtt_ms jitter_ms jitter_buffer_ms loss_in loss_out bitrate_in bitrate_out playout_ms bridged delay_ms "
+        "usual_delay_ms"
     )
     assert set(stats) == {*expected.split(), "blocks", "stages_ms", "mouth_to_ear_ms"}
     assert set(stats["blocks"]) == {"done", "late", "dropped", "skipped"}
@@ -92,53 +93,6 @@ async def test_mouth_to_ear_has_the_whole_delay_of_the_conversion_in_it(mode: Mo
     added = call_mode(LIVE, mode).block_ms if mode == "lowest" else stream.delay_ms
     assert told["mouth_to_ear_ms"] == round(40 + 30 + 10 + OPUS_MS + stream.usual_delay_ms, 1)
     assert told["mouth_to_ear_ms"] >= 40 + 30 + 10 + OPUS_MS + added
-    call.stop(STOPPED)
-    await over(room, call)
-
-
-def test_short_blocks_are_carried_until_too_many_were_lost_of_late() -> None:
-    carried, kept_up = Carried(), list[bool]()
-    counts = [(CARRIED_OVER - 1, CARRIED_OVER - 1), (1, 1)]  # too little is known, then enough
-    counts += [(8, 0)] * CARRIED_OVER + [(8, 1)] * CARRIED_OVER
-    for blocks, lost in counts:
-        carried.add(blocks, lost, now_s=0.0)
-        kept_up.append(carried.keeps_up(now_s=0.0))
-    assert kept_up[:2] == [True, False]
-    assert kept_up[CARRIED_OVER + 1] and not kept_up[-1]
-    assert not carried.keeps_up(CARRIED_FOR_S) and carried.keeps_up(CARRIED_FOR_S + 1)
-
-
-@pytest.mark.parametrize(
-    ("wishes", "counts"),
-    [({}, True), ({"mode": "constant"}, False), ({"block_ms": 40}, False), ({"steps": 9}, False)],
-)
-async def test_what_becomes_of_usual_short_blocks_is_counted(
-    monkeypatch: pytest.MonkeyPatch, wishes: dict[str, Any], counts: bool
-) -> None:
-    room, counted, told = CallRoom(), list[tuple[int, int]](), list[dict[str, Any]]()
-    monkeypatch.setattr(room.calls.carried, "add", lambda blocks, lost, now_s: counted.append((blocks, lost)))
-    call = room.calls.start(Wishes(voice="martin", **wishes), audio_offer(), told.append)
-    await call.answered()
-    room.peers[0].speak(0.5)
-    await until(lambda: room.streams[0].report.done > 1, "blocks were converted")
-    report = room.streams[0].report
-    told.clear()
-    await until(lambda: len(told) > 1, "statistics were made")
-    call.stop(STOPPED)
-    await over(room, call)
-    assert sum(blocks for blocks, _ in counted) >= counts * (report.done + report.concealed)
-    assert sum(lost for _, lost in counted) >= counts * report.concealed
-    assert bool(counted) == counts
-
-
-async def test_blocks_are_longer_where_short_ones_come_too_late() -> None:
-    room = CallRoom()
-    now_s = asyncio.get_running_loop().time()
-    room.calls.carried.add(CARRIED_OVER, CARRIED_OVER // 10, now_s)
-    assert room.calls.modes["lowest"]["block_ms"] == LIVE.constant.block_ms
-    call = room.calls.start(Wishes(voice="martin"), audio_offer())
-    await call.answered()
-    assert (call.settings["mode"], call.settings["block_ms"]) == ("lowest", LIVE.constant.block_ms)
     call.stop(STOPPED)
     await over(room, call)
 
