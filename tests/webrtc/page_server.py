@@ -28,7 +28,11 @@ Told = dict[str, Any]
 HELLO: Told = {
     "type": "hello",
     "ice_servers": [],
-    "modes": {"lowest": {"block_ms": 120, "delay_ms": 310}, "constant": {"block_ms": 180, "delay_ms": 460}},
+    "modes": {
+        "lowest": {"block_ms": 120, "delay_ms": 440, "usual_delay_ms": 310},
+        "constant": {"block_ms": 180, "delay_ms": 460, "usual_delay_ms": 460},
+    },
+    "steps": {"usual": 4, "fewest": 1, "most": 100},
     "default_mode": "lowest",
 }
 STATS: Told = {
@@ -42,7 +46,8 @@ STATS: Told = {
     "bitrate_out": 42000,
     "playout_ms": 20.0,
     "bridged": 3,
-    "delay_ms": 310,
+    "delay_ms": 440,
+    "usual_delay_ms": 310,
     "blocks": {"done": 71, "late": 2, "dropped": 1, "skipped": 9},
     "stages_ms": {"total": 93.0, "encoder": 14.0, "diffusion": 52.0, "vocoder": 27.0},
 }
@@ -60,6 +65,7 @@ class PageServer:
         self.reference: Told | None = None
         self.refusals: list[Told] = []
         self.config_refusal: Told | None = None
+        self.hello = HELLO
         self.greets, self.answers = threading.Event(), threading.Event()
         self.greets.set()
         self.answers.set()
@@ -88,6 +94,10 @@ class PageServer:
         """Ends all calls for that reason, as a server does that still has its wits."""
         asyncio.run_coroutine_threadsafe(self._end(reason), self._loop).result(5)
 
+    def tell(self, message: Told) -> None:
+        """Says something in all calls that nobody asked for."""
+        asyncio.run_coroutine_threadsafe(self._say(message), self._loop).result(5)
+
     def close(self) -> None:
         """Stops; a second time does nothing."""
         if not self._thread.is_alive():
@@ -107,8 +117,11 @@ class PageServer:
                 await each.close(1011)
 
     async def _end(self, reason: str) -> None:
+        await self._say({"type": "end", "reason": reason, "message": "the server says why"})
+
+    async def _say(self, message: Told) -> None:
         for each in list(self._sockets):
-            await each.send_json({"type": "end", "reason": reason, "message": "the server says why"})
+            await each.send_json(message)
 
     def _app(self) -> Starlette:
         return Starlette(
@@ -149,7 +162,7 @@ class PageServer:
     async def _config(self, request: Request) -> Response:
         if self.config_refusal is not None:
             return JSONResponse({"detail": self.config_refusal}, 503)
-        return JSONResponse(HELLO)
+        return JSONResponse(self.hello)
 
     async def _call(self, websocket: WebSocket) -> None:
         await websocket.accept()
@@ -158,7 +171,7 @@ class PageServer:
         telling: asyncio.Task[None] | None = None
         try:
             await _opened(self.greets)
-            await websocket.send_json(HELLO)
+            await websocket.send_json(self.hello)
             start = await self._hear(websocket)
             await _opened(self.answers)
             if self.refusals:

@@ -178,8 +178,8 @@ def test_letters_typed_into_a_field_are_no_shortcuts_and_shortcuts_can_be_switch
 
 def test_the_figures_of_a_call(open_page: Open) -> None:
     page = open_page()
-    expect(page.get_by_test_id("mode-lowest-delay")).to_have_text("up to 310 ms")
-    expect(page.get_by_test_id("mode-constant-delay")).to_have_text("fixed 460 ms")
+    expect(page.get_by_test_id("mode-lowest-delay")).to_have_text("about 310 ms")
+    expect(page.get_by_test_id("mode-constant-delay")).to_have_text("always 460 ms")
     call(page)
     figures = {"loss-up": "1.3", "blocks-done": "71", "blocks-late": "2", "blocks-dropped": "1", "blocks-skipped": "9"}
     figures |= {"stages-total": "93", "stage-diffusion": "52", "block-ms": "120", "jitter-up": "2"}
@@ -195,6 +195,42 @@ def test_the_figures_of_a_call(open_page: Open) -> None:
     page.get_by_test_id("stop").click()
     expect(page.get_by_test_id("delay")).to_have_text("–")
     expect(page.get_by_test_id("mode-whole")).to_have_text("")
+
+
+ADAPTED = {
+    "block_ms": 120,
+    "steps": 1,
+    "more_delay_ms": 240,
+    "needed_ms": 180,
+    "message": "this computer needs 180 ms for 120 ms: longer blocks, 240 ms more delay",
+}
+
+
+def test_longer_blocks_are_told_and_can_be_declined(open_page: Open, server: PageServer) -> None:
+    page = open_page()
+    call(page)
+    expect(page.get_by_test_id("adapted")).to_be_hidden()
+    settings = {"type": "settings", "voice": "clara", "mode": "lowest", "block_ms": 360, "steps": 1, "bypass": False}
+    server.tell({**settings, "adapted": ADAPTED})
+    expect(page.get_by_test_id("adapted")).to_contain_text(
+        "This computer needs 180 ms for 120 ms: longer blocks, 240 ms more delay."
+    )
+    expect(page.get_by_test_id("block-ms")).to_have_text("360")
+    page.get_by_test_id("hold").click()
+    expect(page.get_by_test_id("adapted")).to_be_hidden()
+    expect(page.get_by_test_id("adapt")).not_to_be_checked()
+    assert server.said("change") == [{"type": "change", "adapt": False}]
+    page.get_by_test_id("stop").click()
+    page.reload()
+    expect(page.get_by_test_id("adapt")).not_to_be_checked()  # and so in the next call
+    call(page)
+    assert server.said("start")[-1]["adapt"] is False
+
+
+def test_steps_are_not_offered_where_they_change_nothing(open_page: Open, server: PageServer) -> None:
+    expect(open_page().get_by_test_id("steps")).to_be_visible()
+    server.hello = {**server.hello, "steps": None}
+    expect(open_page().get_by_test_id("steps")).to_be_hidden()
 
 
 def test_a_recording_goes_on_over_a_lost_connection(open_page: Open, server: PageServer) -> None:

@@ -22,7 +22,13 @@ const CALM_MS = 1000; // the same, where the user asked for less motion
 
 const $ = (id) => document.getElementById(id);
 
-const dialer = new Dialer({ voice: settings.voice, mode: settings.mode || null, steps: settings.steps, bypass: false });
+const dialer = new Dialer({
+  voice: settings.voice,
+  mode: settings.mode || null,
+  steps: settings.steps,
+  bypass: false,
+  adapt: settings.adapt,
+});
 const notice = new Notice({ onAction: act, onLeave: focusCall });
 const meters = [new Meter($("meter-in"), $("meter-in-word")), new Meter($("meter-out"), $("meter-out-word"))];
 const trace = new Trace($("trace"), STEP_S);
@@ -33,7 +39,7 @@ const takes = new Takes($("takes"), {
   onEmpty: focusCall,
 });
 const voiceList = new VoiceList($("voice-list"), { onChoose: chooseVoice, onDelete: askDelete });
-const controls = new Controls({ dialer, notice, onMicrophone: () => changeMicrophone() });
+const controls = new Controls({ dialer, notice, onMicrophone: () => changeMicrophone(), onHold: focusCall });
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 let usable = false; // this browser can make calls at all
@@ -125,6 +131,7 @@ function finish(ended) {
   trace.delayMs = null;
   meters.forEach((meter) => meter.rest("off"));
   clearReadouts();
+  controls.showAdapted(null);
   setMuted(false);
   if (outcome.code === "stopped") notice.hide();
   else notice.show(outcome.code, { ...outcome, final: true });

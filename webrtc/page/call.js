@@ -29,7 +29,7 @@ export class Call {
 
   /**
    * Runs the call; the promise tells how it ended: {code, reason, retryAfterS}. `request` returns {voice, mode, steps,
-   * bypass, replaces}; it is called late, since the user may change them until `start` is sent.
+   * bypass, adapt, replaces}; it is called late, since the user may change them until `start` is sent.
    */
   run(request) {
     return new Promise((resolve) => {

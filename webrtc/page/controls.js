@@ -14,12 +14,21 @@ export class Controls {
   #notice;
   #autoSteps = null; // how many steps "Auto" means, once known
 
-  /** `onMicrophone`: another microphone is chosen, or another treatment of its sound. */
-  constructor({ dialer, notice, onMicrophone }) {
+  /**
+   * `onMicrophone`: another microphone is chosen, or another treatment of its sound. `onHold`: the key in the strip about
+   * longer blocks was pressed, which then goes.
+   */
+  constructor({ dialer, notice, onMicrophone, onHold }) {
     this.#dialer = dialer;
     this.#notice = notice;
     this.#bindModeAndSteps();
     this.#bindDevices(onMicrophone);
+    $("adapt").checked = settings.adapt;
+    $("adapt").addEventListener("change", ({ target }) => this.#chooseAdapt(target.checked));
+    $("hold").addEventListener("click", () => {
+      this.#chooseAdapt(false);
+      onHold();
+    });
     for (const [id, name] of Object.entries({ ...MICROPHONE_SWITCHES, shortcuts: "shortcuts" })) {
       $(id).checked = settings[name];
       $(id).addEventListener("change", ({ target }) => {
@@ -33,18 +42,26 @@ export class Controls {
     return listDevices($("input-device"), $("output-device"), settings);
   }
 
-  /** The server says what each mode costs, and which one it prefers. */
-  showModes({ modes, default_mode: preferred }) {
-    const lowest = modes?.lowest?.delay_ms;
+  /** The server says what each mode usually costs, which one it prefers, and whether steps make a difference. */
+  showModes({ modes, default_mode: preferred, steps }) {
+    const lowest = modes?.lowest?.usual_delay_ms;
     const constant = modes?.constant?.delay_ms;
-    if (lowest) $("mode-lowest-delay").textContent = `up to ${Math.round(lowest)} ms`;
-    if (constant) $("mode-constant-delay").textContent = `fixed ${Math.round(constant)} ms`;
+    if (lowest) $("mode-lowest-delay").textContent = `about ${Math.round(lowest)} ms`;
+    if (constant) $("mode-constant-delay").textContent = `always ${Math.round(constant)} ms`;
+    $("steps-field").hidden = steps === null;
     if (!settings.mode) check("mode", preferred ?? "lowest");
   }
 
-  /** Learns from the settings of a running call what "Auto" means. */
-  note({ steps }) {
-    if (this.#dialer.wanted.steps === null) this.#autoSteps ??= steps ?? null;
+  /** Learns from the settings of a running call what "Auto" means, and shows what was adapted. */
+  note({ steps, adapted }) {
+    if (this.#dialer.wanted.steps === null) this.#autoSteps ??= adapted?.steps ?? steps ?? null;
+    this.showAdapted(adapted);
+  }
+
+  /** Says why the call is not as it was wanted; with null, that it is. */
+  showAdapted(adapted) {
+    $("adapted").hidden = !adapted;
+    $("adapted-text").textContent = adapted ? `${sentence(adapted.message)}.` : "";
   }
 
   /** Goes back to what the call runs with, after a change was refused. */
@@ -65,6 +82,12 @@ export class Controls {
   #showModeAndSteps() {
     check("mode", settings.mode || "lowest");
     check("steps", settings.steps === null ? "" : String(settings.steps));
+  }
+
+  #chooseAdapt(adapt) {
+    remember({ adapt });
+    $("adapt").checked = adapt;
+    this.#dialer.change({ adapt });
   }
 
   #chooseMode(mode) {
@@ -109,3 +132,5 @@ export class Controls {
     }
   }
 }
+
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);

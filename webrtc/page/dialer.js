@@ -27,7 +27,7 @@ export class Dialer extends EventTarget {
   #stopped = false;
   #sessionId = null; // of the last call, while the server may still hold it
 
-  /** `wanted` is {voice, mode, steps, bypass}: what each call is started with. */
+  /** `wanted` is {voice, mode, steps, bypass, adapt}: what each call is started with. */
   constructor(wanted) {
     super();
     this.wanted = wanted;

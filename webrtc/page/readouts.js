@@ -69,7 +69,7 @@ export function showDelay({ network, server, microphoneMs, outputMs, heardMs, mo
     microphoneMs,
     rttMs: network.rttMs ?? server.rtt_ms ?? 0,
     jitterBufferMs: server.jitter_buffer_ms ?? 0,
-    conversionMs: server.delay_ms ?? 0,
+    conversionMs: server.usual_delay_ms ?? server.delay_ms ?? 0,
     playoutMs: server.playout_ms ?? 0,
     receiveMs: network.receiveMs ?? 0,
     speakerMs,
@@ -77,7 +77,7 @@ export function showDelay({ network, server, microphoneMs, outputMs, heardMs, mo
   });
   const totalMs = parts.reduce((sum, { ms }) => sum + ms, 0);
   number("delay", totalMs);
-  $("delay-how").textContent = heardMs === null ? "estimated, at most" : "measured on your speech";
+  $("delay-how").textContent = heardMs === null ? "estimated" : "measured on your speech";
   stack($("delay-stack"), parts, totalMs);
   $("delay-parts").replaceChildren(...parts.map(part));
   const whole = `Mouth to ear about ${Math.round(totalMs)} ms: delay a video by that.`;

@@ -10,6 +10,7 @@ const DEFAULTS = {
   volume: 100,
   echoCancellation: false,
   noiseSuppression: false,
+  adapt: true,
   shortcuts: true,
 };
 

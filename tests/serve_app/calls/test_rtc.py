@@ -667,6 +667,6 @@ def test_a_server_without_a_page(tmp_path: Path) -> None:
 def test_openapi_shows_the_routes_of_calls(here: Replica) -> None:
     paths = json.loads(here.client.get("/openapi.json").content)["paths"]
     assert "application/sdp" in paths["/v1/rtc/whip"]["post"]["requestBody"]["content"]
-    assert {"voice", "mode", "block_ms", "steps", "bypass"} == {
+    assert {"voice", "mode", "block_ms", "steps", "bypass", "adapt"} == {
         parameter["name"] for parameter in paths["/v1/rtc/whip"]["post"]["parameters"]
     }
