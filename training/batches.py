@@ -2,12 +2,13 @@
 
 The content comes from warped copies, so that what it still tells of the speaker is wrong, and the voice to render is
 itself disguised (another size of head, another microphone): prompt and style are all that can be believed, and a few
-hundred speakers become any number.
+hundred speakers become any number. Where a clip is one of a group of aligned ones (training.pairs), its content mostly
+comes from another of the group: the same words at the same time, in a voice that is really another.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ HEARD, HEARD_CHANCES = ("warped", "warped_again", "ends", "whole"), (0.25, 0.25,
 HEARD_IN_CALL_CHANCES = (0.1, 0.1, 0.6, 0.2)
 WARPED, WARP_SPREAD = 0.4, 0.03
 COLOURED, COLOUR_KNOTS, COLOUR_SPREAD = 0.4, 6, 0.4  # nepers
+FROM_ANOTHER = 0.8
+"""How often the content of a clip in a group is that of another clip in it."""
 UNVOICED_BY_MISTAKE = 0.03
 
 
@@ -51,6 +54,16 @@ SHAPES = (
 def mel_frames(ticks: int) -> int:
     """Whole mel frames in so many ticks of 20 ms."""
     return ticks * TICK_MODEL // HOP
+
+
+@dataclass(frozen=True)
+class Piece:
+    """So many ticks of a clip from one on, and the clip that its content comes from: itself, or one aligned to it."""
+
+    item: Features
+    heard: Features
+    first: int
+    ticks: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,10 @@ class Batches:
         for item in features:
             speakers.setdefault(item.clip.speaker, []).append(item)
         groups = list(speakers.values())
+        self.aligned: dict[str, list[Features]] = {}
+        for item in features:
+            if item.clip.group:
+                self.aligned.setdefault(item.clip.group, []).append(item)
         self.groups = {kind: [g for g in groups if g[0].clip.kind == kind] for kind in ("human", "synth")}
         self.chances = {kind: _shares(groups) for kind, groups in self.groups.items() if groups}
 
@@ -130,20 +147,28 @@ class Batches:
             raise ValueError(f"{group[0].clip.speaker} has no style vectors; run `python -m training.features style`")
         styles = known[int(rng.integers(len(known)))]
         style = styles[disguise.warp, int(rng.integers(styles.shape[1]))]
+        shown = [replace(piece, heard=piece.item) for piece in shown]  # a voice's own recording
         return (*_piece(shown, "whole", prompt, disguise, rng), *_piece(spoken, heard, source, disguise, rng), style)
 
-    def _stretch(self, rng: np.random.Generator, group: list[Features], ticks: int) -> list[tuple[Features, int, int]]:
-        """(clip, first tick, ticks) of one or more clips that together are `ticks` long."""
-        stretch: list[tuple[Features, int, int]] = []
+    def _stretch(self, rng: np.random.Generator, group: list[Features], ticks: int) -> list[Piece]:
+        """Pieces of one or more clips that together are `ticks` long."""
+        stretch: list[Piece] = []
         missing = ticks
         while missing > 0:
             item = group[int(rng.integers(len(group)))]
             known = min(item.content.shape[1] - 1, len(item.mel) * HOP // TICK_MODEL)
             first = int(rng.integers(max(0, known - missing) + 1)) if not stretch else 0
             taken = min(missing, known - first)
-            stretch.append((item, first, taken))
+            stretch.append(Piece(item, self._heard(rng, item), first, taken))
             missing -= taken
         return stretch
+
+    def _heard(self, rng: np.random.Generator, item: Features) -> Features:
+        """The clip that the content of a clip is to come from."""
+        others = [other for other in self.aligned.get(item.clip.group, []) if other is not item]
+        if not others or rng.random() >= FROM_ANOTHER:
+            return item
+        return others[int(rng.integers(len(others)))]
 
 
 def _shares(groups: list[list[Features]]) -> np.ndarray:
@@ -153,19 +178,17 @@ def _shares(groups: list[list[Features]]) -> np.ndarray:
 
 
 def _piece(
-    stretch: list[tuple[Features, int, int]], variant: str, ticks: int, disguise: Disguise, rng: np.random.Generator
+    stretch: list[Piece], variant: str, ticks: int, disguise: Disguise, rng: np.random.Generator
 ) -> tuple[Floats, Floats, Floats]:
     """Content [ticks + 1, width], pitch [ticks + 1] and mel [80, frames] of a stretch, disguised."""
     which = VARIANTS.index(variant)
     contents, pitches, mels = [], [], []
-    for item, first, n in stretch:
-        contents.append(item.content[which, first : first + n])
-        pitches.append(item.pitch[first : first + n])
-        start = mel_frames(first)
-        mels.append(item.mel[start : start + mel_frames(n) + 1])
-    last, first, n = stretch[-1]
-    contents.append(last.content[which, first + n : first + n + 1])
-    pitches.append(last.pitch[first + n : first + n + 1])
+    for piece in stretch:
+        after = piece.first + piece.ticks + (piece is stretch[-1])  # content has one frame more, at the very end
+        contents.append(piece.heard.content[which, piece.first : after])
+        pitches.append(piece.item.pitch[piece.first : after])
+        start = mel_frames(piece.first)
+        mels.append(piece.item.mel[start : start + mel_frames(piece.ticks) + 1])
     pitch = np.concatenate(pitches) * disguise.factor
     pitch = np.where(rng.random(len(pitch)) < UNVOICED_BY_MISTAKE, 0, pitch)
     frames = np.concatenate(mels)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -77,8 +78,15 @@ class Group:
     findings: list[Finding]
 
 
+class Makes(Protocol):
+    """What makes groups for a folder."""
+
+    def group(self, number: int) -> Group:
+        """The group of that number; Fault where it cannot be used."""
+
+
 class Maker:
-    """Makes any group from its number."""
+    """Makes any group from its number, by Kokoro."""
 
     def __init__(self, seed: int, languages: list[str], archive: Path) -> None:
         self._seed, self._languages = seed, languages
@@ -157,7 +165,7 @@ class Shards:
     def groups(self) -> int:
         return len({row["group"] for row in self.rows})
 
-    def make_next(self, maker: Maker) -> None:
+    def make_next(self, maker: Makes) -> None:
         """Make one more shard."""
         shard = self._folder(self.count)
         part = shard.with_suffix(".part")
