@@ -7,6 +7,7 @@ drawn at random: the same phonemes and style give the same samples (on one kind 
 
 import functools
 import hashlib
+import importlib
 import json
 import re
 import shutil
@@ -151,7 +152,7 @@ def _package(name: str) -> Any:
         ConfigError: it is missing; says what to install.
     """
     try:
-        return __import__(name, fromlist=["_"])
+        return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"{name} is not installed: pip install 'seedvc-serve[pairs]'") from error
 

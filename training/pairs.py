@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -118,11 +119,15 @@ class Maker:
             Fault: the judges do not pass it.
         """
         plan = self.plan(number)
-        prosody = plan.voices[0]
-        tokens = self._kokoro.tokens(phonemes(plan.text, prosody.first))
-        waves = [_within(self._kokoro.say(tokens, voice, prosody, plan.speed)) for voice in plan.voices]
+        waves = self.waves(plan)
         spoken = [Spoken(wave, RATE, self._of_voice(voice)) for wave, voice in zip(waves, plan.voices, strict=True)]
         return Group(plan, waves, check(spoken, plan.text, plan.language))
+
+    def waves(self, plan: Plan) -> list[Floats]:
+        """The sound of a plan in each of its voices, all of one length."""
+        prosody = plan.voices[0]
+        tokens = self._kokoro.tokens(phonemes(plan.text, prosody.first))
+        return [_within(self._kokoro.say(tokens, voice, prosody, plan.speed)) for voice in plan.voices]
 
     def _of_voice(self, voice: Voice) -> Floats:
         """Speaker vector [256] of a voice that speaks by itself."""
@@ -281,6 +286,8 @@ def _versions(languages: list[str]) -> dict[str, str]:
         versions = {name: metadata.version(name) for name in PACKAGES}
     except metadata.PackageNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'seedvc-serve[pairs]'") from error
+    if find_spec("resemblyzer") is None:
+        raise ConfigError("resemblyzer, the judge of voices, is not installed: make bench installs the judges")
     if set(languages) != {"en"}:
         versions["espeak-ng"] = espeak_version()
     return versions
