@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -45,6 +45,7 @@ SENTENCES = (1, 2, 2, 3)
 SLOWEST, FASTEST = 0.85, 1.15
 PEAK = 0.98
 SHARD_GROUPS = 8
+MOST_HOURS = 1000
 MB_PER_HOUR = 90
 CORE_HOURS_PER_HOUR = 0.7
 INTRODUCTION = "The young teacher measured the quiet house, and the boy enjoyed the bright yellow garden."
@@ -301,10 +302,10 @@ def _languages(text: str) -> list[str]:
 
 
 def _hours(text: str) -> float:
-    hours = float(text)
-    if not 0 < hours <= 1000:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1000")
-    return hours
+    with suppress(ValueError):
+        if 0 < (hours := float(text)) <= MOST_HOURS:
+            return hours
+    raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and at most {MOST_HOURS}")
 
 
 def main() -> int:
@@ -322,6 +323,9 @@ def main() -> int:
         make(args.out, args.hours, args.seed, args.languages)
     except (ConfigError, JudgeMissing) as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"cannot write to {args.out}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

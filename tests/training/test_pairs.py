@@ -149,6 +149,16 @@ def test_bad_arguments_are_told_in_a_sentence(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_file_where_the_folder_is_to_be_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs").write_text("")
+    monkeypatch.setattr("sys.argv", ["pairs", str(tmp_path / "pairs"), "--languages", "en"])
+    monkeypatch.setattr("training.pairs._versions", lambda languages: {})  # installed or not
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("cannot write to")
+
+
 def test_sentences_are_complete_and_of_their_seed() -> None:
     for language in VOCABULARIES:
         said = [sentence(language, random.Random(seed)) for seed in range(200)]
