@@ -24,9 +24,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With CI=true a test that is left out for a missing part fails instead, except for want of a GPU."""
+    """With CI=true a test that is left out for a missing part fails instead, except for want of a GPU or weights."""
     report: pytest.TestReport = yield
-    may_be_left_out = item.get_closest_marker("gpu") is not None or hasattr(report, "wasxfail")
+    may_be_left_out = any(item.get_closest_marker(name) for name in ("gpu", "weights")) or hasattr(report, "wasxfail")
     if report.skipped and os.environ.get("CI") == "true" and not may_be_left_out:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         report.outcome = "failed"

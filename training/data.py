@@ -1,7 +1,8 @@
 """The corpus: two manifests, one packed file of samples, and the split by speaker.
 
-A data folder holds `human/` and `synth/`, each with a `manifest.csv` (path, speaker, duration_s, transcript; human also
-lang, src_rate) and, for synthesised speech, `phones.jsonl`: `{"path": ..., "phones": [[start_s, end_s, "AH"], ...]}`.
+A data folder holds `human/`, `synth/` and `pairs/` (of training.pairs), or some of them, each with a `manifest.csv`
+(path, speaker, duration_s, transcript; human and pairs also lang, src_rate; pairs also group) and, for synthesised
+speech, `phones.jsonl`: `{"path": ..., "phones": [[start_s, end_s, "AH"], ...]}`.
 `python -m training.data --data ./data` decodes every clip once into `packed/`, from which the trainings read at random.
 """
 
@@ -31,6 +32,8 @@ PHONES = (
 CONTENT_RATE = 16000
 TICK = 320  # samples of a content frame at 16 kHz
 SYNTH_CLIPS_PER_VOICE = 15
+FOLDERS = {"human": "human", "synth": "synth", "pairs": "synth"}
+"""The folders of a data folder, and the kind of their clips."""
 DEFAULT_DATA = os.environ.get("SEEDVC_DATA", "./data")
 HELD_OUT_PER_1000 = 60
 HELD_OUT_FROM = ("lv", "vctk_", "esp_", "flite_")  # corpora of many speakers, so that no single one is lost whole
@@ -51,6 +54,7 @@ class Clip:
     transcript: str
     src_rate: int  # of the original file: 16000 means nothing above 8 kHz
     duration_s: float
+    group: str = ""  # clips of one group say the same at the same time, in other voices
     start_22k: int = 0
     n_22k: int = 0
     start_16k: int = 0
@@ -64,32 +68,34 @@ def held_out(clip: Clip) -> bool:
 
 
 def chosen(clips: list[Clip]) -> list[Clip]:
-    """All human clips of a second or more, and a few of each synthetic voice."""
+    """All human clips of a second or more and all in groups, and a few others of each synthetic voice."""
     taken: dict[str, int] = {}
     kept = []
     for clip in clips:
         taken[clip.speaker] = taken.get(clip.speaker, 0) + 1
-        if clip.duration_s >= 1.0 and (clip.kind == "human" or taken[clip.speaker] <= SYNTH_CLIPS_PER_VOICE):
+        all_of_them = clip.kind == "human" or clip.group
+        if clip.duration_s >= 1.0 and (all_of_them or taken[clip.speaker] <= SYNTH_CLIPS_PER_VOICE):
             kept.append(clip)
     return kept
 
 
 def read_manifests(root: Path) -> Iterator[Clip]:
-    """Clips of both manifests, unpacked."""
-    for kind in ("human", "synth"):
-        manifest = root / kind / "manifest.csv"
+    """Clips of all manifests, unpacked."""
+    for folder, kind in FOLDERS.items():
+        manifest = root / folder / "manifest.csv"
         if not manifest.exists():
             continue
         with manifest.open(newline="", encoding="utf8") as file:
             for row in csv.DictReader(file):
                 yield Clip(
-                    path=f"{kind}/{row['path']}",
+                    path=f"{folder}/{row['path']}",
                     speaker=row["speaker"],
                     kind=kind,
                     lang=row.get("lang") or "en",
                     transcript=row["transcript"],
                     src_rate=int(row.get("src_rate") or MODEL_RATE),
                     duration_s=float(row["duration_s"]),
+                    group=row.get("group") or "",
                 )
 
 

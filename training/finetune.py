@@ -26,11 +26,11 @@ from stages.local import open_weights
 from stages.models.campplus import Campplus
 from stages.models.mel import MelSpectrogram
 from stages.types import EncodeRequest
+from training.batches import Batches
 from training.data import MODEL_RATE, Corpus, pack, read_wave
 from training.export import write_weights
 from training.features import Features, features_of, style_of
 from training.loop import Losses, Recipe, averaged_weights, start_logging, train
-from training.pairs import Pairs
 from training.train_dit import Converter
 
 MIN_CLIP_S, MAX_CLIP_S = 1.0, 30.0
@@ -103,7 +103,7 @@ def finetune(preset: Preset, checkpoint: Checkpoint, args: argparse.Namespace) -
     """Train the preset's regulator and DiT on the clips, and write the new preset."""
     work: Path = args.to / "training"
     collect(args.clips, work)
-    pairs = Pairs(own_features(preset, checkpoint, work, args.device, args.seed), disguised=False)
+    batches = Batches(own_features(preset, checkpoint, work, args.device, args.seed), disguised=False)
     torch.manual_seed(args.seed)
     converter = Converter(checkpoint.sizes)
     load_network(converter.regulator, "length_regulator", checkpoint, "cpu")
@@ -111,7 +111,7 @@ def finetune(preset: Preset, checkpoint: Checkpoint, args: argparse.Namespace) -
     converter = converter.requires_grad_(True).to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        batch = pairs.batch(rng).to(args.device)
+        batch = batches.batch(rng).to(args.device)
         return converter.loss(batch, rng) if preset.temperature else converter.distance(batch)
 
     recipe = Recipe(args.minutes, learning_rate=LEARNING_RATE, warmup_steps=20, average=0.99, seed=args.seed)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from configs.schema import ModelSizes, load_preset
 from stages.models.dit import AdaptiveNorm, Dit
 from stages.models.length_regulator import LengthRegulator
+from training.batches import Batch, Batches
 from training.discriminators import likeness_loss
 from training.features import read_features
 from training.loop import Losses, Recipe, arguments, averaged_weights, start_logging, train
-from training.pairs import Batch, Pairs
 from training.train_listener import MelListener, VoiceListener, load_listener, load_voice_listener
 
 # Where one, two and four Euler steps evaluate, and how often to train there; the remaining items take any time. At the
@@ -133,19 +133,19 @@ def main() -> None:
     start_logging()
     sizes = load_preset(args.preset).model
     torch.manual_seed(args.seed)
-    pairs = Pairs(list(read_features(args.data)))
+    batches = Batches(list(read_features(args.data)))
     if args.student:
         listener, voices = load_listener(args.out).to(args.device), load_voice_listener(args.out).to(args.device)
         student = Student(load_converter(sizes, args.out).train(), listener, voices).to(args.device)
         recipe = Recipe(
             args.minutes, 8e-4, betas=(0.85, 0.98), average=0.995, fall=STUDENT_FALL, seed=args.seed, half=args.half
         )
-        train(student, lambda rng: student.loss(pairs.batch(rng).to(args.device)), recipe, args.out, "dit_student")
+        train(student, lambda rng: student.loss(batches.batch(rng).to(args.device)), recipe, args.out, "dit_student")
         return
     model = Converter(sizes).to(args.device)
 
     def loss_of(rng: np.random.Generator) -> Losses:
-        return model.loss(pairs.batch(rng).to(args.device), rng)
+        return model.loss(batches.batch(rng).to(args.device), rng)
 
     recipe = Recipe(args.minutes, learning_rate=1.5e-3, warmup_steps=100, average=0.995, seed=args.seed, half=args.half)
     train(model, loss_of, recipe, args.out, "dit")

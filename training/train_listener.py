@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from configs.schema import load_preset
 from stages.models.length_regulator import nearest_index
+from training.batches import HUMAN_SHARE, Disguise, mel_frames
 from training.data import PHONES, Clip, Corpus, Floats
 from training.features import Features, read_features
 from training.loop import Losses, Recipe, Tensors, arguments, averaged_weights, start_logging, train
-from training.pairs import HUMAN_SHARE, Disguise, mel_frames
 from training.teacher import TEACHER_WIDTH, Teacher
 from training.train_encoder import load_phone_model
 from training.train_style import WARPS

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from configs.schema import WhisperSizes
 from training.augment import colour, warp
+from training.batches import mel_frames
 from training.data import CONTENT_RATE, MODEL_RATE, TICK, Corpus, Floats, held_out, pack
 from training.features import VARIANTS, Features, encode_whole, unwarped
 from training.labels import PHONE_INDEX, UNKNOWN, frame_labels, read_phones
-from training.pairs import mel_frames
 from training.teacher import TEACHER_WIDTH, Teacher, heard_whole
 from training.train_encoder import PhoneModel, Windows
 from training.train_listener import Excerpts

@@ -23,10 +23,10 @@ from configs.schema import (
 from stages.models.bigvgan import BigVgan
 from stages.models.mel import MelSpectrogram
 from stages.models.mel_match import MelMatch
+from training.batches import BAND_HZ, Batch, Disguise
 from training.data import TICK
 from training.export import export
 from training.loop import Losses, Recipe, averaged_weights, train
-from training.pairs import BAND_HZ, Batch, Disguise
 from training.teacher import TEACHER_WIDTH
 from training.train_dit import Converter, Student
 from training.train_encoder import PhoneModel, Window, masked_bands
