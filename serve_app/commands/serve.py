@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import socket
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from serve_app.commands import UserMistake, say
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
+    from serve_app.commands.lan import Lan
+
 CONFIG = Path(__file__).parents[2] / "configs" / "local.yaml"
 
 
@@ -28,6 +30,9 @@ def run(args: argparse.Namespace) -> None:
 
     tree = _read(Path(args.config or CONFIG))
     schema = _checked(tree, args.config or CONFIG)
+    lan = _lan(args, tree)
+    if lan is not None:
+        schema = _checked(tree, args.config or CONFIG)
     _refuse_taken(schema.http_options.host, schema.http_options.port)
     options: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, instance.needed_cpus(tree))}
     if args.metrics_port is not None:
@@ -36,14 +41,27 @@ def run(args: argparse.Namespace) -> None:
     _end_by_signals()
     with suppress(KeyboardInterrupt):
         try:
-            with instance.running_ray(**options):
+            with nullcontext() if lan is None else lan.environment(), instance.running_ray(**options):
                 _end_by_signals()  # Ray has put its own handler in place, which aborts
-                _serve(schema, {"log_level": "WARNING"} | (tree.get("logging_config") or {}))
+                _serve(schema, {"log_level": "WARNING"} | (tree.get("logging_config") or {}), lan)
         except instance.GraphFailed as failure:
             raise UserMistake(str(failure)) from failure
 
 
-def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any]) -> None:
+def _lan(args: argparse.Namespace, tree: dict[str, Any]) -> Lan | None:
+    """What the local network gets; None where it was not asked for by name."""
+    if (args.certificate is None) != (args.private_key is None):
+        raise UserMistake("--certificate and --private-key go together: a certificate is of no use without its key")
+    if not args.lan:
+        if args.certificate is not None:
+            raise UserMistake("--certificate is for HTTPS in the local network, which --lan asks for")
+        return None
+    from serve_app.commands.lan import open_lan
+
+    return open_lan(tree, args.certificate, args.private_key)
+
+
+def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any], lan: Lan | None) -> None:
     """Serves until KeyboardInterrupt, and then lets running requests finish."""
     from ray import serve
 
@@ -52,7 +70,10 @@ def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any]) -> None:
     try:
         instance.start_serve(schema, logging_config=logging_config)
         instance.deploy(schema)
-        say(f"serving at http://{schema.http_options.host}:{schema.http_options.port}; Ctrl-C ends it")
+        if lan is not None:
+            lan.tell()
+        scheme, host = ("http", schema.http_options.host) if lan is None else ("https", lan.names[0])
+        say(f"serving at {scheme}://{host}:{schema.http_options.port}; Ctrl-C ends it")
         signal.pause()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves its signature open
