@@ -89,6 +89,11 @@ def parser() -> Parser:
     serve.add_argument("--certificate", type=Path, metavar="FILE", help="PEM, for --lan (default: one that it makes)")
     serve.add_argument("--private-key", type=Path, metavar="FILE", help="of that certificate, PEM, unencrypted")
 
+    check = commands.add_parser("check", help="tell whether a Serve config can work, and what this machine carries")
+    check.add_argument("config", metavar="CONFIG", nargs="?", help="the Serve config's YAML file")
+    check.add_argument("--machine", action="store_true", help="measure a block of calls on this machine")
+    check.add_argument("--preset", default="tiny", help="preset, or its YAML file, for --machine (default: tiny)")
+
     commands.add_parser("presets", help="list the presets")
 
     pull = commands.add_parser("pull", help="fetch the weights of a preset from the model hub")

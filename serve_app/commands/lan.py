@@ -24,8 +24,8 @@ from serve_app.access import is_loopback
 from serve_app.commands import UserMistake, say
 from serve_app.commands.certificate import Certificate, given_certificate, kept_certificate
 from serve_app.commands.private_files import read_private, state_folder, write_private
+from serve_app.commands.serve_config import APPLICATION
 
-APPLICATION = "serve_app.app:build"
 EVERYWHERE = "0.0.0.0"
 _NOWHERE = ("192.0.2.1", 9)  # RFC 5737: for documentation; nothing is sent
 _KEY_BYTES = 16

@@ -35,7 +35,7 @@ def unreached(url: str, error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
-                f"the certificate of {url} is not known here ({cause.verify_message}); where the server made it itself, "
+                f"the certificate of {url} is not known here ({cause.verify_message}); where the server made it, "
                 "set SSL_CERT_FILE to a copy of its certificate.pem"
             )
         cause = cause.__cause__ or cause.__context__

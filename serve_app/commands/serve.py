@@ -11,10 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from configs.schema import ConfigError, first_problem, read_yaml
 from serve_app.commands import UserMistake, say
+from serve_app.commands.serve_config import read_config
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -28,11 +26,9 @@ def run(args: argparse.Namespace) -> None:
     """Serves until Ctrl-C, SIGTERM, or the end of its terminal."""
     from serve_app import instance
 
-    tree = _read(Path(args.config or CONFIG))
-    schema = _checked(tree, args.config or CONFIG)
-    lan = _lan(args, tree)
-    if lan is not None:
-        schema = _checked(tree, args.config or CONFIG)
+    tree, schema = read_config(Path(args.config or CONFIG))
+    if (lan := _lan(args, tree)) is not None:
+        schema = type(schema).model_validate(tree)
     _refuse_taken(schema.http_options.host, schema.http_options.port)
     options: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, instance.needed_cpus(tree))}
     if args.metrics_port is not None:
@@ -72,30 +68,12 @@ def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any], lan: Lan |
         instance.deploy(schema)
         if lan is not None:
             lan.tell()
-        scheme, host = ("http", schema.http_options.host) if lan is None else ("https", lan.names[0])
+        scheme = "https" if schema.http_options.ssl_certfile else "http"
+        host = schema.http_options.host if lan is None else lan.names[0]
         say(f"serving at {scheme}://{host}:{schema.http_options.port}; Ctrl-C ends it")
         signal.pause()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves its signature open
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = read_yaml(path)
-    except ConfigError as error:
-        raise UserMistake(str(error)) from error
-    if not isinstance(tree, dict) or not tree.get("applications"):
-        raise UserMistake(f"{path} is no Serve config: it names no applications")
-    return tree
-
-
-def _checked(tree: dict[str, Any], path: str | Path) -> ServeDeploySchema:
-    from ray.serve.schema import ServeDeploySchema
-
-    try:
-        return ServeDeploySchema.model_validate(tree)
-    except ValidationError as error:
-        raise UserMistake(f"{path}: {first_problem(error)}") from error
 
 
 def _refuse_taken(host: str, port: int) -> None:
@@ -105,7 +83,7 @@ def _refuse_taken(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UserMistake(f"cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}") from error
+            raise UserMistake(f"cannot listen at {host}:{port}: {error.strerror}") from error
 
 
 def _end_by_signals() -> None:
