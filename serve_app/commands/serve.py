@@ -11,8 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from serve_app.commands import UserMistake, say
-from serve_app.commands.serve_config import read_config
+from configs.schema import load_preset
+from configs.serve import ServeArgs
+from serve_app.commands import UserMistake, note, say
+from serve_app.commands.serve_config import APPLICATION, read_config
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
@@ -71,9 +73,31 @@ def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any], lan: Lan |
         scheme = "https" if schema.http_options.ssl_certfile else "http"
         host = schema.http_options.host if lan is None else lan.names[0]
         say(f"serving at {scheme}://{host}:{schema.http_options.port}; Ctrl-C ends it")
+        _tell_what_is_carried(schema)
         signal.pause()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves its signature open
+
+
+def _tell_what_is_carried(schema: ServeDeploySchema) -> None:
+    """Measures for some seconds, when all that starts has started. Networks as large as published ones are left out, as
+    they would be in memory once more.
+    """
+    from serve_app.commands.check import in_short
+    from serve_app.commands.machine import measure
+
+    for application in schema.applications:
+        if application.import_path != APPLICATION:
+            continue
+        args = ServeArgs.model_validate(application.args)
+        preset = load_preset(args.preset)
+        if args.device == "cpu" and not preset.hub:
+            try:
+                measured = measure(args.preset, args.weights, quick=True)
+            except UserMistake as failure:
+                note(str(failure))
+                continue
+            say(in_short(measured, preset.live, args.rtc.max_calls))
 
 
 def _refuse_taken(host: str, port: int) -> None:
