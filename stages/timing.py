@@ -60,8 +60,9 @@ def blocks_s(networks: Networks, block: BlockRequests, repeats: int, at_most_s: 
 
 def main(preset_name: str, weights: str | None) -> None:
     """Says when it is ready. Then reads lines of `repeats seconds`, and answers each with what the blocks took."""
-    from configs.schema import load_preset
+    from configs.schema import ConfigError, load_preset
     from stages.blocks import BlockWindow
+    from stages.checkpoints import WeightsError
     from stages.geometry import Geometry
     from stages.line import BlockRequests, Sampling
     from stages.local import LocalStages, open_weights, set_threads
@@ -69,7 +70,10 @@ def main(preset_name: str, weights: str | None) -> None:
 
     set_threads(1)  # as in a replica
     preset = load_preset(preset_name)
-    checkpoint = open_weights(preset, weights)
+    try:
+        checkpoint = open_weights(preset, weights)
+    except (ConfigError, WeightsError) as error:
+        sys.exit(str(error))
     networks, geometry, live = LocalStages(preset, checkpoint), Geometry.from_settings(preset.live), preset.live
     hiss = np.random.default_rng(0).standard_normal(geometry.window_samples_16k) * 0.1
     window = BlockWindow(hiss.astype(np.float32), geometry.window_ticks, geometry)

@@ -45,10 +45,8 @@ def told_of_machine() -> list[str]:
     """Processor and memory, a sentence each."""
     told, found, free_gib = [f"The processor is {processor()}."], features(), free_memory_gib()
     if found is not None:
-        has, lacks = found
-        told.append(
-            f"It has {', '.join(has) or 'nothing that makes networks faster'}; it lacks {', '.join(lacks) or 'nothing'}."
-        )
+        has, lacks = (", ".join(names) for names in found)
+        told.append(f"It has {has or 'nothing that makes networks faster'}; it lacks {lacks or 'nothing'}.")
     if free_gib is not None:
         enough = "enough" if free_gib >= NEEDED_GIB else "little"
         told.append(f"{free_gib:.1f} GiB of memory are free: {enough} for `make serve`, which takes 2.1 GB.")
@@ -69,7 +67,7 @@ def told_of_calls(measured: Measured, live: LiveSettings) -> list[str]:
 
 def _told_of(carried: Forecast) -> str:
     if not carried.calls:
-        return f"Blocks of {carried.block_ms} ms: no call, since they would come later than {carried.deadline_ms} ms allow."
+        return f"Blocks of {carried.block_ms} ms: no call, as a block takes too long for them."
     return (
         f"Blocks of {carried.block_ms} ms: {_calls(carried.calls)}; {_calls(carried.beside_page)} beside the page in a "
         f"browser here; {_calls(carried.beside_recording)} while a recording is converted."
