@@ -87,7 +87,7 @@ def open_lan(tree: dict[str, Any], certificate: Path | None, private_key: Path |
     options = tree["http_options"] = tree.get("http_options") or {}
     host = options.get("host", EVERYWHERE)
     host = EVERYWHERE if is_loopback(host) else host
-    addresses = own_addresses() if host == EVERYWHERE else [host]
+    addresses = own_addresses() if host in (EVERYWHERE, "::") else [host]
     if not addresses:
         raise UserMistake("this machine has no address in a network that others could reach it by: connect it first")
     now = datetime.now(UTC)

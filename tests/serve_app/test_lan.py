@@ -5,18 +5,29 @@ from __future__ import annotations
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from configs.serve import ServeArgs
+from serve_app.access import Access
 from serve_app.cli import main
 from serve_app.commands import UserMistake
 from serve_app.commands.certificate import RENEWED_BEFORE, VALID, given_certificate, kept_certificate
+from serve_app.commands.lan import Lan, open_lan
 from serve_app.instance import free_port
 from tests.serve_app.processes import ROOT
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NAMES = ["192.168.1.20", "desk", "desk.local"]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("SEEDVC_API_KEY", raising=False)
+    return tmp_path / "seedvc-serve"
 
 
 # The certificate
@@ -60,6 +71,53 @@ def test_a_given_certificate_is_told_apart_from_what_cannot_be_served(tmp_path: 
             given_certificate(file, private_key, now)
 
 
+# What a server gets of it
+
+
+def opened(**access: object) -> tuple[Lan, dict[str, Any]]:
+    """configs/local.yaml opened to the network, with something in its `access`."""
+    tree = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    tree["applications"][0]["args"]["access"] = access
+    return open_lan(tree, None, None), tree
+
+
+@pytest.mark.usefixtures("state")
+def test_a_config_with_hosts_gets_the_addresses_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.commands.lan.own_addresses", lambda: ["192.168.1.20"])
+    _, tree = opened(hosts=["voice.example.org"])
+    args = ServeArgs.model_validate(tree["applications"][0]["args"])
+    access = Access("a key", on_loopback=False, hosts=args.access.hosts)
+    assert access.knows_host("192.168.1.20") and access.knows_host("voice.example.org")
+    assert not access.knows_host("192.168.1.21")
+    assert opened()[1]["http_options"]["host"] == "0.0.0.0"
+
+
+def test_the_key_of_the_environment_is_never_told(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("serve_app.commands.lan.own_addresses", lambda: ["192.168.1.20"])
+    monkeypatch.setenv("OWN_KEY", "sesame")
+    lan, _ = opened(api_key_env="OWN_KEY")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lan.tell()
+    told = capsys.readouterr().out
+    assert lan.key == "sesame" and "sesame" not in told + repr(lan)
+    assert "what OWN_KEY holds" in told and not (state / "api-key").exists()
+
+
+def test_a_terminal_gets_the_key_that_was_made_in_a_link(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("serve_app.commands.lan.own_addresses", lambda: ["192.168.1.20"])
+    lan, _ = opened()
+    assert opened()[0].key == lan.key == (state / "api-key").read_text().strip() and len(lan.key) > 20
+    lan.tell()
+    assert lan.key not in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lan.tell()
+    assert f"https://192.168.1.20:8000/#key={lan.key}\n" in capsys.readouterr().out
+
+
 # What is refused on the command line
 
 
@@ -69,13 +127,6 @@ def config(folder: Path, port: int) -> str:
     tree["http_options"]["port"] = port
     path.write_text(yaml.safe_dump(tree))
     return str(path)
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.delenv("SEEDVC_API_KEY", raising=False)
-    return tmp_path / "seedvc-serve"
 
 
 def test_a_port_in_use_is_told(tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
