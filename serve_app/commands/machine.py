@@ -74,12 +74,15 @@ def measure(preset: str, weights: str | None = None, *, quick: bool = False) -> 
     """
     repeats, at_most_s = (QUICK_BLOCKS, QUICK_SECONDS) if quick else (BLOCKS, SECONDS)
     n_cores = cores()
-    with ExitStack() as stack:
-        children = [stack.enter_context(_child(preset, weights)) for _ in range(min(n_cores, AT_ONCE))]
-        for child in children:
-            _answer(child)  # "ready"
-        alone = _blocks(children[:1], repeats, at_most_s) if not quick else None
-        at_once = _blocks(children, repeats, at_most_s) if alone is None or len(children) > 1 else alone
+    try:
+        with ExitStack() as stack:
+            children = [stack.enter_context(_child(preset, weights)) for _ in range(min(n_cores, AT_ONCE))]
+            for child in children:
+                _answer(child)  # "ready"
+            alone = _blocks(children[:1], repeats, at_most_s) if not quick else None
+            at_once = _blocks(children, repeats, at_most_s) if alone is None or len(children) > 1 else alone
+    except OSError as error:  # no process or no memory for one more
+        raise UserMistake(f"the networks cannot be measured: {error.strerror}") from error
     whole = Spread.of(_sums(at_once))
     stages_ms = {stage: Spread.of(took).p50_ms for stage, took in (alone or at_once).items()}
     return Measured(n_cores, Spread.of(_sums(alone)) if alone else whole, whole, stages_ms)
