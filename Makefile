@@ -66,7 +66,7 @@ demo: $(DEMO)
 	$(BIN)/python -m benchmarks.demo
 
 serve: $(SERVICE)
-	$(BIN)/python -m serve_app.cli serve configs/local.yaml
+	$(BIN)/python -m serve_app.cli serve configs/local.yaml $(if $(LAN),--lan)
 
 # What the end-to-end tests drive: a browser, a TURN server, somebody else's WHIP client and the compiler it needs.
 TEST_PROGRAMS := chromium turnserver whip-client gcc

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soxr
 import torch
 from ray import serve
@@ -25,26 +24,14 @@ from stages.blocks import BlockWindow
 from stages.geometry import CONTENT_RATE
 from stages.line import BlockRequests, Sampling
 from stages.local import LocalStages
-from stages.types import STAGE_NAMES, Samples, Voice
+from stages.timing import WARM_UP, Spread, stages_s
+from stages.types import Samples, Voice
 from webrtc.files import decode_file
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 RESULTS = Path(__file__).parent / "results"
 SOURCE, VOICE = "station", "martin"
-WARM_UP, REPEATS, REPEATS_ALONE = 5, 40, 100
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Milliseconds over the repeats."""
-
-    p50_ms: float
-    p95_ms: float
-
-    @classmethod
-    def of(cls, seconds: list[float]) -> "Spread":
-        p50, p95 = np.percentile(np.array(seconds) * 1000, [50, 95])
-        return cls(round(float(p50), 2), round(float(p95), 2))
+REPEATS, REPEATS_ALONE = 40, 100
 
 
 @dataclass(frozen=True)
@@ -116,15 +103,8 @@ def measure(local: LocalStages, alone: Spread) -> BlockCost:
 
 
 def _stages_s(local: LocalStages, block: BlockRequests) -> dict[str, float]:
-    marks = [time.perf_counter()]
-    content = local.encode(block.encode)
-    marks.append(time.perf_counter())
-    mel = local.diffuse(content, block.diffuse)
-    marks.append(time.perf_counter())
-    local.vocode(mel, block.vocode)
-    marks.append(time.perf_counter())
-    took = dict(zip(STAGE_NAMES, map(float, np.diff(marks)), strict=True))
-    return took | {"in_process": marks[-1] - marks[0]}
+    took = stages_s(local, block)
+    return took | {"in_process": sum(took.values())}
 
 
 def _timed_s(convert: Callable[[], object]) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema import Positive, Strict
+from configs.schema import ConfigError, Positive, Strict
 
 Seconds = Annotated[float, Field(gt=0)]
 HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$|^[0-9a-f:]*:[0-9a-f:.]*$")]
@@ -155,6 +155,14 @@ class ServeArgs(Strict):
         """What Serve must let an ingress replica have at once (`max_ongoing_requests` of `Ingress`), so that uploads,
         refusals, calls and their listeners never keep a health check waiting."""
         return self.limits.max_uploads + MAX_REFUSING + self.rtc.max_calls + 2 * self.rtc.max_waiting + SHORT_REQUESTS
+
+    def check_ongoing_requests(self, max_ongoing_requests: int) -> None:
+        """ConfigError where uploads and calls could take all places that Serve gives an ingress replica."""
+        if max_ongoing_requests < self.ongoing_requests:
+            raise ConfigError(
+                f"max_ongoing_requests of Ingress is {max_ongoing_requests}; with these limits at least "
+                f"{self.ongoing_requests} are needed, else uploads and calls keep health checks waiting"
+            )
 
     @model_validator(mode="after")
     def _device_known(self) -> ServeArgs:

@@ -45,7 +45,7 @@ class Access:
             return True
         if self.on_loopback or self.hosts:
             return False
-        return bool(self.key) or _address(name)  # no page can point an address at another machine
+        return bool(self.key) or is_address(name)  # no page can point an address at another machine
 
     def knows_origin(self, origin: str, host: str) -> bool:
         """Whether a page of that origin may call a server that it reaches as `host`, which may have a port."""
@@ -122,7 +122,8 @@ def host_name(host: str) -> str:
     return "" if place is None else place[0].removesuffix(".")
 
 
-def _address(name: str) -> bool:
+def is_address(name: str) -> bool:
+    """Whether it is an IP address, and no name."""
     try:
         ip_address(name)
     except ValueError:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from serve_app.commands import UserMistake, note
@@ -84,6 +85,14 @@ def parser() -> Parser:
         "config", metavar="CONFIG", nargs="?", help="its YAML file (default: local.yaml of this package)"
     )
     serve.add_argument("--metrics-port", type=_whole(1, 65535), metavar="PORT", help="for Prometheus, on 127.0.0.1")
+    serve.add_argument("--lan", action="store_true", help="let the local network in: by HTTPS, with a key")
+    serve.add_argument("--certificate", type=Path, metavar="FILE", help="PEM, for --lan (default: one that it makes)")
+    serve.add_argument("--private-key", type=Path, metavar="FILE", help="of that certificate, PEM, unencrypted")
+
+    check = commands.add_parser("check", help="tell whether a Serve config can work, and what this machine carries")
+    check.add_argument("config", metavar="CONFIG", nargs="?", help="the Serve config's YAML file")
+    check.add_argument("--machine", action="store_true", help="measure a block of calls on this machine")
+    check.add_argument("--preset", default="tiny", help="preset, or its YAML file, for --machine (default: tiny)")
 
     commands.add_parser("presets", help="list the presets")
 

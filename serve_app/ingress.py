@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from configs.schema import ConfigError, load_preset
+from configs.schema import load_preset
 from configs.serve import RtcArgs, ServeArgs
 from serve_app import decoders
 from serve_app.calls.ice import ice_servers_of, own_ice_servers
@@ -49,7 +49,7 @@ class Ingress:
         key_mark: KeyMark | None,
     ) -> None:
         listen_at_node()
-        check_ongoing_requests(args, serve.get_replica_context()._deployment_config.max_ongoing_requests)
+        args.check_ongoing_requests(serve.get_replica_context()._deployment_config.max_ongoing_requests)
         self._access = await asyncio.to_thread(checked_access, args.access, key_mark)
         preset, store = load_preset(args.preset), open_voice_store(args.voices)
         together = stages[0] if args.together else None
@@ -150,16 +150,6 @@ def log_failed_drain(drain: asyncio.Task[None]) -> None:
     """Logs why the drain failed. Without it, this replica takes calls until it goes, and then cuts them off."""
     if not drain.cancelled() and (error := drain.exception()) is not None:
         log.error("calls are not told when this replica goes away", exc_info=error)
-
-
-def check_ongoing_requests(args: ServeArgs, max_ongoing_requests: int) -> None:
-    """ConfigError where uploads and calls could take all places that Serve gives an ingress replica."""
-    if max_ongoing_requests < args.ongoing_requests:
-        message = (
-            f"max_ongoing_requests of Ingress is {max_ongoing_requests}; with these limits at least "
-            f"{args.ongoing_requests} are needed, else uploads and calls keep health checks waiting"
-        )
-        raise ConfigError(message)
 
 
 def open_peer(args: RtcArgs, *, loopback: bool = False, **options: Any) -> Peer:

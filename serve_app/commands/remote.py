@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,19 @@ def key_header() -> dict[str, str]:
     if not key.isascii() or not key.isprintable():
         raise UserMistake(f"{KEY_VARIABLE} holds characters that a request cannot carry")
     return {"xi-api-key": key} if key else {}
+
+
+def unreached(url: str, error: BaseException) -> str:
+    """Why a server was not reached, and what to do."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"the certificate of {url} is not known here ({cause.verify_message}); where the server made it, "
+                "set SSL_CERT_FILE to a copy of its certificate.pem"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return f"no server answers at {url}; `make serve` starts one"
 
 
 class Server:
@@ -58,7 +72,7 @@ class Server:
                     raise UserMistake(f"{self._url} refused: {_reason(answer)}")
                 yield answer
         except httpx.ConnectError as error:
-            raise UserMistake(f"no server answers at {self._url}; `make serve` starts one") from error
+            raise UserMistake(unreached(self._url, error)) from error
         except httpx.HTTPError as error:
             raise UserMistake(f"{self._url} did not finish its answer: {error}") from error
 

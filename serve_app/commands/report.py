@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.commands import UserMistake, say
+from serve_app.commands.machine import processor
 
 PACKAGES = ("seedvc-serve", "torch", "torchaudio", "ray", "aiortc", "av", "fastapi", "starlette", "numpy")
 HIDDEN = "(left out)"
@@ -46,17 +47,10 @@ def _machine() -> list[tuple[str, str]]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return [
         ("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
-        ("cpu", f"{_cpu()}, {os.cpu_count()} cores"),
+        ("cpu", f"{processor()}, {os.cpu_count()} cores"),
         ("memory", f"{pages / 2**30:.1f} GiB"),
         ("gpu", _gpu()),
     ]
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or "unknown")
 
 
 def _gpu() -> str:

@@ -6,18 +6,20 @@ import argparse
 import os
 import signal
 import socket
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from configs.schema import ConfigError, first_problem, read_yaml
-from serve_app.commands import UserMistake, say
+from configs.schema import load_preset
+from configs.serve import ServeArgs
+from serve_app.commands import UserMistake, note, say
+from serve_app.commands.serve_config import APPLICATION, read_config
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
+
+    from serve_app.commands.lan import Lan
 
 CONFIG = Path(__file__).parents[2] / "configs" / "local.yaml"
 
@@ -26,8 +28,9 @@ def run(args: argparse.Namespace) -> None:
     """Serves until Ctrl-C, SIGTERM, or the end of its terminal."""
     from serve_app import instance
 
-    tree = _read(Path(args.config or CONFIG))
-    schema = _checked(tree, args.config or CONFIG)
+    tree, schema = read_config(Path(args.config or CONFIG))
+    if (lan := _lan(args, tree)) is not None:
+        schema = type(schema).model_validate(tree)
     _refuse_taken(schema.http_options.host, schema.http_options.port)
     options: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, instance.needed_cpus(tree))}
     if args.metrics_port is not None:
@@ -36,14 +39,27 @@ def run(args: argparse.Namespace) -> None:
     _end_by_signals()
     with suppress(KeyboardInterrupt):
         try:
-            with instance.running_ray(**options):
+            with nullcontext() if lan is None else lan.environment(), instance.running_ray(**options):
                 _end_by_signals()  # Ray has put its own handler in place, which aborts
-                _serve(schema, {"log_level": "WARNING"} | (tree.get("logging_config") or {}))
+                _serve(schema, {"log_level": "WARNING"} | (tree.get("logging_config") or {}), lan)
         except instance.GraphFailed as failure:
             raise UserMistake(str(failure)) from failure
 
 
-def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any]) -> None:
+def _lan(args: argparse.Namespace, tree: dict[str, Any]) -> Lan | None:
+    """What the local network gets; None where it was not asked for by name."""
+    if (args.certificate is None) != (args.private_key is None):
+        raise UserMistake("--certificate and --private-key go together: a certificate is of no use without its key")
+    if not args.lan:
+        if args.certificate is not None:
+            raise UserMistake("--certificate is for HTTPS in the local network, which --lan asks for")
+        return None
+    from serve_app.commands.lan import open_lan
+
+    return open_lan(tree, args.certificate, args.private_key)
+
+
+def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any], lan: Lan | None) -> None:
     """Serves until KeyboardInterrupt, and then lets running requests finish."""
     from ray import serve
 
@@ -52,29 +68,36 @@ def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any]) -> None:
     try:
         instance.start_serve(schema, logging_config=logging_config)
         instance.deploy(schema)
-        say(f"serving at http://{schema.http_options.host}:{schema.http_options.port}; Ctrl-C ends it")
+        if lan is not None:
+            lan.tell()
+        scheme = "https" if schema.http_options.ssl_certfile else "http"
+        host = schema.http_options.host if lan is None else lan.names[0]
+        say(f"serving at {scheme}://{host}:{schema.http_options.port}; Ctrl-C ends it")
+        _tell_what_is_carried(schema)
         signal.pause()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves its signature open
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = read_yaml(path)
-    except ConfigError as error:
-        raise UserMistake(str(error)) from error
-    if not isinstance(tree, dict) or not tree.get("applications"):
-        raise UserMistake(f"{path} is no Serve config: it names no applications")
-    return tree
+def _tell_what_is_carried(schema: ServeDeploySchema) -> None:
+    """Measures for some seconds, when all that starts has started. Networks as large as published ones are left out, as
+    they would be in memory once more.
+    """
+    from serve_app.commands.check import in_short
+    from serve_app.commands.machine import measure
 
-
-def _checked(tree: dict[str, Any], path: str | Path) -> ServeDeploySchema:
-    from ray.serve.schema import ServeDeploySchema
-
-    try:
-        return ServeDeploySchema.model_validate(tree)
-    except ValidationError as error:
-        raise UserMistake(f"{path}: {first_problem(error)}") from error
+    for application in schema.applications:
+        if application.import_path != APPLICATION:
+            continue
+        args = ServeArgs.model_validate(application.args)
+        preset = load_preset(args.preset)
+        if args.device == "cpu" and not preset.hub:
+            try:
+                measured = measure(args.preset, args.weights, quick=True)
+            except UserMistake as failure:
+                note(str(failure))
+                continue
+            say(in_short(measured, preset.live, args.rtc.max_calls))
 
 
 def _refuse_taken(host: str, port: int) -> None:
@@ -84,7 +107,7 @@ def _refuse_taken(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UserMistake(f"cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}") from error
+            raise UserMistake(f"cannot listen at {host}:{port}: {error.strerror}") from error
 
 
 def _end_by_signals() -> None:

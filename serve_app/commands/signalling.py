@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from serve_app.commands import UserMistake
-from serve_app.commands.remote import key_header
+from serve_app.commands.remote import key_header, unreached
 
 PATH = "/v1/rtc/ws"
 ANSWER_TIMEOUT_S = 30.0
@@ -90,7 +90,7 @@ async def connected(url: str) -> AsyncIterator[Signalling]:
     except InvalidHandshake as error:
         raise UserMistake(f"{url} is not a seedvc server: {error}") from error
     except (OSError, TimeoutError) as error:
-        raise UserMistake(f"no server answers at {url}; `make serve` starts one") from error
+        raise UserMistake(unreached(url, error)) from error
     async with socket:
         try:
             hello = json.loads(await asyncio.wait_for(socket.recv(), ANSWER_TIMEOUT_S))

@@ -9,13 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
 from configs import load_preset
 from configs.serve import ServeArgs
+from serve_app.commands import serve_config
 from serve_app.manifest import CLAIM, MANIFEST, SERVE_CONFIG, generate
-from tests.cluster.serve_keys import unknown_keys
 
 CRD = Path(__file__).parent / "kuberay-rayservices-crd.yaml"
 FOLDER = MANIFEST.parent
@@ -84,7 +83,7 @@ def test_a_misspelt_field_is_found(manifest: Tree, schema: Tree) -> None:
 
 
 def test_serve_knows_every_key(served: Tree) -> None:
-    assert unknown_keys(ServeDeploySchema, served) == []
+    assert serve_config.problems(served) == []
     config = ServeDeploySchema.model_validate(served)
     (application,) = config.applications
     assert application.import_path == "serve_app.app:build"
@@ -172,16 +171,3 @@ def test_the_storage_fits_the_manifest(manifest: Tree, served: Tree) -> None:
     images = {pod["containers"][0]["image"] for pod in pods(manifest)}
     assert images == {container["image"]}
     assert f"-t {container['image']} ." in (FOLDER / "Dockerfile").read_text()
-
-
-def test_unknown_keys_are_found_at_any_depth(served: Tree) -> None:
-    wrong = copy.deepcopy(served)
-    wrong["tpyo"] = 1
-    wrong["applications"][0]["deployments"][1]["max_ongoing_requestz"] = 3
-    wrong["applications"][0]["deployments"][1]["autoscaling_config"]["min_replica"] = 1
-    assert issubclass(ServeDeploySchema, BaseModel)
-    assert unknown_keys(ServeDeploySchema, wrong) == [
-        "tpyo",
-        "applications.0.deployments.1.max_ongoing_requestz",
-        "applications.0.deployments.1.autoscaling_config.min_replica",
-    ]

@@ -20,7 +20,6 @@ from serve_app import places
 from serve_app.admission import Admission, Drains
 from serve_app.errors import AtCapacity, Displaced, UploadStalled
 from serve_app.http import create_app
-from serve_app.ingress import check_ongoing_requests
 from serve_app.places import Place, Places
 from serve_app.recordings.service import Recordings
 from serve_app.voices.folder import FolderVoiceStore
@@ -200,10 +199,10 @@ def test_health_finds_room_beside_all_that_may_come(config: str) -> None:
     application = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["applications"][0]
     args = ServeArgs.model_validate(application["args"])
     (ingress,) = (options for options in application["deployments"] if options["name"] == "Ingress")
-    check_ongoing_requests(args, ingress["max_ongoing_requests"])
+    args.check_ongoing_requests(ingress["max_ongoing_requests"])
     assert args.limits.max_uploads > args.limits.max_conversions
     with pytest.raises(ConfigError, match=r"max_ongoing_requests of Ingress is 32; .* at least"):
-        check_ongoing_requests(args, 32)
+        args.check_ongoing_requests(32)
     assert args.ongoing_requests > args.limits.max_uploads + MAX_REFUSING
 
 

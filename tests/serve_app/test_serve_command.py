@@ -1,9 +1,14 @@
-"""`seedvc serve`, started as a user starts it: what it listens on, who may give it jobs, and what it leaves behind."""
+"""`seedvc serve --lan`, started as a user starts it: what it listens on, who may call and give it jobs, and what it
+leaves behind. What it is like without `--lan` is in test_serving.py."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import re
 import signal
+import ssl
 import stat
 import subprocess
 import time
@@ -14,9 +19,14 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from playwright.sync_api import Page, expect, sync_playwright
 
 from serve_app.cli import main
+from serve_app.commands.lan import own_addresses
 from serve_app.instance import free_port
+from tests.e2e.browser import chromium
 from tests.serve_app.processes import descendants, listening, nobody, python_below
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -26,15 +36,30 @@ JOB = {"entrypoint": "true"}
 
 @dataclass(frozen=True)
 class Server:
-    """A running `seedvc serve`."""
+    """A running `seedvc serve --lan`, by an address of this machine that is not loopback."""
 
     pid: int
+    address: str
     port: int
     token_file: Path
+    state: Path
+    told: str
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://{self.address}:{self.port}"
+
+    @property
+    def trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.state / "certificate.pem")
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate((self.state / "certificate.pem").read_bytes())
+
+    @property
+    def key(self) -> str:
+        return (self.state / "api-key").read_text().strip()
 
 
 def values_of(variable: str, pid: int) -> set[str]:
@@ -51,13 +76,16 @@ def values_of(variable: str, pid: int) -> set[str]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """configs/local.yaml from a folder with a space in its path, for a user without a home, authentication told off."""
+    if not (addresses := own_addresses()):
+        pytest.skip("this machine has no address in a network")
     folder = tmp_path_factory.mktemp("my voices")
     config, port = folder / "local.yaml", free_port()
     tree = yaml.safe_load((CONFIGS / "local.yaml").read_text())
     tree["http_options"]["port"] = port
     config.write_text(yaml.safe_dump(tree))
-    command = [*nobody(), str(python_below(folder / "nc")), "-m", "serve_app.cli", "serve", str(config)]
-    environment = {"PATH": os.environ["PATH"], "RAY_AUTH_MODE": "disabled"}
+    command = [*nobody(), str(python_below(folder / "nc")), "-m", "serve_app.cli", "serve", str(config), "--lan"]
+    state = folder / "state"
+    environment = {"PATH": os.environ["PATH"], "RAY_AUTH_MODE": "disabled", "XDG_STATE_HOME": str(state)}
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
@@ -68,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             time.sleep(0.2)
         assert values_of("RAY_AUTH_MODE", process.pid) == {"token"}
         (token_file,) = values_of("RAY_AUTH_TOKEN_PATH", process.pid)
-        yield Server(process.pid, port, Path(token_file))
+        yield Server(process.pid, addresses[0], port, Path(token_file), state / "seedvc-serve", log.read_text())
         processes = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text()[-3000:]
@@ -82,17 +110,77 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process.wait()
 
 
-@pytest.mark.e2e
-def test_it_serves(server: Server) -> None:
-    assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200
+@pytest.fixture
+def page(server: Server) -> Iterator[Page]:
+    """A browser that knows this one certificate, as a phone does once it has accepted it."""
+    if chromium() is None:
+        pytest.skip("not installed: chromium (see `make test-programs`)")
+    spki = server.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    pin = base64.b64encode(hashlib.sha256(spki).digest()).decode()
+    media = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium(),
+            args=["--no-sandbox", "--disable-gpu", f"--ignore-certificate-errors-spki-list={pin}", *media],
+        )
+        yield browser.new_page()
+        browser.close()
 
 
 @pytest.mark.e2e
-def test_every_socket_is_on_loopback(server: Server) -> None:
-    sockets = listening(server.pid)
-    assert server.port in [each.port for each in sockets]
-    assert len(sockets) > 10, "Ray's own processes are not among the sockets"
-    assert [each for each in sockets if not each.is_loopback] == []
+def test_a_call_over_the_network_with_the_key_of_the_link(server: Server, page: Page) -> None:
+    page.goto(f"{server.url}/#key={server.key}")
+    expect(page.get_by_test_id("voice").first).to_be_visible(timeout=60000)
+    assert server.key not in page.url
+    page.get_by_test_id("start").click()
+    expect(page.get_by_test_id("status")).to_have_text(re.compile("^Live"), timeout=60000)
+    expect(page.get_by_test_id("blocks-done")).to_have_text(re.compile("[1-9]"), timeout=60000)
+    media = {str(each.address) for each in listening(server.pid) if each.protocol.startswith("udp")}
+    assert server.address in media
+    page.get_by_test_id("stop").click()
+
+
+@pytest.mark.e2e
+def test_only_https_and_media_are_beyond_loopback(server: Server) -> None:
+    tcp = [each for each in listening(server.pid) if each.protocol.startswith("tcp")]
+    assert len(tcp) > 10, "Ray's own processes are not among the sockets"
+    assert {each.port for each in tcp if not each.is_loopback} == {server.port}
+
+
+@pytest.mark.e2e
+def test_nothing_without_tls_or_with_a_wrong_key(server: Server) -> None:
+    for address in (server.address, "127.0.0.1"):
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://{address}:{server.port}/healthz", timeout=30)
+    with httpx.Client(base_url=server.url, verify=server.trust, timeout=30) as client:
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/v1/voices").status_code == 401
+        assert client.get("/v1/voices", headers={"xi-api-key": "wrong"}).status_code == 401
+        answer = client.get("/v1/voices", headers={"xi-api-key": server.key})
+    assert answer.status_code == 200
+    assert "strict-transport-security" not in answer.headers
+
+
+@pytest.mark.e2e
+def test_our_own_client_trusts_a_copy_of_the_certificate(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEEDVC_API_KEY", server.key)
+    assert main(["voices", "list", "--server", server.url]) == 2
+    assert "set SSL_CERT_FILE to a copy of its certificate.pem" in capsys.readouterr().err
+    monkeypatch.setenv("SSL_CERT_FILE", str(server.state / "certificate.pem"))
+    assert main(["voices", "list", "--server", server.url]) == 0
+
+
+@pytest.mark.e2e
+def test_it_tells_the_fingerprint_but_no_key_where_output_is_kept(server: Server) -> None:
+    der = server.certificate.public_bytes(Encoding.DER)
+    assert hashlib.sha256(der).hexdigest() in server.told.replace(":", "").lower()
+    assert f"{server.url}/" in server.told and str(server.state / "api-key") in server.told
+    assert server.key not in server.told
+    for name in ("certificate.pem", "private-key.pem", "api-key"):
+        assert stat.S_IMODE((server.state / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE(server.state.stat().st_mode) == 0o700
 
 
 @pytest.mark.e2e

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 from contextlib import ExitStack, closing
 
 import httpx
@@ -17,6 +18,7 @@ from configs.serve import Limits
 from stages.geometry import HOP, MODEL_RATE
 from tests.serve_app.deploy import Deployed, speechlike
 from tests.serve_app.fakes import RawUpload, streamed, wait_until, wav_file
+from tests.serve_app.processes import listening
 from webrtc.files import decode_file
 
 pytestmark = pytest.mark.ray
@@ -26,6 +28,12 @@ def test_all_five_deployments_are_healthy(graph: Deployed) -> None:
     deployments = serve.status().applications["seedvc"].deployments
     assert set(deployments) == {"Ingress", "Encoder", "Diffusion", "Vocoder", "VoiceMaker"}
     assert {deployment.status for deployment in deployments.values()} == {"HEALTHY"}
+
+
+def test_all_of_it_listens_on_loopback(graph: Deployed) -> None:
+    tcp = [each for each in listening(os.getpid()) if each.protocol.startswith("tcp")]
+    assert len(tcp) > 10, "Ray's own processes are not among the sockets"
+    assert [each for each in tcp if not each.is_loopback] == []
 
 
 def test_the_service_is_ready_through_the_proxy(graph: Deployed) -> None:

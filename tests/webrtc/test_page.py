@@ -455,10 +455,21 @@ REPLACING = """
 """
 
 
-def test_a_page_without_the_right_to_a_microphone(open_page: Open, server: PageServer) -> None:
+def test_a_page_without_the_right_to_a_microphone_says_what_helps_and_takes_voices(
+    open_page: Open, server: PageServer, microphone: Path
+) -> None:
     page = open_page(f"http://{ELSEWHERE}:{server.port}/")
-    expect(page.get_by_role("alert")).to_contain_text("https://")
+    for words in (f"https://{ELSEWHERE}:{server.port}", f"http://localhost:{server.port}", "seedvc serve --lan"):
+        expect(page.get_by_role("alert")).to_contain_text(words)
     expect(page.get_by_test_id("start")).to_be_disabled()
+    page.get_by_test_id("add-voice").click()
+    page.get_by_test_id("reference-record").click()
+    expect(page.get_by_test_id("add-problem")).to_contain_text("https://")
+    page.get_by_test_id("add-name").fill("Grandmother")
+    page.get_by_test_id("add-files").set_input_files(microphone)
+    page.get_by_test_id("add-agree").check()
+    page.get_by_test_id("add-save").click()
+    expect(page.get_by_role("radio", name="Grandmother")).to_be_checked()
 
 
 def test_a_voice_is_added_from_a_file_and_deleted(open_page: Open, server: PageServer, microphone: Path) -> None:

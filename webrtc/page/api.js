@@ -7,6 +7,13 @@ const KEY = "seedvc.key";
 const key = () => sessionStorage.getItem(KEY);
 export const setKey = (value) => sessionStorage.setItem(KEY, value);
 
+/** A link may bring the key along as #key=..., which no server sees. It leaves the address, which may be shared. */
+const brought = new URLSearchParams(location.hash.slice(1)).get("key");
+if (brought) {
+  setKey(brought);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
 export function socketUrl() {
   const url = apiUrl("v1/rtc/ws");
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";

@@ -55,7 +55,9 @@ let change = Promise.resolve(); // the last change of microphone; the next one w
 
 // Voices
 
+/** Shows the voices; returns the status of the refusal where there are none to show. */
 async function loadVoices() {
+  let refused = null;
   try {
     const voices = await fetchVoices();
     const known = voices.some((voice) => voice.voice_id === settings.voice);
@@ -69,8 +71,10 @@ async function loadVoices() {
   } catch (error) {
     if (error.status === 401) notice.show("invalid_api_key");
     else notice.show(error.status === 0 ? "server_unreachable" : "voices_failed", { reason: error.message, action: "voices" });
+    refused = error.status;
   }
   refresh();
+  return refused;
 }
 
 function chooseVoice(voiceId) {
@@ -399,12 +403,12 @@ function bind() {
   });
 }
 
-/** Asks the server what it offers. */
+/** Asks the server what it offers. Without a key it offers nothing, so that comes before what else is missing. */
 async function init() {
   notice.hide();
   const missing = missingFeatures();
   usable = window.isSecureContext && missing.length === 0;
-  await loadVoices();
+  if ((await loadVoices()) === 401) return;
   if (!window.isSecureContext) return notice.show("insecure_context");
   if (!usable) return notice.show("unsupported_browser", { missing: missing.join(" and ") });
   await controls.listDevices();

@@ -36,6 +36,7 @@ const CODES = {
 
 /** The track of a microphone, mono; a chosen one that is gone gives way to the default one. Throws MicrophoneError. */
 export async function openMicrophone({ deviceId, echoCancellation, noiseSuppression }) {
+  if (!window.isSecureContext) throw new MicrophoneError("insecure_context", "");
   const audio = { channelCount: 1, autoGainControl: false, echoCancellation, noiseSuppression };
   if (deviceId) audio.deviceId = { exact: deviceId };
   try {

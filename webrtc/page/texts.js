@@ -2,8 +2,11 @@
 
 const TEXTS = {
   insecure_context: {
-    title: "This page has no right to a microphone",
-    text: "Browsers share microphones only with pages on https:// or localhost. Open this server at such an address.",
+    title: "No microphone at this address",
+    text: () =>
+      `Browsers give a microphone only to pages on https:// or localhost. On the server's own machine open ` +
+      `http://localhost:${location.port || 80}; for others start it with seedvc serve --lan, and open https://${location.host}. ` +
+      "Voices can be added from files here.",
   },
   unsupported_browser: {
     title: "This browser cannot make calls",
