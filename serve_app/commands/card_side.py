@@ -62,6 +62,11 @@ class CardSide:
         """From now on there is silence."""
         self._far_end = None
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a far end now."""
+        return self._far_end is not None
+
     def levels_dbfs(self) -> tuple[float, float]:
         """How loud the microphone and the speaker were since the last time."""
         said, heard = self._levels
