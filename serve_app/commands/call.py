@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from serve_app.commands import UserMistake, say
+from serve_app.commands import UserMistake, note, say
 from serve_app.commands.card_side import CardSide, Hold, end_of_call, sound, until_ended
 from serve_app.commands.devices import Device, find, listed
 from serve_app.commands.soundcard import Recording, WavFile
@@ -72,6 +72,8 @@ async def _call(
     ended = end_of_call()
     card_side = CardSide(None if source is None else Recording(source), file, ended)
     async with sound(card_side, microphone, speaker):
+        if microphone is not None or speaker is not None:
+            note(f"Ctrl-C hangs up; the sound devices add {card_side.latency_s * 1000:.0f} ms")
         await until_ended(ended, hold(card_side))
 
 

@@ -18,13 +18,11 @@ class Display:
     def __init__(self) -> None:
         self._shown = 0
 
-    def begin(self, voice: str, settings: Mapping[str, Any], latency_s: float) -> None:
+    def begin(self, voice: str, settings: Mapping[str, Any]) -> None:
         """Tells that the call is up, with its settings as the protocol has them."""
         mode, block_ms, delay_ms = (settings[name] for name in ("mode", "block_ms", "delay_ms"))
         heard = "your own voice" if settings["bypass"] else voice
         self.say(f"in a call as {heard}: {mode} delay, blocks of {block_ms} ms, voice at most {delay_ms} ms behind")
-        if latency_s:
-            self.say(f"speak; Ctrl-C hangs up (sound devices add {latency_s * 1000:.0f} ms)")
 
     def say(self, line: str) -> None:
         """A line that stays."""

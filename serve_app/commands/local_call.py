@@ -74,7 +74,7 @@ async def _hold(args: argparse.Namespace, stages: LocalStages, voice: Voice, car
     far_end, display = Converter(stream), Display()
     settings = stream.settings
     told = {"mode": settings.mode, "block_ms": settings.block_ms, "bypass": settings.bypass}
-    display.begin(args.voice, told | {"delay_ms": stream.delay_ms}, card_side.latency_s)
+    display.begin(args.voice, told | {"delay_ms": stream.delay_ms})
     card_side.connect(far_end, stream.delay_ms / 1000)
     try:
         async with asyncio.TaskGroup() as group:
@@ -119,7 +119,8 @@ class Converter:
     @property
     def delay_ms(self) -> float:
         """From the beginning of a frame of the microphone to the same sound on its way to the speaker."""
-        return FRAME_S * 1000 + self._stream.usual_delay_ms + self._playout.delay_ms
+        with self._lock:
+            return FRAME_S * 1000 + self._stream.usual_delay_ms + self._playout.delay_ms
 
     def say(self, frame: Samples) -> None:
         self._said.append(frame)

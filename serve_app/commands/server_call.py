@@ -100,7 +100,7 @@ class Dialer:
             await _wait_connected(caller)
             self._live_s = asyncio.get_running_loop().time()
             settings = ready["settings"]
-            self._display.begin(self._settings["voice"], settings, card_side.latency_s)
+            self._display.begin(self._settings["voice"], settings)
             card_side.connect(caller, settings["delay_ms"] / 1000)
             stack.callback(card_side.disconnect)
             await self._follow(signalling, caller)

@@ -26,7 +26,7 @@ PASSING = {
     "connection_lost", "server_unreachable", "media_failed", "shutting_down", "at_capacity", "system_busy",
     "internal_error",
 }  # fmt: skip
-"""What may be over at the next try; the page's dialer has the same list."""
+"""What may be over at the next try, as the page's dialer has it."""
 _AWAY = {403, 404, 408, 425, 429}
 """Statuses of a proxy that has no server behind it for now (Serve answers 403 while it deploys), beside 500 and above.
 Our server's own refusals come on the socket."""
