@@ -50,6 +50,11 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def sound_server() -> Iterator[SoundServer]:
     with running_sound_server() as server:
+        command = [sys.executable, "-m", "serve_app.cli", "call", "--devices"]
+        listed = subprocess.run(command, cwd=ROOT, env=server.environment, capture_output=True, text=True)
+        if "  pulse, ALSA\n" not in listed.stdout:
+            pytest.skip("PortAudio does not reach PulseAudio; on Debian it needs libportaudio2 and libasound2-plugins")
+        assert all(f"  {name}\n" in listed.stdout for name in (MICROPHONE, *SPEAKERS))
         yield server
 
 
@@ -65,20 +70,16 @@ def told(log: Path) -> str:
 
 
 def test_names_that_match_no_device_are_told_with_those_there_are(sound_server: SoundServer) -> None:
-    for arguments in (["--microphone", "nothing"], ["--speaker", "nothing"], ["--speaker", "speaker"]):
+    mistakes = {
+        ("--microphone", "nothing"): "there is no microphone 'nothing'; there are: ",
+        ("--speaker", "speaker"): "2 speakers match 'speaker': 'speaker1', 'speaker2'; give more of the name",
+    }
+    for arguments, sentence in mistakes.items():
         command = [sys.executable, "-m", "serve_app.cli", "call", "--local", "--voice", VOICE, *arguments]
         done = subprocess.run(command, cwd=ROOT, env=sound_server.environment, capture_output=True, text=True)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
-        assert f"{arguments[1]!r}" in line and "'speaker1'" in line or "'microphone'" in line
-
-
-def test_a_machine_without_devices_is_told_so(sound_server: SoundServer, tmp_path: Path) -> None:
-    (tmp_path / "none.conf").touch()
-    environment = sound_server.environment | {"ALSA_CONFIG_PATH": str(tmp_path / "none.conf")}
-    command = [sys.executable, "-m", "serve_app.cli", "call", "--local", "--voice", VOICE]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "this machine has no microphone" in done.stderr.splitlines()[-1]
+        assert sentence in line
 
 
 def test_what_the_microphone_hears_comes_out_of_the_speaker_in_another_voice(

@@ -76,6 +76,16 @@ def test_files_need_no_sound_devices_and_devices_need_their_library(
         assert "sound devices need the package sounddevice" in line
 
 
+def test_a_machine_without_devices_is_told_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.commands.devices._devices", lambda kind: [])
+    assert main(["call", "--voice", "martin", "--local"]) == 2
+    assert "this machine has no microphone; --in takes a recording" in capsys.readouterr().err
+    assert main(["call", "--voice", "martin", "--in", SOURCE]) == 2
+    assert "this machine has no speaker; --out writes a file" in capsys.readouterr().err
+
+
 @asynccontextmanager
 async def talking(talk: Callable[[ServerConnection], Awaitable[None]]) -> AsyncIterator[str]:
     """A server that says what the test says; its URL."""
