@@ -27,9 +27,6 @@ PASSING = {
     "internal_error",
 }  # fmt: skip
 """What may be over at the next try, as the page's dialer has it."""
-_AWAY = {403, 404, 408, 425, 429}
-"""Statuses of a proxy that has no server behind it for now (Serve answers 403 while it deploys), beside 500 and above.
-Our server's own refusals come on the socket."""
 
 
 class CallFailed(UserMistake):
@@ -112,7 +109,7 @@ async def connected(url: str) -> AsyncIterator[Signalling]:
     except InvalidStatus as error:
         status, retry_after = error.response.status_code, error.response.headers.get("Retry-After", "")
         raise CallFailed(
-            "server_unreachable" if status in _AWAY or status >= 500 else "refused",
+            "server_unreachable" if status == 429 or status >= 500 else "refused",  # Serve's proxy alone answers 500
             f"{url} takes no calls: it answers with status {status}",
             float(retry_after) if retry_after.isdigit() else None,
         ) from error
