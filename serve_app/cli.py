@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -23,6 +24,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0 where it worked, 2 for a mistake of the user, which one sentence names."""
     args = parser().parse_args(arguments)
+    # Before numpy is there: its second thread waits for work in a loop, and takes a core from the networks.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     command = importlib.import_module(f"serve_app.commands.{args.command}")
     try:
         with ended_by_signals():
