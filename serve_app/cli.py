@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from serve_app.commands import UserMistake, note
+from serve_app.commands import DEFAULT_SERVER, UserMistake, note
 from serve_app.commands.ending import ended_by_signals
 from serve_app.names import shown
-
-DEFAULT_SERVER = "http://127.0.0.1:8000"
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +25,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0 where it worked, 2 for a mistake of the user, which one sentence names."""
     args = parser().parse_args(arguments)
+    # Before numpy is there: its second thread waits for work in a loop, and takes a core from the networks.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     command = importlib.import_module(f"serve_app.commands.{args.command}")
     try:
         with ended_by_signals():
@@ -70,15 +71,20 @@ def parser() -> Parser:
         action.add_argument("--server", metavar="URL", default=DEFAULT_SERVER, help=f"default: {DEFAULT_SERVER}")
 
     call = commands.add_parser("call", help="speak live in another voice")
-    call.add_argument("--voice", required=True, help="name or id of a voice of the server, or a recording of one")
-    call.add_argument("--server", metavar="URL", default=DEFAULT_SERVER, help=f"default: {DEFAULT_SERVER}")
+    call.add_argument("--voice", help="name or id of a voice, or a recording of one")
+    where = f"default: {DEFAULT_SERVER}"
+    call.add_argument("--server", metavar="URL", help=f"convert there ({where}); comes back after a lost connection")
+    call.add_argument("--local", action="store_true", help="convert in this process, with no server")
+    call.add_argument("--preset", help="preset, or its YAML file (default: tiny); with --local only")
     call.add_argument("--mode", choices=("lowest", "constant"), help="delay: as short as it goes, or never varying")
+    call.add_argument("--block-ms", type=_whole(20, 10000), metavar="MS", help="size of a block (default: the mode's)")
     call.add_argument("--steps", type=_whole(1, 100), help="sampling steps (default: the preset's)")
     call.add_argument("--bypass", action="store_true", help="be heard in your own voice")
     call.add_argument("--in", dest="source", metavar="FILE", help="say a recording instead of what a microphone hears")
     call.add_argument("--out", metavar="FILE", help="write a .wav file instead of playing on a speaker")
     call.add_argument("--microphone", metavar="NAME", help="input device (default: the system's)")
     call.add_argument("--speaker", metavar="NAME", help="output device (default: the system's)")
+    call.add_argument("--devices", action="store_true", help="only list the microphones and speakers")
 
     serve = commands.add_parser("serve", help="serve a Serve config on this machine until Ctrl-C")
     serve.add_argument(

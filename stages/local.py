@@ -197,9 +197,22 @@ class LocalStages:
         return np.concatenate(waves) if waves else np.zeros(0, np.float32)
 
     @cached_property
+    def _threaded(self) -> ThreadedStages:
+        return ThreadedStages(self)
+
+    @cached_property
     def call_streams(self) -> Streams:
         """Conversions computed in a thread, for calls in a running event loop."""
-        return Streams(self.preset, ThreadedStages(self))
+        return Streams(self.preset, self._threaded)
+
+    def warm_up(self, voice: Voice) -> None:
+        """Computes a block of silence in the thread of the calls: the first one takes longer than the others."""
+        live = self.preset.live
+        window = BlockWindow(
+            np.zeros(self.geometry.window_samples_16k, np.float32), self.geometry.window_ticks, self.geometry
+        )
+        sampling = Sampling(0, live.steps, live.cfg_rate, live.vocoder_past_frames)
+        BlockRequests.of(window, voice, sampling).start(self._threaded).future.result()
 
 
 def drain(iterate: Callable[[], AsyncIterator[Item]]) -> list[Item]:

@@ -139,6 +139,7 @@ def test_recordings_in_files_know_nothing_of_calls() -> None:
         ("stages.types", {"torch", "torchaudio", "ray", "av"}),
         ("serve_app.graph.deployments", {"av", "aiortc", "torch"}),
         ("serve_app.cli", {"ray", "torch", "av", "fastapi"}),
+        ("serve_app.commands.local_call", {"ray", "aiortc", "fastapi", "websockets"}),
     ],
 )
 def test_a_module_loads_no_more_than_it_uses(module: str, without: set[str]) -> None:

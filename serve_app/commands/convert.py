@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _local(args: argparse.Namespace, source: Source, out: Path, fmt: OutputFormat) -> int:
     """Converts in this process, in bounded memory; the seed."""
-    reference = _reference(args.voice)
+    reference = reference_of(args.voice)
     from configs import ConfigError
     from stages import BadAudio, WeightsError, load, set_threads
     from webrtc.files import NotAudio, encode_file
@@ -64,7 +64,7 @@ def _local(args: argparse.Namespace, source: Source, out: Path, fmt: OutputForma
     seed: int = secrets.randbits(32) if args.seed is None else args.seed
     try:
         stages = load(args.preset)
-        voice = _made_voice(stages, reference)
+        voice = made_voice(stages, reference)
         with _written(out) as file, Progress("converting", source.size_bytes) as progress:
             encode_file(_waves(stages, voice, _decoded(source, progress), seed, args), fmt, file)
     except (BadAudio, NotAudio, ConfigError, WeightsError) as error:
@@ -121,7 +121,7 @@ def _decoded(source: Source, progress: Progress | None = None) -> Generator[tupl
         tell(decoder.warnings)
 
 
-def _reference(wanted: str) -> Source:
+def reference_of(wanted: str) -> Source:
     """The recording of a premade voice by id or name, or the recording that was given."""
     from serve_app.voices.premade import premade_recording, premade_records
 
@@ -135,7 +135,7 @@ def _reference(wanted: str) -> Source:
     raise UserMistake(f"{wanted!r} is neither a recording nor a premade voice; those are: {known}")
 
 
-def _made_voice(stages: LocalStages, reference: Source) -> Voice:
+def made_voice(stages: LocalStages, reference: Source) -> Voice:
     """The voice of a recording, of which only the searched beginning is read."""
     from stages.reference import SEARCHED_S
 

@@ -15,18 +15,31 @@ from serve_app.commands import UserMistake
 from serve_app.commands.remote import key_header, unreached
 
 PATH = "/v1/rtc/ws"
+CLOSE_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 30.0
 """A model that scales up from zero replicas takes its time; media itself has its own time-out."""
 
 Message = dict[str, Any]
 
 
-class CallRefused(UserMistake):
-    """The server's own words for not taking a call, or for ending it."""
+PASSING = {
+    "connection_lost", "server_unreachable", "media_failed", "shutting_down", "at_capacity", "system_busy",
+    "internal_error",
+}  # fmt: skip
+"""What may be over at the next try, as the page's dialer has it."""
 
-    def __init__(self, code: str, message: str) -> None:
+
+class CallFailed(UserMistake):
+    """Why a call did not come about, or has ended: a code of the protocol or of the page's dialer, and a sentence."""
+
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.retry_after_s = code, retry_after_s
+
+    @property
+    def passing(self) -> bool:
+        """Whether another try may help."""
+        return self.code in PASSING
 
 
 class Signalling:
@@ -47,7 +60,7 @@ class Signalling:
         """Ask for a call; the `ready` message with the answer.
 
         Raises:
-            CallRefused: the server does not take it.
+            CallFailed: the server does not take it, or is gone.
         """
         await self.send({"type": "start", "sdp": offer} | settings)
         try:
@@ -56,10 +69,11 @@ class Signalling:
                     if message["type"] == "ready":
                         return message
                     if message["type"] == "error":
-                        raise CallRefused(message["code"], f"{self._url} refused the call: {message['message']}")
+                        raise _refused(self._url, message)
         except TimeoutError as error:
-            raise UserMistake(f"{self._url} did not answer the call within {ANSWER_TIMEOUT_S:.0f} s") from error
-        raise UserMistake(f"{self._url} closed the connection before it answered the call")
+            told = f"{self._url} did not answer the call within {ANSWER_TIMEOUT_S:.0f} s"
+            raise CallFailed("server_unreachable", told) from error
+        raise CallFailed("connection_lost", f"{self._url} closed the connection before it answered the call")
 
     async def send(self, message: Message) -> None:
         """One message to the server; nothing where the connection is gone, which `messages` tells."""
@@ -77,25 +91,38 @@ class Signalling:
             return
 
 
+def _refused(url: str, error: Message) -> CallFailed:
+    """The server's own words for not taking a call."""
+    return CallFailed(error["code"], f"{url} refused the call: {error['message']}", error.get("retry_after_s"))
+
+
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Signalling]:
-    """A WebSocket to the server at an http(s) URL; UserMistake where none answers as one."""
+    """A WebSocket to the server at an http(s) URL; CallFailed where none answers as one."""
     address = url.rstrip("/").replace("http", "ws", 1) + PATH
     try:
-        socket = await connect(address, max_size=1 << 20, additional_headers=key_header())
+        socket = await connect(
+            address, max_size=1 << 20, additional_headers=key_header(), close_timeout=CLOSE_TIMEOUT_S
+        )
     except InvalidURI as error:
         raise UserMistake(f"{url!r} is not a URL: {error}") from error
     except InvalidStatus as error:
-        raise UserMistake(f"{url} takes no calls: it answers with status {error.response.status_code}") from error
+        status, retry_after = error.response.status_code, error.response.headers.get("Retry-After", "")
+        raise CallFailed(
+            "server_unreachable" if status == 429 or status >= 500 else "refused",  # Serve's proxy alone answers 500
+            f"{url} takes no calls: it answers with status {status}",
+            float(retry_after) if retry_after.isdigit() else None,
+        ) from error
     except InvalidHandshake as error:
-        raise UserMistake(f"{url} is not a seedvc server: {error}") from error
+        raise CallFailed("server_unreachable", f"{url} is not a seedvc server: {error}") from error
     except (OSError, TimeoutError) as error:
-        raise UserMistake(unreached(url, error)) from error
+        raise CallFailed("server_unreachable", unreached(url, error)) from error
     async with socket:
         try:
             hello = json.loads(await asyncio.wait_for(socket.recv(), ANSWER_TIMEOUT_S))
         except (ConnectionClosed, TimeoutError, ValueError) as error:
-            raise UserMistake(f"{url} is not a seedvc server: it does not say hello") from error
+            told = f"{url} is not a seedvc server: it does not say hello"
+            raise CallFailed("server_unreachable", told) from error
         if hello.get("type") == "error":
-            raise CallRefused(hello["code"], f"{url} refused the call: {hello['message']}")
+            raise _refused(url, hello)
         yield Signalling(socket, url, hello)

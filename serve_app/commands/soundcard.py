@@ -15,6 +15,7 @@ import numpy as np
 import soxr
 
 from serve_app.commands import UserMistake
+from serve_app.commands.devices import Device, aim, sounddevice
 from webrtc.files import RecordingDecoder
 from webrtc.files.codecs import Samples
 
@@ -79,12 +80,13 @@ async def on_timer(tick: Tick) -> None:
 
 
 @contextlib.contextmanager
-def on_devices(tick: Tick, *, microphone: str | None, speaker: str | None, hear: bool, say: bool) -> Iterator[float]:
-    """Microphone (`say`) and speaker (`hear`) of this machine, None being the default ones; yields their latency in s.
+def on_devices(tick: Tick, *, microphone: Device | None, speaker: Device | None) -> Iterator[float]:
+    """Opens a microphone, a speaker or both; yields their latency in s.
 
     The tick is called in the sound card's own thread.
     """
-    devices = _sounddevice()
+    portaudio = sounddevice()
+    aim(microphone, speaker)
     smooth_s = [0.0]
 
     def now_s() -> float:
@@ -106,33 +108,21 @@ def on_devices(tick: Tick, *, microphone: str | None, speaker: str | None, hear:
         "samplerate": RATE, "blocksize": FRAME, "channels": 1, "dtype": "float32", "latency": "low",
     }  # fmt: skip
     try:
-        if hear and say:
-            stream = devices.Stream(device=(microphone, speaker), callback=both, **options)
-        elif say:
-            stream = devices.InputStream(device=microphone, callback=only_said, **options)
+        if microphone is not None and speaker is not None:
+            stream = portaudio.Stream(device=(microphone.index, speaker.index), callback=both, **options)
+        elif microphone is not None:
+            stream = portaudio.InputStream(device=microphone.index, callback=only_said, **options)
         else:
-            stream = devices.OutputStream(device=speaker, callback=only_heard, **options)
-    except (devices.PortAudioError, ValueError) as error:
-        raise UserMistake(
-            f"cannot use the sound devices: {error}; `python -m sounddevice` lists them, --in and --out take files"
-        ) from error
-    with stream:
-        yield float(np.sum(stream.latency))
-
-
-def _sounddevice() -> Any:
-    """The module, imported only where a device is used: machines without PortAudio can still use files."""
+            assert speaker is not None
+            stream = portaudio.OutputStream(device=speaker.index, callback=only_heard, **options)
+        stream.start()
+    except (portaudio.PortAudioError, ValueError) as error:
+        raise UserMistake(f"cannot use the sound devices: {error}; --in and --out take files") from error
     try:
-        import sounddevice
-    except ImportError as error:
-        raise UserMistake(
-            "sound devices need the package sounddevice (pip install 'seedvc-serve[call]'); --in and --out take files"
-        ) from error
-    except OSError as error:
-        raise UserMistake(
-            "sound devices need PortAudio (Debian: apt-get install libportaudio2); --in and --out take files"
-        ) from error
-    return sounddevice
+        yield float(np.sum(stream.latency))
+    finally:
+        stream.abort()  # and not stop, which waits for a device that may be gone
+        stream.close()
 
 
 def _frames_of(path: Path) -> Iterator[Samples]:

@@ -16,15 +16,15 @@ import httpx
 import numpy as np
 import pytest
 import soxr
-import yaml
 from playwright.sync_api import expect
 
 from benchmarks import delays
 from benchmarks.judges import speaker_similarity
-from configs.schema import PRESET_FOLDER, load_preset
+from configs.schema import load_preset
 from serve_app.commands.soundcard import WavFile
 from stages.settings import delay_ms
 from tests.e2e.browser import RECORDED_RATE, Tab, chromium, open_tab
+from tests.e2e.presets import unhurried_preset
 from tests.e2e.turn import TurnServer, running_coturn
 from tests.e2e.whip import publishing
 from webrtc.files import decode_file
@@ -84,16 +84,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             answer = httpx.post(f"{url}/v1/speech-to-speech/{voice}?live=true", files=files, timeout=60.0)
             assert answer.status_code == 200, answer.text
         yield Served(url, turn, delay_ms(load_preset(preset).live, "lowest"))
-
-
-def unhurried_preset(folder: Path) -> Path:
-    """The tiny preset with longer blocks and later deadlines: what is tested is not how fast this machine is."""
-    path = folder / "unhurried.yaml"
-    tree = yaml.safe_load((PRESET_FOLDER / "tiny.yaml").read_text())
-    mode = {"block_ms": 360, "deadline_ms": 1000}
-    live = tree["live"] | {"lowest": mode, "constant": mode}
-    path.write_text(yaml.safe_dump(tree | {"live": live, "weights": str(PRESET_FOLDER / tree["weights"])}))
-    return path
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,8 +16,9 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from serve_app.cli import main
 from serve_app.commands import UserMistake
-from serve_app.commands.call import _CardSide, stats_line
-from serve_app.commands.signalling import CallRefused, connected
+from serve_app.commands.card_side import CardSide, until_ended
+from serve_app.commands.server_call import stats_line
+from serve_app.commands.signalling import CallFailed, connected
 from serve_app.commands.soundcard import FRAME, RATE, Recording, WavFile, on_timer
 from tests.serve_app.fakes import tone, wav_file
 from webrtc.caller import CallerStats
@@ -27,20 +29,61 @@ HELLO = {"type": "hello", "ice_servers": [], "modes": {}, "default_mode": "lowes
 NOBODY = "http://127.0.0.1:9"
 
 
+SOURCE = str(Path(__file__).parents[2] / "samples" / "sources" / "station.flac")
+FILES = ["--in", SOURCE, "--out", "out.wav"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--in", "nowhere.wav"], "there is no file nowhere.wav"),
         (["--out", "out.mp3"], "--out takes a .wav file; got out.mp3"),
         (["--out", "nowhere/out.wav"], "there is no folder nowhere to write out.wav into"),
-        (["--server", "localhost:8000"], "a server is given by its URL, such as http://127.0.0.1:8000"),
-        (["--server", NOBODY], f"no server answers at {NOBODY}"),
+        ([*FILES, "--server", "localhost:8000"], "a server is given by its URL, such as http://127.0.0.1:8000"),
+        ([*FILES, "--server", NOBODY], f"no server answers at {NOBODY}"),
+        ([*FILES, "--local", "--server", NOBODY], "give one of them"),
+        ([*FILES, "--preset", "tiny"], "--preset goes with --local"),
+        ([*FILES, "--local", "--voice", "nobody"], "'nobody' is neither a recording nor a premade voice; those are: "),
+        ([*FILES, "--local", "--preset", "huge"], "'huge'"),
+        ([*FILES, "--local", "--block-ms", "130"], "130"),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
+def test_a_mistake_is_told_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["call", "--voice", "martin", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("seedvc: ") and told in line
+
+
+def test_a_call_needs_a_voice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["call", *FILES]) == 2
+    assert "needs --voice" in capsys.readouterr().err
+
+
+def test_files_need_no_sound_devices_and_devices_need_their_library(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    for arguments in (["--devices"], ["--voice", "martin"], ["--voice", "martin", "--local", "--in", SOURCE]):
+        assert main(["call", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "sound devices need the package sounddevice" in line
+
+
+def test_a_machine_without_devices_is_told_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.commands.devices._devices", lambda kind: [])
+    assert main(["call", "--voice", "martin", "--local"]) == 2
+    assert "this machine has no microphone; --in takes a recording" in capsys.readouterr().err
+    assert main(["call", "--voice", "martin", "--in", SOURCE]) == 2
+    assert "this machine has no speaker; --out writes a file" in capsys.readouterr().err
 
 
 @asynccontextmanager
@@ -71,7 +114,7 @@ async def test_a_call_is_started_with_its_settings() -> None:
 async def test_a_refusal_is_told_in_the_servers_words() -> None:
     full = {"type": "error", "code": "at_capacity", "message": "8 calls are running"}
     async with talking(saying(HELLO, full)) as url, connected(url) as signalling:
-        with pytest.raises(CallRefused, match="refused the call: 8 calls are running") as refused:
+        with pytest.raises(CallFailed, match="refused the call: 8 calls are running") as refused:
             await signalling.start("offer", voice="martin")
     assert refused.value.code == "at_capacity"
 
@@ -138,19 +181,22 @@ async def test_the_timer_tells_a_clock_without_jitter() -> None:
 
 
 class Deaf:
-    """A caller that fails where it is asked for sound."""
+    """A far end that fails where it is asked for sound."""
 
     def hear(self, now_s: float) -> Samples:
         raise ZeroDivisionError("inside")
 
+    def say(self, frame: Samples) -> None:
+        """Hears nothing."""
+
 
 async def test_a_sound_card_that_fails_ends_the_call() -> None:
     ended = asyncio.get_running_loop().create_future()
-    exchange = _CardSide(Deaf(), None, None, 0.5, ended)  # type: ignore[arg-type]
-    card = asyncio.create_task(on_timer(exchange))
-    await asyncio.wait_for(ended, 10)
-    card.cancel()
-    assert isinstance(exchange.failure, ZeroDivisionError)
+    card_side = CardSide(None, None, ended)
+    card_side.connect(Deaf(), 0.5)
+    with pytest.raises(ZeroDivisionError):
+        async with asyncio.timeout(10):
+            await until_ended(ended, on_timer(card_side))
 
 
 def test_the_figures_stand_on_one_line_before_the_first_report_too() -> None:

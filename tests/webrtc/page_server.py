@@ -48,6 +48,7 @@ STATS: Told = {
     "bridged": 3,
     "delay_ms": 440,
     "usual_delay_ms": 310,
+    "mouth_to_ear_ms": 360.0,
     "blocks": {"done": 71, "late": 2, "dropped": 1, "skipped": 9},
     "stages_ms": {"total": 93.0, "encoder": 14.0, "diffusion": 52.0, "vocoder": 27.0},
 }
@@ -178,7 +179,12 @@ class PageServer:
                 await websocket.send_json({"type": "error", **self.refusals.pop(0)})
                 return
             settings = {key: start[key] for key in ("voice", "bypass")}
-            settings |= {"mode": start["mode"] or "lowest", "steps": start["steps"] or 2, "block_ms": 120}
+            settings |= {
+                "mode": start["mode"] or "lowest",
+                "steps": start["steps"] or 2,
+                "block_ms": 120,
+                "delay_ms": 310,
+            }
             answer = await self._answer(peer, start["sdp"], settings)
             await websocket.send_json({"type": "ready", "session": "s1", "sdp": answer, "settings": settings})
             telling = asyncio.create_task(_tell(websocket))

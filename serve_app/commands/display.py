@@ -1,0 +1,52 @@
+"""What a call shows on the terminal: one live line, and lines that stay."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.commands import note
+
+PLAIN_LINE_EVERY_S = 10
+
+
+class Display:
+    """One live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown = 0
+
+    def begin(self, voice: str, settings: Mapping[str, Any]) -> None:
+        """Tells that the call is up, with its settings as the protocol has them."""
+        mode, block_ms, delay_ms = (settings[name] for name in ("mode", "block_ms", "delay_ms"))
+        heard = "your own voice" if settings["bypass"] else voice
+        self.say(f"in a call as {heard}: {mode} delay, blocks of {block_ms} ms, voice at most {delay_ms} ms behind")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        note(line, before=_clear())
+
+    def show(self, line: str) -> None:
+        """The figures of this second."""
+        if sys.stderr.isatty():
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print(f"{_clear()}{line[: width - 1]}", end="", file=sys.stderr, flush=True)
+        elif self._shown % PLAIN_LINE_EVERY_S == 0:
+            self.say(line)
+        self._shown += 1
+
+
+def _clear() -> str:
+    return "\r\x1b[K" if sys.stderr.isatty() else ""
+
+
+def blocks_told(counts: Mapping[str, int]) -> str:
+    """What became of the blocks."""
+    return "blocks " + " ".join(f"{counts[kind]} {kind}" for kind in ("done", "late", "dropped", "skipped"))
+
+
+def ms(value: float | None) -> str:
+    """A time in whole ms; a dash where it is not known yet."""
+    return "-" if value is None else f"{value:.0f} ms"
