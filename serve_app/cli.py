@@ -79,6 +79,7 @@ def parser() -> Parser:
     call.add_argument("--mode", choices=("lowest", "constant"), help="delay: as short as it goes, or never varying")
     call.add_argument("--block-ms", type=_whole(20, 10000), metavar="MS", help="size of a block (default: the mode's)")
     call.add_argument("--steps", type=_whole(1, 100), help="sampling steps (default: the preset's)")
+    call.add_argument("--hold", action="store_true", help="keep block size and steps even where blocks are lost")
     call.add_argument("--bypass", action="store_true", help="be heard in your own voice")
     call.add_argument("--in", dest="source", metavar="FILE", help="say a recording instead of what a microphone hears")
     call.add_argument("--out", metavar="FILE", help="write a .wav file instead of playing on a speaker")

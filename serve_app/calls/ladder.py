@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from configs.schema import MAX_STEPS, LiveSettings, Mode
-from serve_app.calls.protocol import Change, Told, Wishes
-from stages.call import BlockReport
-from stages.settings import CallSettings, call_mode, deadline_ms, usual_delay_ms
+from serve_app.calls.protocol import Change, Told
+from stages.call import BlockReport, CallStream
+from stages.settings import call_mode, deadline_ms, usual_delay_ms
 
 LONGER_MS = (180, 240, 360, 500)
 """Blocks of each rung, in turn. The networks see the same window, so a block twice as long is nearly half the work."""
@@ -41,6 +41,10 @@ FORGET_S = 600.0
 """After so long without calls, the machine may be another one."""
 LEAST_KNOWN = 8
 """Blocks of speech that must have been judged before a lower rung is tried."""
+ADAPT_EVERY_S = 0.5
+"""How often a call looks at the ladder."""
+PAUSE_WITHIN_S = 10.0
+"""For so long a call waits for a pause of its speaker before its blocks get shorter again: sound is cut out there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Ladder:
 
     def __init__(self, live: LiveSettings, *, renders_in_one: bool) -> None:
         self.renders_in_one = renders_in_one
-        self._live = live
+        self.live = live
         self._rungs = rungs_of(live, renders_in_one)
         self.usual_ms: float | None = None
         """From the capture of a block's last sample to its result, as it was in the latest calls."""
@@ -96,6 +100,10 @@ class Ladder:
         if now_s - self._heard_s > FORGET_S:
             self._begin()
         return self._rungs[self._at]
+
+    def fitted(self, wanted: Wanted, now_s: float) -> Fitted:
+        """Block size and steps of a call now."""
+        return wanted.on(self.rung(now_s), self.live)
 
     @property
     def number(self) -> int:
@@ -143,7 +151,7 @@ class Ladder:
             return
         if now_s - self._tried_s <= FAILED_WITHIN_S:
             self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)
-        at_least_ms = deadline_ms(self._live, "lowest", self._block_ms(self._rungs[self._at]))
+        at_least_ms = deadline_ms(self.live, "lowest", self._block_ms(self._rungs[self._at]))
         self.needed_ms = self._needed_ms(now_s, SOON_S, 50) or at_least_ms  # where no block was in time
         at = self._at + 1
         while at < last - 1 and not self._carries(at, self.needed_ms, ROOM):
@@ -171,10 +179,10 @@ class Ladder:
         return needed_ms * then / now <= room * self._block_ms(self._rungs[at])
 
     def _block_ms(self, rung: Rung) -> int:
-        return max(self._live.lowest.block_ms, rung.block_ms)
+        return max(self.live.lowest.block_ms, rung.block_ms)
 
     def _steps(self, rung: Rung) -> int:
-        return 1 if self.renders_in_one else min(rung.steps, self._live.steps)
+        return 1 if self.renders_in_one else min(rung.steps, self.live.steps)
 
     def _move(self, at: int, now_s: float) -> None:
         self._at, self._moved_s = at, now_s
@@ -198,23 +206,24 @@ class Wanted:
     held: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, wishes: Wishes, mode: Mode) -> Wanted:
-        """At the start of a call; `mode` where its client names none."""
-        nothing = cls(wishes.mode or mode, None, None)
-        return nothing._after(wishes)
+    def of(
+        cls, mode: Mode, *, block_ms: int | None = None, steps: int | None = None, adapt: bool | None = None
+    ) -> Wanted:
+        """At the start of a call. What is named is held, unless `adapt` says whether all or nothing is."""
+        return cls(mode, None, None)._after(block_ms, steps, adapt)
 
     def changed(self, change: Change) -> Wanted:
         """After a change. Another mode brings its own block size along."""
         mode = change.mode or self.mode
         kept = self if mode == self.mode else replace(self, mode=mode, block_ms=None, held=self.held - {"block_ms"})
-        return kept._after(change)
+        return kept._after(change.block_ms, change.steps, change.adapt)
 
-    def _after(self, message: Wishes | Change) -> Wanted:
-        given = {name for name in ("block_ms", "steps") if getattr(message, name) is not None}
-        held = self.held | given
-        if message.adapt is not None:
-            held = frozenset() if message.adapt else frozenset({"block_ms", "steps"})
-        return replace(self, held=held, **{name: getattr(message, name) for name in given})
+    def _after(self, block_ms: int | None, steps: int | None, adapt: bool | None) -> Wanted:
+        named = {name for name, value in (("block_ms", block_ms), ("steps", steps)) if value is not None}
+        held = self.held | named
+        if adapt is not None:
+            held = frozenset() if adapt else frozenset({"block_ms", "steps"})
+        return Wanted(self.mode, block_ms or self.block_ms, steps or self.steps, held)
 
     @property
     def adapts(self) -> bool:
@@ -235,24 +244,54 @@ class Wanted:
         )
 
 
-def adaptation(wanted: Wanted, settings: CallSettings, live: LiveSettings, needed_ms: float | None) -> Told | None:
-    """What a client is told of settings that are not those that it wanted; None where they are."""
-    usual, now = wanted.usual(live), Fitted(settings.block_ms, settings.steps)
-    if now == usual:
-        return None
-    before_ms, after_ms = (usual_delay_ms(live, settings.mode, fitted.block_ms, None) for fitted in (usual, now))
-    more_ms = round(after_ms - before_ms)
-    does = []
-    if now.steps != usual.steps:
-        does.append(f"{now.steps} steps in place of {usual.steps}")
-    if more_ms:
-        does.append(f"longer blocks, {more_ms} ms more delay")
-    why = f"blocks of {usual.block_ms} ms came too late"
-    if needed_ms is not None and needed_ms > ROOM * usual.block_ms:
-        why = f"this computer needs {needed_ms:.0f} ms for {usual.block_ms} ms"
-    return {
-        **usual._asdict(),
-        "more_delay_ms": more_ms,
-        "needed_ms": None if needed_ms is None else round(needed_ms),
-        "message": f"{why}: {'; '.join(does)}",
-    }
+class Adaptation:
+    """One call on the ladder: `step` every `ADAPT_EVERY_S`. Its clock is the one of the stream."""
+
+    def __init__(self, ladder: Ladder, stream: CallStream, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self._ladder, self._stream = ladder, stream
+        self._before = stream.report
+        self._shorter_since_s: float | None = None
+
+    def step(self, now_s: float) -> bool:
+        """Follows the ladder; whether that has changed the settings of the stream.
+
+        Blocks get longer at once, and shorter in a pause of the speaker.
+        """
+        before, report = self._before, self._stream.report
+        self._before = report
+        if self.wanted.adapts:
+            self._ladder.follow(before, report, now_s)
+        settings, fitted = self._stream.settings, self._ladder.fitted(self.wanted, now_s)
+        is_shorter = fitted.block_ms < settings.block_ms
+        self._shorter_since_s = (self._shorter_since_s or now_s) if is_shorter else None
+        pauses = report.skipped > before.skipped and report.spoken == before.spoken
+        waits = self._shorter_since_s is not None and not pauses and now_s - self._shorter_since_s < PAUSE_WITHIN_S
+        if waits or fitted == (settings.block_ms, settings.steps):
+            return False
+        self._stream.change(**fitted._asdict())
+        return True
+
+    @property
+    def told(self) -> Told | None:
+        """What a client is told of settings that are not those that it wanted; None where they are."""
+        settings, live, needed_ms = self._stream.settings, self._ladder.live, self._ladder.needed_ms
+        usual, now = self.wanted.usual(live), Fitted(settings.block_ms, settings.steps)
+        if now == usual:
+            return None
+        before_ms, after_ms = (usual_delay_ms(live, settings.mode, fitted.block_ms, None) for fitted in (usual, now))
+        more_ms = round(after_ms - before_ms)
+        does = []
+        if now.steps != usual.steps:
+            does.append(f"{now.steps} steps in place of {usual.steps}")
+        if more_ms:
+            does.append(f"longer blocks, {more_ms} ms more delay")
+        why = f"blocks of {usual.block_ms} ms came too late"
+        if needed_ms is not None and needed_ms > ROOM * usual.block_ms:
+            why = f"this computer needs {needed_ms:.0f} ms for {usual.block_ms} ms"
+        return {
+            **usual._asdict(),
+            "more_delay_ms": more_ms,
+            "needed_ms": None if needed_ms is None else round(needed_ms),
+            "message": f"{why}: {'; '.join(does)}",
+        }

@@ -16,7 +16,7 @@ from typing import Any
 
 from configs.schema import MAX_STEPS, MODES, Preset
 from configs.serve import RtcArgs
-from serve_app.calls.ladder import Ladder, Wanted
+from serve_app.calls.ladder import ADAPT_EVERY_S, Ladder, Wanted
 from serve_app.calls.protocol import End, Told, Wishes
 from serve_app.calls.session import Call, Life, Listener, MakeFeatures, OpenPeer, OpenStream, Session, Tell
 from serve_app.errors import CallsFull, Refused
@@ -28,7 +28,6 @@ log = logging.getLogger("seedvc.calls")
 
 MAX_LISTENERS = 4
 STATS_EVERY_S = 1.0
-ADAPT_EVERY_S = 0.5
 
 
 class Calls:
@@ -50,7 +49,6 @@ class Calls:
         self.owner, self.args = owner, args
         self.make_features, self.open_stream, self.open_peer = make_features, open_stream, open_peer
         self.metrics, self.stats_every_s, self.adapt_every_s = metrics, stats_every_s, adapt_every_s
-        self.live_settings = preset.live
         self.ladder = Ladder(preset.live, renders_in_one=preset.renders_in_one)
         self._calls: dict[str, Call] = {}
         self._by_listen_id: dict[str, Call] = {}
@@ -80,10 +78,10 @@ class Calls:
     @property
     def modes(self) -> Told:
         """What each mode means for the next call, in milliseconds: `delay_ms` is a bound in mode `lowest`."""
-        live, told = self.live_settings, Told()
-        rung = self.ladder.rung(asyncio.get_running_loop().time())
+        live, told = self.ladder.live, Told()
+        now_s = asyncio.get_running_loop().time()
         for mode in MODES:
-            block_ms = Wanted(mode, None, None).on(rung, live).block_ms
+            block_ms = self.ladder.fitted(Wanted.of(mode), now_s).block_ms
             usual_ms = usual_delay_ms(live, mode, block_ms, self.ladder.usual_ms)
             told[mode] = {
                 "block_ms": block_ms,
@@ -97,7 +95,7 @@ class Calls:
         """The usual steps of a call and the bounds; None where the preset renders in one, whatever is asked for."""
         if self.ladder.renders_in_one:
             return None
-        return {"usual": self.live_settings.steps, "fewest": 1, "most": MAX_STEPS}
+        return {"usual": self.ladder.live.steps, "fewest": 1, "most": MAX_STEPS}
 
     def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
         """Starts a call, whose answer `answered` waits for. `tell` gets what the client did not ask for.

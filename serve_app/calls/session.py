@@ -11,10 +11,10 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from configs.schema import ConfigError, LiveSettings, Mode
+from configs.schema import ConfigError, Mode
 from configs.serve import RtcArgs
 from serve_app.calls.capacity import Failing
-from serve_app.calls.ladder import Fitted, Ladder, Wanted, adaptation
+from serve_app.calls.ladder import Adaptation, Ladder, Wanted
 from serve_app.calls.protocol import Candidate, Change, End, Start, Stop, Told, Wishes, parse, problem
 from serve_app.errors import Refused, Unavailable, VoiceNotFound, refusal
 from serve_app.metrics import SessionMetrics
@@ -31,8 +31,6 @@ log = logging.getLogger("seedvc.calls")
 DEFAULT_MODE: Mode = "lowest"
 MAX_WAITING_CHANGES = 8
 TELL_FAILURES_EVERY_S = 5.0
-PAUSE_WITHIN_S = 10.0
-"""For so long a call waits for a pause of its speaker before its blocks get shorter again: sound is cut out there."""
 OPUS_MS = 33.0
 """A packet of 20 ms and the look-ahead of two encoders."""
 
@@ -80,7 +78,6 @@ class Room(Protocol):
     metrics: SessionMetrics
     stats_every_s: float
     adapt_every_s: float
-    live_settings: LiveSettings
     ladder: Ladder
 
 
@@ -186,7 +183,7 @@ class Call(Session):
         super().__init__(session_id)
         self.listen_id = listen_id
         self._room, self._wishes, self._tell_socket = room, wishes, tell
-        self._wanted = Wanted.of(wishes, DEFAULT_MODE)
+        self._adaptation: Adaptation | None = None
         self._stream: CallStream | None = None
         self._changes: asyncio.Queue[tuple[Change, Tell]] = asyncio.Queue(MAX_WAITING_CHANGES)
         self._failing = Failing()
@@ -206,7 +203,7 @@ class Call(Session):
     @property
     def settings(self) -> Told:
         """What is in effect."""
-        assert self._stream is not None
+        assert self._stream is not None and self._adaptation is not None
         settings = self._stream.settings
         return {
             "voice": settings.voice,
@@ -216,8 +213,8 @@ class Call(Session):
             "bypass": settings.bypass,
             "delay_ms": self._stream.delay_ms,
             "usual_delay_ms": round(self._stream.usual_delay_ms),
-            "adapts": self._wanted.adapts,
-            "adapted": adaptation(self._wanted, settings, self._room.live_settings, self._room.ladder.needed_ms),
+            "adapts": self._adaptation.wanted.adapts,
+            "adapted": self._adaptation.told,
         }
 
     async def run(self, offer: Offer | str, local: bool) -> None:
@@ -225,7 +222,7 @@ class Call(Session):
         room = self._room
         async with AsyncExitStack() as stack:
             await room.make_features(self._wishes.voice)
-            self._stream = self._open_stream()
+            self._stream, self._adaptation = self._open_stream()
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
             peer = room.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv", loopback=local)
@@ -288,17 +285,16 @@ class Call(Session):
 
     async def _follow_changes(self) -> None:
         """Applies changes in their order; one that fails leaves things as they were, and the call goes on."""
-        assert self._stream is not None
+        assert self._stream is not None and self._adaptation is not None
         while True:
             change, tell = await self._changes.get()
             try:
                 if change.voice is not None:
                     await self._room.make_features(change.voice)
-                wanted = self._wanted.changed(change)
-                self._stream.change(
-                    voice=change.voice, bypass=change.bypass, mode=wanted.mode, **self._fitted(wanted)._asdict()
-                )
-                self._wanted = wanted
+                wanted = self._adaptation.wanted.changed(change)
+                fitted = self._room.ladder.fitted(wanted, asyncio.get_running_loop().time())
+                self._stream.change(voice=change.voice, bypass=change.bypass, mode=wanted.mode, **fitted._asdict())
+                self._adaptation.wanted = wanted
                 self._failing.reset()
             except ConfigError as error:
                 tell(problem(Refused(422, "invalid_message", str(error))))
@@ -329,43 +325,26 @@ class Call(Session):
                 self._failures.get_nowait()  # it may be out of date; a failure that lasts comes again at once
 
     async def _adapt(self) -> None:
-        """Follows the ladder of all calls, and tells the client of each change.
-
-        Blocks get longer at once, and shorter in a pause of the speaker.
-        """
-        assert self._stream is not None
-        room, now = self._room, asyncio.get_running_loop().time
-        before, shorter_since_s = self._stream.report, None
+        """Follows the ladder of all calls, and tells the client of each change."""
+        assert self._adaptation is not None
+        room = self._room
         while True:
             await asyncio.sleep(room.adapt_every_s)
-            report = self._stream.report
-            if self._wanted.adapts:
-                room.ladder.follow(before, report, now())
-                room.metrics.rung.set(room.ladder.number)
-            settings, fitted = self._stream.settings, self._fitted(self._wanted)
-            is_shorter = fitted.block_ms < settings.block_ms
-            shorter_since_s = (shorter_since_s or now()) if is_shorter else None
-            pauses = report.skipped > before.skipped and report.spoken == before.spoken
-            waits = shorter_since_s is not None and not pauses and now() - shorter_since_s < PAUSE_WITHIN_S
-            before = report
-            if waits or fitted == (settings.block_ms, settings.steps):
-                continue
-            self._stream.change(**fitted._asdict())
-            self.tell({"type": "settings", **self.settings})
+            if self._adaptation.step(asyncio.get_running_loop().time()):
+                self.tell({"type": "settings", **self.settings})
+            room.metrics.rung.set(room.ladder.number)
 
-    def _fitted(self, wanted: Wanted) -> Fitted:
-        """Block size and steps on the present rung of the ladder."""
-        return wanted.on(self._room.ladder.rung(asyncio.get_running_loop().time()), self._room.live_settings)
-
-    def _open_stream(self) -> CallStream:
+    def _open_stream(self) -> tuple[CallStream, Adaptation]:
         """A stream with the settings that the client wishes for; Refused where they cannot work."""
-        wishes, wanted = self._wishes, self._wanted
+        wishes, ladder = self._wishes, self._room.ladder
+        mode = wishes.mode or DEFAULT_MODE
+        wanted = Wanted.of(mode, block_ms=wishes.block_ms, steps=wishes.steps, adapt=wishes.adapt)
+        fitted = ladder.fitted(wanted, asyncio.get_running_loop().time())
         try:
-            return self._room.open_stream(
-                wishes.voice, mode=wanted.mode, bypass=wishes.bypass, **self._fitted(wanted)._asdict()
-            )
+            stream = self._room.open_stream(wishes.voice, mode=mode, bypass=wishes.bypass, **fitted._asdict())
         except ConfigError as error:
             raise Refused(422, "invalid_message", str(error)) from None
+        return stream, Adaptation(ladder, stream, wanted)
 
     async def _watch(self) -> None:
         """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""

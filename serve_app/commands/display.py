@@ -17,12 +17,27 @@ class Display:
 
     def __init__(self) -> None:
         self._shown = 0
+        self._adapted: Any = None
 
     def begin(self, voice: str, settings: Mapping[str, Any]) -> None:
         """Tells that the call is up, with its settings as the protocol has them."""
         mode, block_ms, delay_ms = (settings[name] for name in ("mode", "block_ms", "delay_ms"))
         heard = "your own voice" if settings["bypass"] else voice
         self.say(f"in a call as {heard}: {mode} delay, blocks of {block_ms} ms, voice at most {delay_ms} ms behind")
+        self.adapt(settings)
+
+    def one_step(self) -> None:
+        """Tells that the steps which were asked for change nothing."""
+        self.say("--steps has no effect: this preset renders in one step")
+
+    def adapt(self, settings: Mapping[str, Any]) -> None:
+        """Tells where the settings are no longer those that were asked for, or are so again."""
+        adapted, before = settings.get("adapted"), self._adapted
+        self._adapted = adapted
+        if adapted is not None and adapted != before:
+            self.say(adapted["message"])
+        elif adapted is None and before is not None:
+            self.say(f"blocks of {settings['block_ms']} ms again")
 
     def say(self, line: str) -> None:
         """A line that stays."""

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from serve_app.calls.ladder import ADAPT_EVERY_S, Adaptation, Ladder, Wanted
 from serve_app.commands import UserMistake
 from serve_app.commands.card_side import CardSide, Hold
 from serve_app.commands.convert import made_voice, reference_of
@@ -60,29 +61,39 @@ async def _hold(args: argparse.Namespace, stages: LocalStages, voice: Voice, car
     """Converts until it is cancelled."""
     from configs import ConfigError
 
+    wanted = Wanted.of(
+        args.mode or "lowest", block_ms=args.block_ms, steps=args.steps, adapt=False if args.hold else None
+    )
+    fitted = wanted.usual(stages.preset.live)
     try:
         stream = stages.call_streams.call(
-            voice,
-            mode=args.mode or "lowest",
-            block_ms=args.block_ms,
-            steps=args.steps,
-            bypass=args.bypass,
-            seed=secrets.randbits(32),
+            voice, mode=wanted.mode, **fitted._asdict(), bypass=args.bypass, seed=secrets.randbits(32)
         )
     except ConfigError as error:
         raise UserMistake(str(error)) from error
+    adaptation = Adaptation(Ladder(stages.preset.live, renders_in_one=stages.preset.renders_in_one), stream, wanted)
     far_end, display = Converter(stream), Display()
     settings = stream.settings
     told = {"mode": settings.mode, "block_ms": settings.block_ms, "bypass": settings.bypass}
     display.begin(args.voice, told | {"delay_ms": stream.delay_ms})
+    if args.steps is not None and stages.preset.renders_in_one:
+        display.one_step()
     card_side.connect(far_end, stream.delay_ms / 1000)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(far_end.play())
             group.create_task(_show(far_end, stream, card_side, display))
+            group.create_task(_adapt(adaptation, stream, display))
     finally:
         card_side.disconnect()
         stream.close()
+
+
+async def _adapt(adaptation: Adaptation, stream: CallStream, display: Display) -> None:
+    while True:
+        await asyncio.sleep(ADAPT_EVERY_S)
+        if adaptation.step(asyncio.get_running_loop().time()):
+            display.adapt({"block_ms": stream.settings.block_ms, "adapted": adaptation.told})
 
 
 async def _show(far_end: Converter, stream: CallStream, card_side: CardSide, display: Display) -> None:

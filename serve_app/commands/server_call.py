@@ -36,6 +36,7 @@ def opened(args: argparse.Namespace) -> Iterator[Hold]:
         tell(warnings)
         settings = {"voice": voice_id, "bypass": args.bypass}
         settings |= {name: getattr(args, name) for name in ("mode", "steps", "block_ms")}
+        settings["adapt"] = False if args.hold else None
         yield Dialer(url, settings).hold
 
 
@@ -101,6 +102,8 @@ class Dialer:
             self._live_s = asyncio.get_running_loop().time()
             settings = ready["settings"]
             self._display.begin(self._settings["voice"], settings)
+            if self._settings["steps"] is not None and signalling.hello.get("steps", 1) is None:
+                self._display.one_step()
             card_side.connect(caller, settings["delay_ms"] / 1000)
             stack.callback(card_side.disconnect)
             await self._follow(signalling, caller)
@@ -115,6 +118,8 @@ class Dialer:
                     silence.reschedule(loop.time() + SILENT_AFTER_S)
                     if message["type"] == "stats":
                         self._display.show(stats_line(message, await caller.follow()))
+                    elif message["type"] == "settings":
+                        self._display.adapt(message)
                     elif message["type"] == "error":
                         self._display.say(f"the server says: {message['message']}")
                     elif message["type"] == "end":

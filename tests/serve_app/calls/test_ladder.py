@@ -196,7 +196,7 @@ def test_steps_are_given_up_before_delay_where_they_count() -> None:
     assert [rung.refuses for rung in rungs] == [False] * (len(rungs) - 1) + [True]
     ladder = Ladder(STEPPED, renders_in_one=False)
     follow(ladder, 0.0, 1, lost=4, needed_ms=130.0)
-    wanted = Wanted.of(Wishes(voice="martin"), "lowest")
+    wanted = Wanted.of("lowest")
     assert wanted.on(ladder.rung(1.0), STEPPED) == (STEPPED.lowest.block_ms, 6)
 
 
@@ -235,10 +235,10 @@ def test_blocks_that_failed_say_nothing_about_the_machine() -> None:
 
 def test_what_is_asked_for_is_held_until_the_client_lets_go() -> None:
     high = Rung(steps=4, block_ms=500)
-    wanted = Wanted.of(Wishes(voice="martin", block_ms=60, steps=20), "lowest")
+    wanted = Wanted.of("lowest", block_ms=60, steps=20)
     assert wanted.on(high, STEPPED) == (60, 20) and not wanted.adapts
     released = wanted.changed(Change(type="change", adapt=True))
     assert released.on(high, STEPPED) == (500, 4) and released.on(Rung(), STEPPED) == (60, 20)
     other = wanted.changed(Change(type="change", mode="constant"))
     assert other.on(high, STEPPED) == (500, 20)  # another mode brings its own block size
-    assert Wanted.of(Wishes(voice="martin", steps=20, adapt=True), "lowest").on(high, STEPPED) == (500, 4)
+    assert Wanted.of("lowest", steps=20, adapt=True).on(high, STEPPED) == (500, 4)
