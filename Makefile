@@ -68,10 +68,11 @@ demo: $(DEMO)
 serve: $(SERVICE)
 	$(BIN)/python -m serve_app.cli serve configs/local.yaml
 
-# What the end-to-end tests drive: a browser, a TURN server, somebody else's WHIP client and the compiler it needs.
-TEST_PROGRAMS := chromium turnserver whip-client gcc
-TEST_PACKAGES := chromium coturn simple-whip-client gstreamer1.0-nice gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-bad gcc libc6-dev
+# What the end-to-end tests drive: two browsers, the sound server that is Firefox's microphone, a TURN server, somebody
+# else's WHIP client and the compiler it needs.
+TEST_PROGRAMS := chromium firefox-esr pulseaudio pactl turnserver whip-client gcc
+TEST_PACKAGES := chromium firefox-esr pulseaudio pulseaudio-utils coturn simple-whip-client gstreamer1.0-nice \
+	gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gcc libc6-dev
 
 # Installs them where that is allowed; elsewhere the tests that lack one are left out, which pytest tells at its end.
 test-programs:
