@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +15,13 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, sync_playwright
 
+from benchmarks.browser import running_chromium
 from tests.e2e.firefox import launcher
 from tests.e2e.sound_server import running_sound_server
 from webrtc.files.codecs import Samples
 
 RECORDED_RATE = 48000
 RECORDER = Path(__file__).with_name("recorder.js")
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-
-
-def chromium() -> str | None:
-    """Where the browser is."""
-    return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 
 
 @dataclass
@@ -49,46 +43,8 @@ class Tab:
 
 
 @contextmanager
-def open_tab(url: str, microphone: Path, *, browser: str = "chromium", relay_only: bool = False) -> Iterator[Tab]:
-    """Opens a page in a browser of its own whose microphone hears a WAV file once.
-
-    Chromium's begins when a page asks for the microphone, Firefox's when the page is about to open.
-    """
-    started = {"chromium": _chromium, "firefox": _firefox}[browser]
-    with sync_playwright() as playwright, started(playwright, microphone) as running:
-        page = running.new_page(bypass_csp=True)  # the page's own policy forbids the recorder's worklet
-        tab = Tab(page)
-        page.on("console", lambda message: _note(tab, message))
-        page.on("pageerror", lambda error: tab.complaints.append(str(error)))
-        page.add_init_script(f"window.relayOnly = {str(relay_only).lower()};")
-        page.add_init_script(path=RECORDER)
-        if browser == "firefox":  # for which Playwright lifts no policy
-            page.route(f"{url}/", _without_policy)
-        page.goto(url)
-        yield tab
-
-
-@contextmanager
-def _chromium(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
-    browser = playwright.chromium.launch(
-        executable_path=chromium(),
-        args=[
-            "--no-sandbox",  # tests may run as root
-            "--disable-gpu",
-            "--autoplay-policy=no-user-gesture-required",
-            "--use-fake-ui-for-media-stream",
-            "--use-fake-device-for-media-stream",
-            f"--use-file-for-fake-audio-capture={microphone}%noloop",
-        ],
-    )
-    try:
-        yield browser
-    finally:
-        browser.close()
-
-
-@contextmanager
-def _firefox(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
+def running_firefox(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
+    """Its microphone hears a WAV file once, from now on."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with running_sound_server(folder) as sound_server:
@@ -103,6 +59,26 @@ def _firefox(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
                     yield browser
             finally:
                 browser.close()
+
+
+@contextmanager
+def open_tab(url: str, microphone: Path, *, browser: str = "chromium", relay_only: bool = False) -> Iterator[Tab]:
+    """Opens a page in a browser of its own whose microphone hears a WAV file once.
+
+    Chromium's begins when a page asks for the microphone, Firefox's when the page is about to open.
+    """
+    started = {"chromium": running_chromium, "firefox": running_firefox}[browser]
+    with sync_playwright() as playwright, started(playwright, microphone) as running:
+        page = running.new_page(bypass_csp=True)  # the page's own policy forbids the recorder's worklet
+        tab = Tab(page)
+        page.on("console", lambda message: _note(tab, message))
+        page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        page.add_init_script(f"window.relayOnly = {str(relay_only).lower()};")
+        page.add_init_script(path=RECORDER)
+        if browser == "firefox":  # for which Playwright lifts no policy
+            page.route(f"{url}/", _without_policy)
+        page.goto(url)
+        yield tab
 
 
 def _without_policy(route: Route) -> None:
