@@ -35,18 +35,22 @@ def part_of(command: str) -> str:
 
 @dataclass
 class Work:
-    """Seconds on the processor since it was made, by part."""
+    """Time on the processor since it was made, by part."""
 
+    before_s: dict[int, float] = field(default_factory=lambda: {pid: _spent_s(pid) for pid in _below(os.getpid())})
     since_s: float = field(default_factory=time.monotonic)
-    before: dict[int, float] = field(default_factory=lambda: {pid: _spent_s(pid) for pid in _below(os.getpid())})
 
-    def cores(self) -> dict[str, float]:
-        """Mean cores that each part took; processes that ended meanwhile are left out."""
-        took_s = time.monotonic() - self.since_s
+    def spent_s(self) -> dict[str, float]:
+        """Seconds of each part; processes that ended meanwhile are left out."""
         spent: defaultdict[str, float] = defaultdict(float)
         for pid in _below(os.getpid()):
-            spent[part_of(_command(pid))] += _spent_s(pid) - self.before.get(pid, 0.0)
-        return {part: round(spent[part] / took_s, 4) for part in sorted(spent)}
+            spent[part_of(_command(pid))] += _spent_s(pid) - self.before_s.get(pid, 0.0)
+        return {part: spent[part] for part in sorted(spent)}
+
+    def cores(self) -> dict[str, float]:
+        """The same as mean cores."""
+        took_s = time.monotonic() - self.since_s
+        return {part: round(seconds / took_s, 4) for part, seconds in self.spent_s().items()}
 
 
 def _below(root: int) -> list[int]:
