@@ -39,8 +39,14 @@ REPLICA_SETTINGS = {
     # in a runtime_env: with one, Ray starts workers by a shell line that breaks at a space in the path of Python.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # Serve looks after its replicas, and hands on what it counted, ten times a second: on two cores that is felt, and
+    # Prometheus reads once in ten seconds.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
 }
-"""Environment of replicas; not of the driver, whose handles are called without a loop. Serve reads it when imported."""
+"""Environment of replicas and of Serve's controller; not of the driver, whose handles are called without a loop.
+
+Serve reads it when imported."""
 _SOCKET_PATH_BYTES = 107
 _RAYS_PART_BYTES = 74  # /ray/session_2026-11-28_16-26-17_397112_13919/sockets/plasma_store
 

@@ -1,6 +1,8 @@
 // Runs in every page before its own scripts: keeps each RTCPeerConnection, and records what the microphone gave and
-// what the other side sent on one clock (one AudioContext, one worklet), whatever the page itself does with them.
+// what the other side sent on one clock (one AudioContext, one worklet), whatever the page itself does with them. Keeps
+// the id of the newest session besides.
 (() => {
+  if (!navigator.mediaDevices) return; // the empty page that a browser opens first
   const RATE = 48000;
   const WORKLET = `registerProcessor('recorder', class extends AudioWorkletProcessor {
     process(inputs) {
@@ -8,7 +10,7 @@
       return true;
     }
   });`;
-  const recorder = { blocks: [[], []], connections: [], marks: {} };
+  const recorder = { blocks: [[], []], connections: [], marks: {}, session: null };
   window.recorder = recorder;
 
   let node = null;
@@ -38,6 +40,14 @@
       super(window.relayOnly ? { ...configuration, iceTransportPolicy: 'relay' } : configuration);
       recorder.connections.push(this);
       this.addEventListener('track', ({ track }) => record(new MediaStream([track]), 1));
+    }
+  };
+
+  const Socket = window.WebSocket;
+  window.WebSocket = class extends Socket {
+    constructor(...wishes) {
+      super(...wishes);
+      this.addEventListener('message', ({ data }) => (recorder.session = JSON.parse(data).session ?? recorder.session));
     }
   };
 

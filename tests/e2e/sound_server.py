@@ -52,6 +52,16 @@ class SoundServer:
         whole = samples[: len(samples) // len(_CHANNELS) * len(_CHANNELS)]
         return np.ascontiguousarray(whole.reshape(-1, len(_CHANNELS)).T[:3], np.float32)
 
+    @contextmanager
+    def speaking(self, recording: Path) -> Iterator[None]:
+        """The microphone hears a WAV file once, from now on, as long as the block runs."""
+        player = subprocess.Popen(["paplay", f"--device={_MOUTH}", recording], env=self.environment)
+        try:
+            yield
+        finally:
+            player.terminate()
+            player.wait(10)
+
 
 @contextmanager
 def running_sound_server() -> Iterator[SoundServer]:
@@ -84,7 +94,12 @@ def _modules(socket: Path) -> Iterator[str]:
     yield f"load-module module-null-sink sink_name=desk {whole}"
     for sink, channel in zip((_MOUTH, *SPEAKERS), _CHANNELS, strict=False):
         yield f"load-module module-remap-sink sink_name={sink} master=desk {_one(channel)}"
-    yield f"load-module module-remap-source source_name={MICROPHONE} master=desk.monitor {_one(_CHANNELS[0])}"
+    yield (
+        f"load-module module-remap-source source_name={MICROPHONE} master=desk.monitor {_one(_CHANNELS[0])}"
+        f" source_properties=device.description={MICROPHONE}"
+    )
+    yield f"set-default-source {MICROPHONE}"
+    yield f"set-default-sink {SPEAKERS[0]}"
 
 
 def _one(channel: str) -> str:

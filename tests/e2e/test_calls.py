@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ import soxr
 from playwright.sync_api import expect
 
 from benchmarks import delays
+from benchmarks.browser import chromium
 from benchmarks.judges import speaker_similarity
 from configs.schema import load_preset
 from serve_app.commands.soundcard import WavFile
 from stages.settings import delay_ms
-from tests.e2e.browser import RECORDED_RATE, Tab, chromium, open_tab
+from tests.e2e.browser import RECORDED_RATE, Tab, open_tab
+from tests.e2e.firefox import firefox
 from tests.e2e.presets import unhurried_preset
 from tests.e2e.turn import TurnServer, running_coturn
 from tests.e2e.whip import publishing
@@ -36,6 +39,7 @@ SOURCE = "bakery"
 VOICE, OTHER_VOICE = "clara", "vera"
 TURN_SECRET = "only-for-tests"
 CONNECT_TIMEOUT_MS = 20000
+HANG_UP_TIMEOUT_S = 10.0
 SPEECH_S = 8.0
 WORDS_S = 12.0
 """Long enough that some words are found again, though tiny swallows others."""
@@ -45,14 +49,19 @@ AROUND_MS = 400
 """From mouth to ear beyond the conversion, at most: Opus, buffers, the browser, a machine that has more to do."""
 LOUDEST_CLICK = 2.0
 """Energy above 9 kHz in 5 ms, over what speech itself has."""
+BYPASS_S = 3.0
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 Report = Callable[[str, object], None]
 
 
+FINDERS: Mapping[str, Callable[[str], str | None]] = {"chromium": lambda _: chromium(), "firefox": lambda _: firefox()}
+"""Programs that have other names elsewhere."""
+
+
 def requires(*programs: str) -> pytest.MarkDecorator:
     """Leaves a test out where one of its programs is not installed, and says which."""
-    missing = [name for name in programs if (chromium() if name == "chromium" else shutil.which(name)) is None]
+    missing = [name for name in programs if FINDERS.get(name, shutil.which)(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (see `make test-programs`)")
 
 
@@ -123,11 +132,11 @@ def at_48k(path: Path) -> Samples:
 
 @pytest.fixture(scope="module")
 def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real speech, twice the same sentence, as a WAV file at 48 kHz."""
+    """Real speech, three times the same sentence, as a WAV file at 48 kHz."""
     path = tmp_path_factory.mktemp("microphone") / "speech.wav"
     sentence = np.concatenate((at_48k(source_file()), np.zeros(RECORDED_RATE // 4, np.float32)))
     with WavFile(path) as file:
-        file.write(np.tile(sentence, 2))
+        file.write(np.tile(sentence, 3))
     return path
 
 
@@ -156,9 +165,11 @@ def check_delay(said: Samples, heard: Samples, served: Served, report: Report) -
 
 
 @contextmanager
-def page_call(served: Served, microphone: Path, *, relay_only: bool = False) -> Iterator[Tab]:
-    """A call that was started on the page as a person does; the page must not complain until its end."""
-    with open_tab(served.url, microphone, relay_only=relay_only) as tab:
+def page_call(
+    served: Served, microphone: Path, *, browser: str = "chromium", relay_only: bool = False
+) -> Iterator[Tab]:
+    """A call started and ended on the page as a person does; the page must not complain, and the server forget it."""
+    with open_tab(served.url, microphone, browser=browser, relay_only=relay_only) as tab:
         choose(tab, VOICE)
         tab.page.get_by_test_id("start").click()
         expect(tab.page.get_by_test_id("status")).to_have_attribute("data-state", "live", timeout=CONNECT_TIMEOUT_MS)
@@ -166,6 +177,11 @@ def page_call(served: Served, microphone: Path, *, relay_only: bool = False) -> 
         tab.page.get_by_test_id("stop").click()
         expect(tab.page.get_by_test_id("status")).to_have_attribute("data-state", "idle")
         assert tab.complaints == []
+        session = f"{served.url}/v1/rtc/sessions/{tab.page.evaluate('recorder.session')}"
+        ended_by = time.monotonic() + HANG_UP_TIMEOUT_S
+        while httpx.get(session).status_code != 404:
+            assert time.monotonic() < ended_by, "the server still holds the call"
+            time.sleep(0.1)
 
 
 def choose(tab: Tab, voice: str) -> None:
@@ -173,18 +189,31 @@ def choose(tab: Tab, voice: str) -> None:
     tab.page.locator(f'[data-voice-id="{voice}"] label').click()
 
 
-@requires("chromium")
-def test_a_call_from_the_page_is_heard_in_the_chosen_voice(
-    served: Served, microphone: Path, record_property: Report
+@pytest.mark.parametrize(
+    "browser",
+    [
+        pytest.param("chromium", marks=requires("chromium")),
+        pytest.param("firefox", marks=requires("firefox", "pulseaudio", "paplay", "pactl")),
+    ],
+)
+def test_a_call_from_the_page_is_heard_in_the_chosen_voice_and_then_in_ones_own(
+    served: Served, microphone: Path, browser: str, record_property: Report
 ) -> None:
-    with page_call(served, microphone) as tab:
+    with page_call(served, microphone, browser=browser) as tab:
         tab.page.wait_for_timeout(WORDS_S * 1000)
         said, heard = tab.sound(0), tab.sound(1)
-        check_delay(said, heard, served, record_property)
-        check_voice(heard, VOICE, record_property)
         assert tab.route()["local"]["candidateType"] != "relay"
+        tab.page.get_by_test_id("bypass").click()
+        tab.page.wait_for_timeout(BYPASS_S * 1000)
+        bypassed = tab.sound(1)[len(heard) + RECORDED_RATE :]
         blocks = int(tab.page.get_by_test_id("blocks-done").inner_text())
-        assert blocks > 0
+    assert blocks > 0
+    check_delay(said, heard, served, record_property)
+    check_voice(heard, VOICE, record_property)
+    own = speaker_similarity(bypassed, RECORDED_RATE, at_48k(source_file()), RECORDED_RATE)
+    other = speaker_similarity(bypassed, RECORDED_RATE, voice_sound(VOICE), RECORDED_RATE)
+    record_property("bypassed", {"own": round(own, 3), "other": round(other, 3)})
+    assert own > other, f"bypassed, and yet nearer to {VOICE} ({other:.2f}) than to its source ({own:.2f})"
 
 
 @requires("chromium", "turnserver")

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from benchmarks.browser import chromium
 from configs.serve import Limits, RtcArgs
 from serve_app.access import Access
 from serve_app.calls.rtc import Rtc
 from serve_app.http import create_app
 from serve_app.voices.folder import FolderVoiceStore
-from tests.e2e.browser import chromium
 from tests.serve_app.calls.fakes import CallRoom
 from tests.serve_app.calls.test_rtc import NamedOwners
 from tests.serve_app.fakes import EchoBackend, recordings_over, serving

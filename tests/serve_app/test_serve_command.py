@@ -23,10 +23,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from playwright.sync_api import Page, expect, sync_playwright
 
+from benchmarks.browser import chromium
 from serve_app.cli import main
 from serve_app.commands.lan import own_addresses
 from serve_app.instance import free_port
-from tests.e2e.browser import chromium
 from tests.serve_app.processes import descendants, listening, nobody, python_below
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.async_api import async_playwright
 
-from tests.e2e.browser import chromium
+from benchmarks.browser import chromium
 from tests.webrtc.clients import until
 from tests.webrtc.test_peer import loud
 from webrtc.candidates import Reach

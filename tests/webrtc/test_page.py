@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
-from tests.e2e.browser import chromium
+from benchmarks.browser import chromium
 from tests.webrtc.page_server import PageServer, voice
 from tests.webrtc.speech import speech_48k
 

@@ -8,7 +8,7 @@ import { missingFeatures, openMicrophone, whatFailed } from "./devices.js";
 import { Dialer } from "./dialer.js";
 import { Meter } from "./meters.js";
 import { Notice } from "./notice.js";
-import { NetworkWatch, clearReadouts, showBlocks, showDelay, showNetwork, showWork } from "./readouts.js";
+import { NetworkWatch, clearReadouts, showBlocks, showDelay, showNetwork, showWork, write } from "./readouts.js";
 import { remember, settings } from "./settings.js";
 import { Takes } from "./takes.js";
 import { Tap } from "./tap.js";
@@ -17,8 +17,7 @@ import { VoiceList, deleteVoice, fetchVoices } from "./voices.js";
 
 const STEP = 256; // samples in one point of trace and delay meter, see tap-worklet.js
 const STEP_S = STEP / 48000;
-const PICTURE_MS = 25; // between two pictures: the chart has about one new stroke in that time
-const CALM_MS = 1000; // the same, where the user asked for less motion
+const CALM_MS = 1000; // between two pictures, where the user asked for less motion
 
 const $ = (id) => document.getElementById(id);
 
@@ -51,6 +50,8 @@ let effective = {}; // settings of the running call, as the server told
 let heardMs = null; // the measured delay
 let progress = {}; // {tries, limit}, while the connection is tried again
 let cause = null; // why the page ends the call by itself
+let picture = 0; // the next one, once it is asked for
+let drawnAt = 0;
 let change = Promise.resolve(); // the last change of microphone; the next one waits for it
 
 // Voices
@@ -121,7 +122,6 @@ async function start() {
   delayMeter.stepS = STEP / tap.rateHz;
   dialer.wanted.bypass = false;
   trace.running = true;
-  requestAnimationFrame(draw);
   finish(await dialer.run(track));
 }
 
@@ -243,6 +243,7 @@ dialer.addEventListener("remote", ({ detail: stream }) => {
   listen();
 });
 dialer.addEventListener("stats", async ({ detail: server }) => {
+  if (document.hidden) return;
   const report = await dialer.getStats();
   if (dialer.state !== "live" || !tap) return;
   const figures = network.read(report);
@@ -274,20 +275,22 @@ function hear({ peaks, levels, chunk }) {
   meters[0].push(levels[0], Math.max(...peaks[0]));
   meters[1].push(levels[1], Math.max(...peaks[1]));
   if (chunk) takes.add(chunk);
+  picture ||= requestAnimationFrame(draw);
 }
 
-/** Draws, then rests: without the rest, a browser on a busy machine does nothing else. */
+/** Draws what came since the last picture. A browser asks for none of a page that nobody sees. */
 function draw(now) {
-  if (!tap) return;
+  picture = 0;
+  if (!tap || (calm.matches && now - drawnAt < CALM_MS)) return;
+  drawnAt = now;
   trace.draw();
   meters[0].draw(now);
   if (dialer.state === "live") meters[1].draw(now);
-  $("record-time").textContent = takes.running ? takes.time : "";
-  setTimeout(() => requestAnimationFrame(draw), calm.matches ? CALM_MS : PICTURE_MS);
+  write($("record-time"), takes.running ? takes.time : "");
 }
 
 function say(text, state) {
-  if ($("status-text").textContent !== text) $("status-text").textContent = text;
+  write($("status-text"), text);
   $("status").dataset.state = state;
 }
 

@@ -22,6 +22,7 @@ export class Meter {
   #shown = FLOOR_DB;
   #held = FLOOR_DB;
   #heldAt = 0;
+  #placed = [];
   #loudest = { loudness: FLOOR_DB, peak: FLOOR_DB };
   #drawnAt = 0;
   #spokenAt = 0;
@@ -40,7 +41,7 @@ export class Meter {
     this.#shown = Math.max(this.#shown, decibels(peak));
   }
 
-  /** Moves the bar; called for each picture of the screen. */
+  /** Moves the bar; called for each picture. */
   draw(now) {
     const fall = (FALL_DB_PER_S * Math.min(200, now - this.#drawnAt)) / 1000;
     if (this.#shown >= this.#held || now - this.#heldAt > HOLD_MS) {
@@ -76,9 +77,11 @@ export class Meter {
   }
 
   #place(shown, held) {
+    if (shown === this.#placed[0] && held === this.#placed[1]) return;
+    this.#placed = [shown, held];
     const share = (value) => 1 - value / FLOOR_DB;
     this.#fill.style.clipPath = `inset(0 ${100 - 100 * share(shown)}% 0 0)`;
-    this.#mark.style.left = `${100 * share(held)}%`;
+    this.#mark.style.transform = `translateX(${100 * share(held) - 100}%)`;
     this.#mark.style.opacity = held > FLOOR_DB ? 1 : 0;
   }
 }

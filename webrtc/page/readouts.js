@@ -122,7 +122,12 @@ export function clearReadouts() {
 function number(id, value, digits = 0, unit = "") {
   const known = typeof value === "number" && Number.isFinite(value);
   $(id).toggleAttribute("data-none", !known);
-  $(id).textContent = known ? value.toFixed(digits) + unit : NONE;
+  write($(id), known ? value.toFixed(digits) + unit : NONE);
+}
+
+/** Puts a text there, unless it is there: even the same text would be laid out and painted again. */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 function stack(bar, parts, wholeMs) {

@@ -1,6 +1,6 @@
 /** Measures two sounds on one clock: input 0 is the microphone, input 1 what comes back. */
 
-const CHUNK = 1024;
+const CHUNK = 4096; // 12 messages a second: each becomes a picture
 const STEP = 256; // samples in one point of the trace
 const POINTS = CHUNK / STEP;
 
@@ -25,10 +25,16 @@ class TapProcessor extends AudioWorkletProcessor {
     for (let side = 0; side < 2; side += 1) {
       const samples = inputs[side]?.[0]; // missing while nothing is connected: silence
       if (!samples) continue;
-      for (const sample of samples) {
-        this.energy[side] += sample * sample;
-        this.peaks[side][point] = Math.max(this.peaks[side][point], Math.abs(sample));
+      let energy = 0;
+      let peak = this.peaks[side][point];
+      for (let i = 0; i < length; i += 1) {
+        const sample = samples[i];
+        energy += sample * sample;
+        if (sample > peak) peak = sample;
+        else if (-sample > peak) peak = -sample;
       }
+      this.energy[side] += energy;
+      this.peaks[side][point] = peak;
       if (side === this.recorded) this.chunk.set(samples, this.filled);
     }
     this.filled += length;

@@ -11,7 +11,7 @@ export class Tap {
 
   /**
    * Taps a microphone's stream. `onPiece` takes {peaks: [in, out], levels: [in, out], chunk: samples or null} each
-   * 1024 samples. Throws Refused where the server no longer gives the worklet.
+   * 4096 samples. Throws Refused where the server no longer gives the worklet.
    */
   static async open(stream, onPiece) {
     const tap = new Tap();

@@ -69,26 +69,19 @@ export class Trace {
   }
 
   #grid({ width, height }) {
-    const paper = this.#context;
-    paper.lineWidth = 1;
-    const line = (x0, y0, x1, y1, colour) => {
-      paper.strokeStyle = colour;
-      paper.beginPath();
-      paper.moveTo(x0, y0);
-      paper.lineTo(x1, y1);
-      paper.stroke();
-    };
+    const lines = { grid: new Path2D(), rule: new Path2D(), "ink-2": new Path2D() };
+    const down = (path, x) => (path.moveTo(x, 0), path.lineTo(x, height));
+    const across = (path, y) => (path.moveTo(0, y), path.lineTo(width, y));
     const fine = SPAN_S * 5;
-    for (let i = 1; i < fine; i += 1) {
-      const x = Math.round((i * width) / fine) + 0.5;
-      line(x, 0, x, height, i % 5 ? this.#colours.grid : this.#colours.rule);
-    }
+    for (let i = 1; i < fine; i += 1) down(i % 5 ? lines.grid : lines.rule, Math.round((i * width) / fine) + 0.5);
     const middle = Math.round(height / 2) + 0.5;
-    for (const share of [0.25, 0.5, 0.75]) {
-      line(0, middle - (share * height) / 2, width, middle - (share * height) / 2, this.#colours.grid);
-      line(0, middle + (share * height) / 2, width, middle + (share * height) / 2, this.#colours.grid);
+    for (const share of [-0.75, -0.5, -0.25, 0.25, 0.5, 0.75]) across(lines.grid, middle + (share * height) / 2);
+    across(lines["ink-2"], middle);
+    this.#context.lineWidth = 1;
+    for (const [colour, path] of Object.entries(lines)) {
+      this.#context.strokeStyle = this.#colours[colour];
+      this.#context.stroke(path);
     }
-    line(0, middle, width, middle, this.#colours["ink-2"]);
   }
 
   /** Thin strokes side by side, one for every three pixels. */
@@ -100,12 +93,14 @@ export class Trace {
     const middle = Math.round(height / 2) + (side === 0 ? -1 : 2);
     paper.fillStyle = this.#colours[side === 0 ? "in" : "out"];
     paper.globalAlpha = this.#running ? 1 : 0.32;
+    paper.beginPath();
     for (let stroke = 0; stroke < strokes; stroke += 1) {
       const share = (strokes - stroke) / strokes; // 1: oldest, 0: now
       const value = this.#running ? this.#peak(side, share, 1 / strokes) : example(SPAN_S * (1 - share), side);
       const length = Math.round(Math.min(1, GAIN * Math.sqrt(value)) * reach);
-      paper.fillRect(stroke * pitch, side === 0 ? middle - length : middle, 2, length);
+      paper.rect(stroke * pitch, side === 0 ? middle - length : middle, 2, length);
     }
+    paper.fill();
     paper.globalAlpha = 1;
   }
 
