@@ -11,6 +11,10 @@ const DEFAULTS = {
   echoCancellation: false,
   noiseSuppression: false,
   shortcuts: true,
+  recordingVoice: "",
+  saveAs: "wav",
+  removeNoise: false,
+  recordingSteps: null,
 };
 
 export const settings = { ...DEFAULTS, ...stored() };
