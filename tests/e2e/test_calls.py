@@ -1,4 +1,4 @@
-"""Through the real graph: calls of a browser, over a relay, of other people's clients, of our own; a page's recordings."""
+"""Through the real graph: calls of a browser, over a relay, of other clients, of our own; recordings from the page."""
 
 from __future__ import annotations
 

@@ -541,8 +541,8 @@ def test_everyone_can_use_it(open_page: Open, server: PageServer, scheme: str) -
     assert page.evaluate(FAINT_TEXT) == []
     page.keyboard.press("Escape")
     page.get_by_test_id("view-recordings").click()
-    recording = {"name": "an interview with a very long name indeed.wav", "mimeType": "audio/wav", "buffer": b"RIFF"}
-    page.get_by_test_id("choose-files").set_input_files([recording])
+    name = "an interview with a very long name indeed.wav"
+    page.get_by_test_id("choose-files").set_input_files({"name": name, "mimeType": "audio/wav", "buffer": b"RIFF"})
     page.get_by_test_id("convert").click()
     expect(page.get_by_test_id("recording")).to_have_attribute("data-state", "failed")
     assert nameless_controls(page) == []

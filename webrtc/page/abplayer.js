@@ -11,6 +11,7 @@ const sound = (side) => document.getElementById(elements[side]);
 let holder = null; // the player that has them
 
 export class AbPlayer {
+  #title;
   #files;
   #seconds;
   #side = "result";
@@ -24,6 +25,7 @@ export class AbPlayer {
 
   /** `source` and `result` are files, `name` is that of the voice; a source that is not `playable` is not heard. */
   constructor({ title, source, result, seconds, name, playable }) {
+    this.#title = title;
     this.#files = { source, result };
     this.#seconds = seconds;
     this.element = make("div", { className: "player" });
@@ -45,12 +47,9 @@ export class AbPlayer {
     this.#switch.disabled = !playable;
     if (!playable) this.#switch.title = "This browser cannot play the original.";
     this.#switch.addEventListener("click", () => this.#change());
-    this.#title = title;
     this.element.append(this.#play, this.#place, this.#time, this.#switch);
     this.#show();
   }
-
-  #title;
 
   async play() {
     this.#hold();

@@ -6,6 +6,7 @@ import { probe, size } from "./files.js";
 const BUSY = new Set([429, 503]); // of the server: what passes by itself
 const FIRST_WAIT_S = 2;
 const LONGEST_WAIT_S = 30;
+const TICK_MS = 500; // between two looks at the time that is left
 const SHORT_BY_S = 1; // what a result may lack before it is told
 
 /** What a result is saved as: the server's name for it, and what a second of it takes. */
@@ -202,9 +203,9 @@ export class Conversions extends EventTarget {
     clearInterval(this.#tick);
     this.#tick = setInterval(() => {
       if (this.heldS === 0) clearInterval(this.#tick);
-      this.#tell(conversion);
+      this.all.filter(({ state, tries }) => state === "waiting" && tries > 0).forEach((each) => this.#tell(each));
       this.wake();
-    }, 500);
+    }, TICK_MS);
     Object.assign(conversion, { sent: 0, convertedS: 0 });
     this.#enter(conversion, "waiting");
   }

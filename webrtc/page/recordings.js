@@ -83,7 +83,7 @@ export class Recordings {
   }
 
   focus() {
-    $("recordings").focus();
+    $("recordings").focus({ preventScroll: true });
   }
 
   // Choosing
@@ -175,7 +175,7 @@ export class Recordings {
     const row = this.#rows.get(conversion).element;
     const next = row.nextElementSibling ?? row.previousElementSibling;
     this.#conversions.remove(conversion);
-    (next?.querySelector(".recording-keys > :not([hidden])") ?? $("recordings")).focus();
+    (next?.querySelector(".recording-keys > :not([hidden])") ?? this).focus();
   }
 
   #clear() {
