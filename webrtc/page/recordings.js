@@ -94,8 +94,9 @@ export class Recordings {
         this.#take(chosen(target));
         target.value = ""; // the same file may be chosen again
       });
-    const folders = "webkitdirectory" in HTMLInputElement.prototype && window.matchMedia("(hover: hover)").matches;
-    $("choose-folder").closest("label").hidden = !folders;
+    const byMouse = window.matchMedia("(hover: hover)").matches; // phones drop nothing, and open no folders
+    $("drop").dataset.by = byMouse ? "mouse" : "touch";
+    $("choose-folder").closest("label").hidden = !byMouse || !("webkitdirectory" in HTMLInputElement.prototype);
     // A file that is dropped beside the field must not take the place of the page.
     const brings = (event) => event.dataTransfer?.types.includes("Files") && !document.querySelector("dialog[open]");
     const over = (on) => (document.body.dataset.dropping = String(on));
