@@ -74,7 +74,7 @@ def create_app(
     )
     app.include_router(recordings_router(recordings), prefix="/v1")
     app.include_router(voices_router(recordings.voices))
-    app.include_router(_models_router(), prefix="/v1")
+    app.include_router(_models_router(recordings), prefix="/v1")
     app.include_router(_user_router(recordings.voices), prefix="/v1")
     app.include_router(_health_router(recordings, rtc, stages or {}))
     public = add_docs(app)
@@ -147,12 +147,21 @@ async def _answer_validation_error(request: Request, error: Exception) -> JSONRe
     return answer_of(known)
 
 
-def _models_router() -> APIRouter:
+def _models_router(recordings: Recordings) -> APIRouter:
     router = APIRouter(tags=["models"])
+    limits = recordings.limits
+    taken = {
+        "max_source_s": limits.max_source_s,
+        "max_upload_bytes": limits.max_upload_bytes,
+        "steps": recordings.streams.recording_steps,
+    }
 
     @router.get("/models")
     async def list_models() -> list[dict[str, Any]]:
-        """The one model, under each name that a client may call it by."""
+        """The one model, under each name that a client may call it by.
+
+        `recordings` says what one conversion takes, and its usual steps: `null` where any number is rendered in one.
+        """
         return [
             {
                 "model_id": model_id,
@@ -160,6 +169,7 @@ def _models_router() -> APIRouter:
                 "description": "Zero-shot voice conversion",
                 "can_do_voice_conversion": True,
                 "can_do_text_to_speech": False,
+                "recordings": taken,
             }
             for model_id in MODEL_IDS
         ]

@@ -21,6 +21,11 @@ class Streams:
     def __init__(self, preset: Preset, stages: Stages, observe: Callable[[Outcome], None] | None = None) -> None:
         self._preset, self._stages, self._observe = preset, stages, observe
 
+    @property
+    def recording_steps(self) -> int | None:
+        """Steps of a recording where none are asked for; None where any number is rendered in one."""
+        return self._preset.file.steps if self._preset.temperature > 0 else None
+
     def recording(
         self,
         voice: Voice | StoredVoice,

@@ -24,6 +24,10 @@ MAX_SEED = 2**32 - 1
 class RecordingStreams(Protocol):
     """Opens conversions of recordings; see stages.streams."""
 
+    @property
+    def recording_steps(self) -> int | None:
+        """Steps where none are asked for; None where any number is rendered in one."""
+
     def recording(
         self, voice: StoredVoice, *, sample_rate: int, seed: int, steps: int | None, streaming: bool
     ) -> SourceStream:

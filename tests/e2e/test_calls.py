@@ -1,4 +1,4 @@
-"""Whole calls through the real graph: from a browser, over a relay, from other people's clients, from our own."""
+"""Through the real graph: calls of a browser, over a relay, of other clients, of our own; recordings from the page."""
 
 from __future__ import annotations
 
@@ -301,4 +301,31 @@ def test_seedvc_call_with_files(served: Served, tmp_path: Path, record_property:
     assert f"in a call as {VOICE}" in done.stderr and "mouth to ear" in done.stderr
     said, heard = at_48k(source_file()), at_48k(out)
     check_delay(np.pad(said, (0, max(0, len(heard) - len(said)))), heard, served, record_property)
+    check_voice(heard, VOICE, record_property)
+
+
+@requires("chromium")
+def test_recordings_from_the_page(served: Served, microphone: Path, record_property: Report) -> None:
+    """One converts and is heard before and after at the same place; what is no recording says so."""
+    source, rate = decode_file(source_file())
+    with open_tab(f"{served.url}/#recordings", microphone) as tab:
+        page = tab.page
+        page.get_by_role("radio", name=VOICE.title()).check(force=True, timeout=CONNECT_TIMEOUT_MS)
+        page.get_by_test_id("choose-files").set_input_files([source_file(), SAMPLES / "pairs.yaml"])
+        page.get_by_test_id("convert").click()
+        good, bad = page.get_by_test_id("recording").all()
+        expect(bad).to_contain_text("This is not a recording", timeout=CONNECT_TIMEOUT_MS)
+        expect(good).to_have_attribute("data-state", "done", timeout=3 * CONNECT_TIMEOUT_MS)
+        good.get_by_test_id("play").click()
+        place_s = 0.0
+        for side in ("after", "before"):
+            playing = f"({{ paused, currentTime }}) => !paused && currentTime > {place_s + 0.3}"
+            page.wait_for_function(f"({playing})(document.getElementById('{side}'))")
+            place_s = float(good.get_by_test_id("place").input_value())
+            good.get_by_test_id("side").click()
+        with page.expect_download() as download:
+            good.get_by_test_id("save").click()
+        result, result_rate = decode_file(Path(download.value.path()).read_bytes())
+    assert len(result) / result_rate == pytest.approx(len(source) / rate, abs=0.02)
+    heard = np.asarray(soxr.resample(result, result_rate, RECORDED_RATE), np.float32)
     check_voice(heard, VOICE, record_property)

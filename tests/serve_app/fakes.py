@@ -56,6 +56,7 @@ class EchoBackend:
     """Says back what it hears, and remembers how it was asked."""
 
     fingerprint = "echo"
+    recording_steps: int | None = None
 
     def __init__(self) -> None:
         self.open_streams = 0

@@ -215,8 +215,9 @@ def test_a_reference_is_cleaned_where_it_is_asked_for(server: Server) -> None:
 def test_a_recording_and_a_stream_are_opened_differently(server: Server) -> None:
     server.convert(wav_file(tone(1.0), 22050))
     server.convert(wav_file(tone(1.0), 22050), CONVERT + "/stream")
-    whole, flowing = server.backend.calls[-2:]
-    assert whole["streaming"] is False and flowing["streaming"] is True
+    server.convert(wav_file(tone(1.0), 22050), CONVERT + "/stream", optimize_streaming_latency=0)
+    whole, flowing, unhurried = server.backend.calls[-3:]
+    assert whole["streaming"] is False and flowing["streaming"] is True and unhurried["streaming"] is False
     assert whole["steps"] is None
     server.convert(streamed(1.0, "pcm_16000"), data={"file_format": "pcm_s16le_16"})
 
@@ -864,6 +865,7 @@ def test_models_health_and_documentation(server: Server) -> None:
     models = server.client.get("/v1/models").json()
     assert {model["model_id"] for model in models} == set(MODEL_IDS)
     assert all(model["can_do_voice_conversion"] and not model["can_do_text_to_speech"] for model in models)
+    assert models[0]["recordings"] == {"max_source_s": 20.0, "max_upload_bytes": 6_000_000, "steps": None}
     assert server.client.get("/healthz").json() == {"status": "ok"}
     assert server.client.get("/readyz").json() == {"status": "ready", "full": []}
     assert server.client.get("/docs").status_code == 200

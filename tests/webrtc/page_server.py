@@ -130,6 +130,7 @@ class PageServer:
                 Route("/v1/voices", self._list),
                 Route("/v1/voices/add", self._add, methods=["POST"]),
                 Route("/v1/voices/{voice_id}", self._delete, methods=["DELETE"]),
+                Route("/v1/models", self._models),
                 Route("/v1/rtc/config", self._config),
                 WebSocketRoute("/v1/rtc/ws", self._call),
                 Route("/{name:path}", self._file),
@@ -141,6 +142,9 @@ class PageServer:
 
     async def _list(self, request: Request) -> Response:
         return JSONResponse({"voices": self.voices})
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse([])
 
     async def _add(self, request: Request) -> Response:
         fields: dict[str, str] = {}

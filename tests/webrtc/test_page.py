@@ -586,6 +586,15 @@ def test_everyone_can_use_it(open_page: Open, server: PageServer, scheme: str) -
     page.get_by_test_id("add-voice").click()
     assert nameless_controls(page) == []
     assert page.evaluate(FAINT_TEXT) == []
+    page.keyboard.press("Escape")
+    page.get_by_test_id("view-recordings").click()
+    name = "an interview with a very long name indeed.wav"
+    page.get_by_test_id("choose-files").set_input_files({"name": name, "mimeType": "audio/wav", "buffer": b"RIFF"})
+    page.get_by_test_id("convert").click()
+    expect(page.get_by_test_id("recording")).to_have_attribute("data-state", "failed")
+    assert nameless_controls(page) == []
+    assert page.evaluate(FAINT_TEXT) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 def test_what_is_chosen_is_marked_where_the_system_sets_the_colours(open_page: Open) -> None:

@@ -9,6 +9,7 @@ import { Dialer } from "./dialer.js";
 import { Meter } from "./meters.js";
 import { Notice } from "./notice.js";
 import { NetworkWatch, clearReadouts, showBlocks, showDelay, showNetwork, showWork, write } from "./readouts.js";
+import { Recordings } from "./recordings.js";
 import { remember, settings } from "./settings.js";
 import { Takes } from "./takes.js";
 import { Tap } from "./tap.js";
@@ -39,6 +40,11 @@ const takes = new Takes($("takes"), {
 });
 const voiceList = new VoiceList($("voice-list"), { onChoose: chooseVoice, onDelete: askDelete });
 const controls = new Controls({ dialer, notice, onMicrophone: () => changeMicrophone(), onHold: focusCall });
+const recordings = new Recordings({
+  inCall: () => dialer.active,
+  onKeyNeeded: () => notice.show("invalid_api_key"),
+  onDrop: () => (location.hash = "#recordings"),
+});
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 let usable = false; // this browser can make calls at all
@@ -62,12 +68,10 @@ async function loadVoices() {
   try {
     const voices = await fetchVoices();
     const known = voices.some((voice) => voice.voice_id === settings.voice);
-    voiceList.show(voices, settings.voice);
+    recordings.voices = voices;
+    voiceList.show(voices, chosenVoice());
     $("voices-empty").hidden = voices.length > 0;
-    if (!known && voices.length > 0) {
-      voiceList.choose(voiceList.voices[0].voice_id);
-      chooseVoice(voiceList.voices[0].voice_id);
-    }
+    if (!known && voices.length > 0) callAs(voiceList.voices[0].voice_id);
     if (voices.length === 0) remember({ voice: "" });
   } catch (error) {
     if (error.status === 401) notice.show("invalid_api_key");
@@ -78,7 +82,16 @@ async function loadVoices() {
   return refused;
 }
 
+/** The list shows the voice of what is converted in the present view. */
+const chosenVoice = () => (inRecordings() ? recordings.voice : settings.voice);
+
 function chooseVoice(voiceId) {
+  if (!inRecordings()) return callAs(voiceId);
+  recordings.voice = voiceId;
+  refresh();
+}
+
+function callAs(voiceId) {
   remember({ voice: voiceId });
   dialer.change({ voice: voiceId });
   refresh();
@@ -223,6 +236,7 @@ dialer.addEventListener("state", ({ detail }) => {
   }
   refresh();
 });
+dialer.addEventListener("state", () => recordings.wake());
 dialer.addEventListener("countdown", ({ detail }) => notice.count(detail.leftS));
 dialer.addEventListener("hello", ({ detail }) => controls.showModes(detail));
 dialer.addEventListener("settings", ({ detail }) => {
@@ -326,12 +340,13 @@ function refresh() {
   $("lane-voice").textContent = active && dialer.wanted.bypass ? "You, unconverted" : name;
   $("ab-voice").textContent = settings.voice ? name : "Converted";
   $("chart-hint").hidden = active;
-  voiceList.choose(settings.voice);
+  voiceList.choose(chosenVoice());
   showRecording();
 }
 
 /** Moves the keyboard to Start or Stop: the key that had it may be hidden or disabled now. */
 function focusCall() {
+  if (inRecordings()) return recordings.focus();
   const key = dialer.active ? $("stop") : $("start");
   (key.disabled ? $("deck") : key).focus();
 }
@@ -365,6 +380,24 @@ function showRecording() {
 
 // What the user does
 
+const inRecordings = () => $("plate").dataset.view === "recordings";
+
+/** The address names the view, so that it can be kept and gone back from. */
+function showView() {
+  const view = location.hash === "#recordings" ? "recordings" : "call";
+  $("plate").dataset.view = view;
+  for (const name of ["call", "recordings"])
+    if (name === view) $(`view-${name}`).setAttribute("aria-current", "page");
+    else $(`view-${name}`).removeAttribute("aria-current");
+  if (location.hash === "#deck") $("deck").focus();
+  voiceList.choose(chosenVoice());
+}
+
+/** A call, and what was converted and not saved, would be lost. */
+function onLeave(event) {
+  if (dialer.active || recordings.unfinished) event.preventDefault();
+}
+
 /** Single letters are shortcuts only where nothing else takes letters, and can be switched off. */
 function onKey(event) {
   if (!settings.shortcuts || event.repeat || event.ctrlKey || event.metaKey || event.altKey || !dialer.active) return;
@@ -396,6 +429,8 @@ function bind() {
   $("key-cancel").addEventListener("click", () => $("key").close());
   $("key-form").addEventListener("submit", () => (setKey($("key-value").value), init()));
   document.addEventListener("keydown", onKey);
+  window.addEventListener("hashchange", showView);
+  window.addEventListener("beforeunload", onLeave);
   new AddVoice({
     microphone: () => settings.input,
     onAdded: async (voiceId) => {
@@ -412,6 +447,7 @@ async function init() {
   const missing = missingFeatures();
   usable = window.isSecureContext && missing.length === 0;
   if ((await loadVoices()) === 401) return;
+  recordings.learn();
   if (!window.isSecureContext) return notice.show("insecure_context");
   if (!usable) return notice.show("unsupported_browser", { missing: missing.join(" and ") });
   await controls.listDevices();
@@ -424,5 +460,6 @@ async function init() {
 }
 
 bind();
+showView();
 clearReadouts();
 init();

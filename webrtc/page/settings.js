@@ -12,6 +12,10 @@ const DEFAULTS = {
   noiseSuppression: false,
   adapt: true,
   shortcuts: true,
+  recordingVoice: "",
+  saveAs: "wav",
+  removeNoise: false,
+  recordingSteps: null,
 };
 
 export const settings = { ...DEFAULTS, ...stored() };
