@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from configs.schema import WhisperSizes
 from stages.models.mel import slaney_filterbank
+from stages.steps import step
 
 SAMPLE_RATE = 16000
 N_FFT = 400
@@ -93,5 +94,7 @@ class WhisperEncoder(nn.Module):
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, F, d_model)
         x = x + self.embed_positions.weight[: x.shape[1]]
         for layer in self.layers[:-1]:
+            step()
             x = layer(x, EVERY_FRAME)
+        step()
         return self.layer_norm(self.layers[-1](x, wanted))  # type: ignore[no-any-return]
