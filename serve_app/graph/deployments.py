@@ -18,7 +18,7 @@ from configs.serve import ServeArgs
 from serve_app.graph.batching import BatchGate, RightOfWay, Watch
 from serve_app.graph.listen import listen_at_node
 from serve_app.metrics import StageMetrics
-from serve_app.threads import in_thread
+from serve_app.threads import computed
 from serve_app.voices.cache import VoiceCache
 from serve_app.voices.stores import open_voice_store
 from stages.types import (
@@ -204,7 +204,7 @@ class VoiceMaker:
     async def make(self, samples: Samples, sample_rate: int) -> tuple[Voice, list[str], ReferenceReport]:
         """The voice of a reference, warnings, and how good it is; BadAudio where it holds none."""
         async with self._busy:
-            return await in_thread(self._make, samples, sample_rate)
+            return await computed(self._make, samples, sample_rate)
 
     async def check_health(self) -> None:
         """Serve replaces this replica where it raises."""
