@@ -124,7 +124,7 @@ class GroupCommit(Generic[Item, Result]):
 
     `compute` takes a list of items and returns as many results in their order. An error in a batch is each item's own:
     the batch is run again item by item, so that one bad request fails alone. A batch that nobody waits for any more
-    ends at its next step. With `way` the thread comes last, and gives way at each step.
+    ends at its next step. `prepare` runs once in the worker; with `way` it gives way at each step.
     """
 
     def __init__(
@@ -133,12 +133,13 @@ class GroupCommit(Generic[Item, Result]):
         max_batch_size: int,
         stuck_after_s: float,
         observer: Observer,
+        prepare: Callable[[], None] | None = None,
         way: RightOfWay | None = None,
     ) -> None:
         self._compute, self._observer, self._way = compute, observer, way
         self._max_batch_size, self._stuck_after_s = max_batch_size, stuck_after_s
         self._device = asyncio.Lock()
-        self._worker = ThreadPoolExecutor(1, initializer=None if way is None else come_last)
+        self._worker = ThreadPoolExecutor(1, initializer=prepare)
         self._waiting: list[Entry[Item, Result]] = []
         self._watch = Watch()
 
@@ -245,7 +246,10 @@ class Lane(Generic[Item, Result]):
 
 
 class BatchGate(Generic[Item, Result]):
-    """The way to one stage's device: a lane for blocks of calls, and one for recordings, which gives way to it."""
+    """The way to one stage's device: a lane for blocks of calls, and one for recordings, which gives way to it.
+
+    `compute_first` runs once in the thread that computes for calls.
+    """
 
     def __init__(
         self,
@@ -253,10 +257,13 @@ class BatchGate(Generic[Item, Result]):
         args: StageArgs,
         observer: Observer,
         way: RightOfWay,
+        compute_first: Callable[[], None],
     ) -> None:
         self._way = way
-        self._calls = Lane(GroupCommit(compute, args.max_batch_size, args.live_stuck_after_s, observer), args)
-        self._recordings = Lane(GroupCommit(compute, args.max_batch_size, args.stuck_after_s, observer, way), args)
+        size = args.max_batch_size
+        calls = GroupCommit(compute, size, args.live_stuck_after_s, observer, compute_first)
+        recordings = GroupCommit(compute, size, args.stuck_after_s, observer, come_last, way)
+        self._calls, self._recordings = Lane(calls, args), Lane(recordings, args)
 
     async def __call__(self, item: Item, for_call: bool) -> Result:
         """The result of one item; its own exception where computing it failed."""

@@ -6,10 +6,12 @@ Replicas, CPUs, GPUs, autoscaling and request limits come from the Serve config;
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,6 +50,14 @@ def open_stage(args: ServeArgs) -> tuple[Preset, Checkpoint]:
     return preset, open_weights(preset, args.weights)
 
 
+def open_gate(name: str, compute: Callable[[Any], Any], args: ServeArgs, way: RightOfWay | None) -> BatchGate[Any, Any]:
+    """The gate of one stage. Stages of one process share their right of way."""
+    from stages.local import compute_first
+
+    first = partial(compute_first, args.device)
+    return BatchGate(compute, getattr(args, name), StageMetrics(name), way or RightOfWay(), first)
+
+
 class Encoder:
     """Windows at 16 kHz to content features."""
 
@@ -61,9 +71,7 @@ class Encoder:
         window = EncodeRequest(np.zeros(geometry.window_samples_16k, np.float32), geometry.drop_ticks, live=True)
         for size in range(1, args.encoder.max_batch_size + 1):
             stage([window] * size)
-        self._gate: BatchGate[EncodeRequest, Content] = BatchGate(
-            stage, args.encoder, StageMetrics("encoder"), way or RightOfWay()
-        )
+        self._gate: BatchGate[EncodeRequest, Content] = open_gate("encoder", stage, args, way)
 
     async def __call__(self, request: EncodeRequest, for_call: bool = False) -> Content:
         """Content [frames, d_model] of one window."""
@@ -93,11 +101,8 @@ class Diffusion:
         request = DiffuseRequest(voice, n, 0, n, 0, 0, live.steps, live.cfg_rate, live=True)
         for size in range(1, args.diffusion.max_batch_size + 1):
             stage([content] * size, [request] * size, [voice] * size)
-        self._gate: BatchGate[tuple[Content, DiffuseRequest, Voice], Mel] = BatchGate(
-            lambda items: stage(*zip(*items, strict=True)),
-            args.diffusion,
-            StageMetrics("diffusion"),
-            way or RightOfWay(),
+        self._gate: BatchGate[tuple[Content, DiffuseRequest, Voice], Mel] = open_gate(
+            "diffusion", lambda items: stage(*zip(*items, strict=True)), args, way
         )
 
     async def __call__(self, content: Content, request: DiffuseRequest, for_call: bool = False) -> Mel:
@@ -125,8 +130,8 @@ class Vocoder:
         mel, request = np.zeros((rows, n_frames), np.float32), VocodeRequest(n_frames, live=True)
         for size in range(1, args.vocoder.max_batch_size + 1):
             stage([mel] * size, [request] * size)
-        self._gate: BatchGate[tuple[Mel, VocodeRequest], Samples] = BatchGate(
-            lambda items: stage(*zip(*items, strict=True)), args.vocoder, StageMetrics("vocoder"), way or RightOfWay()
+        self._gate: BatchGate[tuple[Mel, VocodeRequest], Samples] = open_gate(
+            "vocoder", lambda items: stage(*zip(*items, strict=True)), args, way
         )
 
     async def __call__(self, mel: Mel, request: VocodeRequest, for_call: bool = False) -> Samples:

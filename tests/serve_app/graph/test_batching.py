@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -10,6 +12,7 @@ import pytest
 
 from serve_app.graph import batching
 from serve_app.graph.batching import MAX_FAILED_BATCHES, Entry, GroupCommit, RightOfWay
+from serve_app.threads import come_last
 from stages.steps import step
 
 STUCK_AFTER_S = 120.0
@@ -164,7 +167,7 @@ class Stage:
 
     def __init__(self, layers: Layers) -> None:
         self.way = RightOfWay()
-        self.recordings = GroupCommit(layers, 1, STUCK_AFTER_S, Observed(), self.way)
+        self.recordings = GroupCommit(layers, 1, STUCK_AFTER_S, Observed(), way=self.way)
         self.calls = GroupCommit(layers, 1, STUCK_AFTER_S, Observed())
 
     async def recording(self, item: int) -> int | Exception | None:
@@ -203,6 +206,18 @@ async def test_a_recording_stands_still_for_blocks(
     assert await asyncio.gather(recording, *others) == [10, 20, 110, 120]
     blocks = [(item, number) for item in (11, 12) for number in range(3)]
     assert layers.steps == [(1, 0), *blocks, (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a class of their own on Linux only")
+async def test_recordings_take_what_other_threads_leave() -> None:
+    def scheduler(items: Sequence[int]) -> list[int]:
+        return [os.sched_getscheduler(threading.get_native_id()) for _ in items]
+
+    found = []
+    for prepare in (come_last, None):
+        commit = GroupCommit(scheduler, 1, STUCK_AFTER_S, Observed(), prepare)
+        found += [entry.result for entry in await commit.run(arriving(1))]
+    assert found == [os.SCHED_IDLE, os.SCHED_OTHER]
 
 
 async def test_a_recording_ends_beside_calls_that_never_rest(
