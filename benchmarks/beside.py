@@ -23,10 +23,11 @@ import numpy as np
 
 from benchmarks import delays
 from benchmarks.headless import Recorded
-from benchmarks.latency import LEAST_CALL_S, SAMPLES, SETTLE_S, VOICE, Scenario, held_call
+from benchmarks.latency import LEAST_CALL_S, SAMPLES, SETTLE_S, VOICE, Scenario, held_call, parts
 from benchmarks.machine import machine, same_work
 from benchmarks.serving import running_graph
 from configs import load_preset
+from configs.schema import LiveSettings
 from webrtc.files import OUTPUT_FORMATS, decode_file, encode_file
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,14 +47,18 @@ class Heard:
     blocks: dict[str, int] = field(default_factory=dict)
     bridged: int = 0
     found: list[delays.Delay] = field(default_factory=list)
+    parts_ms: dict[str, float] = field(default_factory=dict)
+    """Where the time went in the last turn."""
 
-    def take(self, recorded: Recorded) -> None:
+    def take(self, recorded: Recorded, live: LiveSettings) -> None:
         """One more turn."""
         first, last = recorded.server[int(SETTLE_S)], recorded.server[-1]
         for kind, n in last["blocks"].items():
             self.blocks[kind] = self.blocks.get(kind, 0) + n - first["blocks"][kind]
         self.bridged += last["bridged"] - first["bridged"]
-        self.found += delays.of_words(*recorded.sound(SETTLE_S))
+        found = delays.of_words(*recorded.sound(SETTLE_S))
+        self.found += found
+        self.parts_ms = parts(recorded, live, delays.spread(found)["p50_ms"])
 
     def told(self) -> dict[str, Any]:
         """Shares are of the blocks with speech."""
@@ -67,6 +72,7 @@ class Heard:
             "late_or_dropped_share": round((late + dropped) / spoken, 4),
             "bridged_share": round(self.bridged / spoken, 4),
             **delays.spread(self.found),
+            "parts_ms": self.parts_ms,
         }
 
 
@@ -133,7 +139,7 @@ async def _convert(url: str, query: dict[str, str], file: bytes, done: Conversio
             done.took_s.append(time.monotonic() - start_s)
 
 
-async def measured(url: str, seconds: float, rounds: int, block_ms: int) -> dict[str, Any]:
+async def measured(url: str, seconds: float, rounds: int, live: LiveSettings) -> dict[str, Any]:
     """Calls of so many seconds in each of the ways, in turns.
 
     The block size is asked for: a server that has just lost too many short blocks would choose longer ones.
@@ -150,8 +156,9 @@ async def measured(url: str, seconds: float, rounds: int, block_ms: int) -> dict
     beside = {name: Conversions() for name in WAYS}
     for _ in range(rounds):
         for name, query in WAYS.items():
+            scenario = Scenario(name, block_ms=live.lowest.block_ms)
             async with converting(url, query, file, beside[name]):
-                heard[name].take(await held_call(url, seconds, Scenario(name, block_ms=block_ms)))
+                heard[name].take(await held_call(url, seconds, scenario), live)
             print(f"  {name}: {heard[name].told()}", flush=True)
     return {
         name: heard[name].told()
@@ -184,7 +191,7 @@ def main() -> None:
         parser.error(f"--seconds is {args.seconds:g}; a call has to last at least {LEAST_CALL_S:g} s to be measured")
     result: dict[str, Any] = {"machine": {**machine("benchmarks.beside"), **same_work()}, "config": args.config}
     with running_graph(args.config) as url:
-        found = asyncio.run(measured(url, args.seconds, args.rounds, load_preset("tiny").live.lowest.block_ms))
+        found = asyncio.run(measured(url, args.seconds, args.rounds, load_preset("tiny").live))
     print(table(found))
     out = args.out or RESULTS / f"beside-{args.config}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

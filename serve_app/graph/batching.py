@@ -22,7 +22,7 @@ from ray import serve
 
 from configs.serve import StageArgs
 from serve_app.threads import come_last
-from stages.steps import at_each_step
+from stages.layers import before_each_layer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 MAX_WAITING_BATCHES = 64
 MAX_FAILED_BATCHES = 3
 LONGEST_STAND_S = 0.25
-"""How long a recording stands still before each step at most, so that it goes on beside calls that never rest."""
+"""How long a recording stands still before each layer at most, so that it goes on beside calls that never rest."""
 
 
 class GivenUp(Exception):
@@ -124,7 +124,7 @@ class GroupCommit(Generic[Item, Result]):
 
     `compute` takes a list of items and returns as many results in their order. An error in a batch is each item's own:
     the batch is run again item by item, so that one bad request fails alone. A batch that nobody waits for any more
-    ends at its next step. `prepare` runs once in the worker; with `way` it gives way at each step.
+    ends before its next layer. `prepare` runs once in the worker; with `way` it gives way before each layer.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ class GroupCommit(Generic[Item, Result]):
     def _work_off(self, batch: list[Entry[Item, Result]]) -> Sequence[Result | Exception]:
         results: Sequence[Result | Exception] = ()
         try:
-            with at_each_step(partial(self._step, batch)):
-                self._step(batch)
+            with before_each_layer(partial(self._before_layer, batch)):
+                self._before_layer(batch)
                 results = self._results_of(batch)
             return results
         except GivenUp as error:
@@ -194,8 +194,8 @@ class GroupCommit(Generic[Item, Result]):
         finally:
             self._watch.end(results)
 
-    def _step(self, batch: list[Entry[Item, Result]]) -> None:
-        """Each step is a sign of life: what stands still for calls is not stuck."""
+    def _before_layer(self, batch: list[Entry[Item, Result]]) -> None:
+        """Each layer is a sign of life: what stands still for calls is not stuck."""
         if self._way is not None:
             self._way.give_way()
         if all(entry.abandoned for entry in batch):

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import DitSizes
+from stages.layers import next_layer
 from stages.models.wavenet import WaveNet
-from stages.steps import step
 
 TIME_FREQUENCIES = 128
 ROTARY_BASE = 10000.0
@@ -146,7 +146,7 @@ class Transformer(nn.Module):
         rotary = rotary_table(n_frames, self.head_dim, x.device)
         skips: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            step()
+            next_layer()
             n_needed = n_out if i == len(self.layers) - 1 else n_frames
             x = layer(x, t_emb, rotary, mask, skips.pop() if i > self.n_half else None, n_needed)
             if i < self.n_half:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import MelSettings
+from stages.layers import next_layer
 from stages.models.mel import MelSpectrogram
 from stages.models.source import HarmonicSource
-from stages.steps import step
 
 MAX_GAIN = 6.0
 """Natural logarithm of the largest correction, 52 dB: silence is not blown up to anything."""
@@ -77,7 +77,7 @@ class MelMatch(nn.Module):
         Low bands of the mel follow single harmonics. That is smoothed away, since the pitch places the harmonics.
         """
         for i in range(self.passes):
-            step()
+            next_layer()
             if f0 is None:
                 spectrum = self._matched(x, mel)
             elif i == 0:

@@ -13,7 +13,7 @@ import pytest
 from serve_app.graph import batching
 from serve_app.graph.batching import MAX_FAILED_BATCHES, Entry, GroupCommit, RightOfWay
 from serve_app.threads import come_last
-from stages.steps import step
+from stages.layers import next_layer
 
 STUCK_AFTER_S = 120.0
 
@@ -140,18 +140,18 @@ async def test_a_batch_that_takes_for_ever_is_noticed_though_nobody_waits_for_it
 
 
 class Layers:
-    """Computes each batch in three steps, and remembers them. A recording (below ten) stops after its first ones until
+    """Computes each batch in three layers, and remembers them. A recording (below ten) stops after its first ones until
     it may go on."""
 
     def __init__(self) -> None:
         self.stop_after = 1
-        self.steps: list[tuple[int, int]] = []
+        self.computed: list[tuple[int, int]] = []
         self.stopped, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
 
     def __call__(self, items: Sequence[int]) -> list[int]:
         for number in range(3):
-            step()
-            self.steps.append((items[0], number))
+            next_layer()
+            self.computed.append((items[0], number))
             if items[0] < 10 and number < self.stop_after:
                 self.stopped.release()
                 self.may_go_on.acquire()
@@ -205,7 +205,7 @@ async def test_a_recording_stands_still_for_blocks(
     layers.may_go_on.release(2)
     assert await asyncio.gather(recording, *others) == [10, 20, 110, 120]
     blocks = [(item, number) for item in (11, 12) for number in range(3)]
-    assert layers.steps == [(1, 0), *blocks, (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    assert layers.computed == [(1, 0), *blocks, (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a class of their own on Linux only")
@@ -229,18 +229,20 @@ async def test_a_recording_ends_beside_calls_that_never_rest(
         assert await stage.recording(1) == 10
 
 
-async def test_what_nobody_waits_for_ends_at_its_next_step(layers: Layers, stage: Stage) -> None:
+async def test_what_nobody_waits_for_ends_before_its_next_layer(layers: Layers, stage: Stage) -> None:
     hung_up = asyncio.create_task(stage.recording(1))
     await layers.wait()
     hung_up.cancel()
     await asyncio.wait([hung_up])
     layers.may_go_on.release(2)
     assert await stage.recording(2) == 20
-    assert layers.steps == [(1, 0), (2, 0), (2, 1), (2, 2)]
+    assert layers.computed == [(1, 0), (2, 0), (2, 1), (2, 2)]
     stage.recordings.check()
 
 
-async def test_what_takes_steps_is_not_stuck(layers: Layers, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_computes_layer_after_layer_is_not_stuck(
+    layers: Layers, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now_s = [0.0]
     monkeypatch.setattr(batching, "perf_counter", lambda: now_s[0])
     layers.stop_after = 2

@@ -1,6 +1,6 @@
 """Between the layers of the networks: where a computation may stand still, or be given up.
 
-The networks call `step`. Whoever computes says what happens there, for its own thread; else nothing does.
+The networks call `next_layer`. Whoever computes says what happens there, for its own thread; else nothing does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 _thread = threading.local()
 
 
-def step() -> None:
+def next_layer() -> None:
     """The next layer is about to be computed. What this raises ends the computation."""
     act: Callable[[], None] | None = getattr(_thread, "act", None)
     if act is not None:
@@ -20,8 +20,8 @@ def step() -> None:
 
 
 @contextmanager
-def at_each_step(act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` at each step that this thread takes inside."""
+def before_each_layer(act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` before each layer that this thread computes inside."""
     _thread.act = act
     try:
         yield
