@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from configs.schema import Preset
 from serve_app.errors import AtCapacity, Unavailable
 from serve_app.metrics import BlockMetrics
+from serve_app.threads import computed
 from stages.reference import ReferenceReport
 from stages.streams import Streams
 from stages.types import (
@@ -357,7 +358,7 @@ class ServeBackend:
     ) -> None:
         self._retry_after_s = retry_after_s
         self._voice_maker, self._fingerprint = voice_maker, fingerprint
-        self.streams = Streams(preset, stages)
+        self.streams = Streams(preset, stages, compute=computed)
         self.call_streams = Streams(preset, stages.for_calls(), stages.metrics.count)
 
     @property
