@@ -31,10 +31,10 @@ class StageArgs(Strict):
     """How results for recordings travel; blocks of calls always go by value. object_store: on by reference; grpc: by
     value through the ingress, faster below 0.5 MB, at most 4 MiB (30 s of seed-vc-small's content are 4.6 MB)."""
     live_stuck_after_s: Seconds = 30.0
-    """A batch of calls' blocks that runs longer makes its replica unhealthy: Serve replaces it after three checks, 10 s
-    apart. Far above what a block may take, as all blocks are late long before."""
+    """A replica that takes longer for one layer of a batch of calls' blocks is unhealthy: Serve replaces it after three
+    checks, 10 s apart. Far above what a block may take, as all blocks are late long before."""
     stuck_after_s: Seconds = 900.0
-    """The same of a batch with a recording's chunk in it; a large preset on a CPU takes minutes."""
+    """The same of recordings' chunks; a large preset on a CPU takes long."""
 
 
 class Limits(Strict):

@@ -8,8 +8,9 @@ instead. Both take sound piece by piece, and how it is cut leaves no trace in th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,8 +65,20 @@ class _Chunk:
     last: bool
 
 
+Compute = Callable[..., Awaitable[Any]]
+"""Calls a function with arguments, somewhere, and gives what it returns."""
+
+
+async def at_once(function: Callable[..., Any], *args: Any) -> Any:
+    """Compute in the caller's own thread."""
+    return function(*args)
+
+
 class RecordingStream:
-    """One recording on its way. Not for two tasks at once: push, push, ..., finish."""
+    """One recording on its way. Not for two tasks at once: push, push, ..., finish.
+
+    What takes milliseconds beside the networks goes by `compute`, so that an event loop can be spared it.
+    """
 
     def __init__(
         self,
@@ -76,7 +89,9 @@ class RecordingStream:
         sampling: FileSampling,
         sample_rate: int,
         streaming: bool = False,
+        compute: Compute = at_once,
     ) -> None:
+        self._compute = compute
         self._window_frames = settings.context_frames - prompt_frames
         if self._window_frames < 2 * settings.overlap_frames:
             raise ConfigError(
@@ -98,13 +113,13 @@ class RecordingStream:
 
     async def push(self, samples: Samples) -> AsyncIterator[Samples]:
         """Take samples at the constructor's rate; yield what is converted so far, at 22.05 kHz."""
-        self._take(samples, last=False)
+        await self._compute(self._take, samples, False)
         async for wave in self._convert_full_windows():
             yield wave
 
     async def finish(self) -> AsyncIterator[Samples]:
         """End of the recording: yield the rest."""
-        self._take(np.zeros(0, np.float32), last=True)
+        await self._compute(self._take, np.zeros(0, np.float32), True)
         async for wave in self._convert_full_windows():  # the resamplers' rest may have filled one
             yield wave
         async for wave in self._convert(self._held, last=True):
@@ -144,7 +159,9 @@ class RecordingStream:
             return
         gains, power = tick_gains(window), powers(window, TICK_16K)
         is_audible = any(self._gains_of(chunk, gains).any() for chunk in chunks)
-        content = self._stages.encode(self._request(window, lift(power))) if is_audible else None
+        content = None
+        if is_audible:
+            content = self._stages.encode(await self._compute(self._request, window, lift(power)))
         ahead: list[tuple[Pending | None, np.ndarray, _Chunk]] = []
         for chunk in chunks:
             chunk_gains = self._gains_of(chunk, gains)
@@ -210,10 +227,15 @@ class RecordingStream:
         following: Pending | None,
     ) -> Samples:
         self._in_flight = following
-        if pending is None:
-            wave: Samples = np.zeros((chunk.stop - chunk.start) * HOP, np.float32)
+        wave = None if pending is None else await self._stages.collect(pending)
+        joined: Samples = await self._compute(self._joined, wave, chunk, gains, power)
+        return joined
+
+    def _joined(self, wave: Samples | None, chunk: _Chunk, gains: np.ndarray, power: np.ndarray) -> Samples:
+        """A chunk as loud as its source, joined to the one before; None is silence."""
+        if wave is None:
+            wave = np.zeros((chunk.stop - chunk.start) * HOP, np.float32)
         else:
-            wave = await self._stages.collect(pending)
             first_tick, ticks_per_tick = self._ticks_of(chunk.start), 1 / self._sampling.length_adjust
             wave = apply_gains(wave, gains, first_tick, ticks_per_tick)
             if self._level:

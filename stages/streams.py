@@ -7,7 +7,7 @@ from collections.abc import Callable
 from configs.schema import Mode, Preset
 from stages.call import CallStream
 from stages.line import BlockLine
-from stages.recording import FileSampling, LiveRecordingStream, RecordingStream
+from stages.recording import Compute, FileSampling, LiveRecordingStream, RecordingStream, at_once
 from stages.settings import CallSettings
 from stages.types import Outcome, Stages, StoredVoice, Voice
 
@@ -15,11 +15,18 @@ from stages.types import Outcome, Stages, StoredVoice, Voice
 class Streams:
     """One preset's conversions over its stages, in this process or on a cluster.
 
-    `seed` decides the start noise: the same seed makes the same sound. `steps` None takes the preset's own.
+    `seed` decides the start noise: the same seed makes the same sound. `steps` None takes the preset's own. `compute`
+    is where recordings compute what the networks do not.
     """
 
-    def __init__(self, preset: Preset, stages: Stages, observe: Callable[[Outcome], None] | None = None) -> None:
-        self._preset, self._stages, self._observe = preset, stages, observe
+    def __init__(
+        self,
+        preset: Preset,
+        stages: Stages,
+        observe: Callable[[Outcome], None] | None = None,
+        compute: Compute = at_once,
+    ) -> None:
+        self._preset, self._stages, self._observe, self._compute = preset, stages, observe, compute
 
     @property
     def recording_steps(self) -> int | None:
@@ -40,7 +47,14 @@ class Streams:
         settings = self._preset.file
         sampling = FileSampling(seed, steps or settings.steps, settings.cfg_rate, length_adjust)
         return RecordingStream(
-            self._stages, as_sent(voice), voice.file_frames, settings, sampling, sample_rate, streaming
+            self._stages,
+            as_sent(voice),
+            voice.file_frames,
+            settings,
+            sampling,
+            sample_rate,
+            streaming,
+            self._compute,
         )
 
     def live_recording(

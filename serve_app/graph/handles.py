@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from configs.schema import Preset
 from serve_app.errors import AtCapacity, Unavailable
 from serve_app.metrics import BlockMetrics
+from serve_app.threads import computed
 from stages.reference import ReferenceReport
 from stages.streams import Streams
 from stages.types import (
@@ -84,13 +85,14 @@ class Hop:
     By reference, a response goes unawaited into the next call and its bytes stay in the object store. By value each
     hop is awaited first: a chain of responses over gRPC can wait for ever when a replica dies (Ray 2.60).
 
-    A patient hop that finds no room waits and is sent again. The results before it are kept.
+    One for a call goes first in the stage, and is refused where there is no room. Others wait and are sent again; the
+    results before them are kept.
     """
 
     def __init__(
-        self, stage: StageHandle, requests: tuple[Any, ...], source: Hop | None = None, is_patient: bool = True
+        self, stage: StageHandle, requests: tuple[Any, ...], source: Hop | None = None, for_call: bool = False
     ) -> None:
-        self._stage, self._requests, self._source, self._is_patient = stage, requests, source, is_patient
+        self._stage, self._requests, self._source, self._for_call = stage, requests, source, for_call
         self._by_reference = None if requests[0].live else stage.by_reference
         self.took_ms: float | None = None
         """From the source's result to this one's, where each hop is awaited."""
@@ -106,9 +108,9 @@ class Hop:
         if self._by_reference is None or (source is not None and source._response is None):
             self._hop = asyncio.create_task(self._await_hop(self._by_reference or self._stage.by_value))
         elif source is None:
-            self._response = self._by_reference.remote(*self._requests)
+            self._response = self._by_reference.remote(*self._requests, self._for_call)
         else:
-            self._response = self._by_reference.remote(source._response, *self._requests)
+            self._response = self._by_reference.remote(source._response, *self._requests, self._for_call)
 
     async def value(self) -> Any:
         """The stage's result; the stage's own exception where it failed."""
@@ -164,7 +166,7 @@ class Hop:
         sources = () if self._source is None else (await self._source.value(),)
         started, backoff = perf_counter(), Backoff()
         while True:
-            response: Any = handle.remote(*sources, *self._requests)
+            response: Any = handle.remote(*sources, *self._requests, self._for_call)
             try:
                 result = await response
                 break
@@ -172,7 +174,7 @@ class Hop:
                 response.cancel()
                 raise
             except BackPressureError as error:
-                if not self._is_patient:
+                if self._for_call:
                     raise
                 await backoff.wait(error)
         self.took_ms = (perf_counter() - started) * 1000
@@ -205,7 +207,7 @@ class ServeStages:
     ) -> None:
         self._encoder, self._diffusion, self._vocoder, self._block = encoder, diffusion, vocoder, block
         self.metrics = metrics
-        self._is_patient = True
+        self._for_call = False
         self._answers = Answers()
 
     @property
@@ -214,9 +216,9 @@ class ServeStages:
         return self._answers.last_s
 
     def for_calls(self) -> Self:
-        """The same for blocks with a deadline. A block that finds no room is lost at once."""
+        """The same for blocks with a deadline: they go first, and one that finds no room is lost at once."""
         hasty = copy.copy(self)
-        hasty._is_patient = False
+        hasty._for_call = True
         return hasty
 
     def encode(self, request: EncodeRequest) -> Hop:
@@ -257,7 +259,7 @@ class ServeStages:
         return {stage: hop.took_ms for stage, hop in hops if hop.took_ms is not None}
 
     def _hop(self, stage: StageHandle, requests: tuple[Any, ...], source: Hop | None = None) -> Hop:
-        return Hop(stage, requests, source, self._is_patient)
+        return Hop(stage, requests, source, self._for_call)
 
     async def _collect(self, wave: Hop) -> Samples:
         attempt, backoff = 1, Backoff()
@@ -272,7 +274,7 @@ class ServeStages:
                 lost: BaseException = error  # somebody else cancelled the call, so it is lost
             except Exception as error:
                 if is_refused(error):
-                    if not self._is_patient:
+                    if self._for_call:
                         raise StagesUnavailable("the stages have no room") from error
                     await backoff.wait(error)
                     if not await wave.restart_refused():
@@ -356,7 +358,7 @@ class ServeBackend:
     ) -> None:
         self._retry_after_s = retry_after_s
         self._voice_maker, self._fingerprint = voice_maker, fingerprint
-        self.streams = Streams(preset, stages)
+        self.streams = Streams(preset, stages, compute=computed)
         self.call_streams = Streams(preset, stages.for_calls(), stages.metrics.count)
 
     @property

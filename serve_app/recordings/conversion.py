@@ -16,7 +16,7 @@ import numpy as np
 
 from serve_app.decoders import Decoded
 from serve_app.errors import first_cause
-from serve_app.threads import in_thread
+from serve_app.threads import computed
 from stages.denoise import NoiseRemover
 from stages.types import Samples
 from webrtc.files import OutputFormat, RecordingEncoder
@@ -119,7 +119,7 @@ class Conversion:
                 await self._encode(stream.push(piece[0]))
                 piece = await self._pieces.get()
             await self._encode(stream.finish())
-            await self._encoded.put(await in_thread(self._encoder.finish))
+            await self._encoded.put(await computed(self._encoder.finish))
             await self._encoded.put(None)
         finally:
             stream.close()
@@ -128,7 +128,7 @@ class Conversion:
     async def _encode(self, waves: AsyncIterator[Samples]) -> None:
         try:
             async for wave in waves:
-                if chunk := await in_thread(self._encoder.feed, wave):
+                if chunk := await computed(self._encoder.feed, wave):
                     await self._encoded.put(chunk)
         finally:
             if isinstance(waves, AsyncGenerator):
@@ -141,8 +141,8 @@ async def _cleaned(pieces: AsyncGenerator[tuple[Samples, int]]) -> AsyncGenerato
     async with aclosing(pieces) as source:
         async for samples, rate in source:
             if remover is None:
-                remover = await in_thread(NoiseRemover, rate)
-            if len(clean := await in_thread(remover.push, samples)):
+                remover = await computed(NoiseRemover, rate)
+            if len(clean := await computed(remover.push, samples)):
                 yield clean, rate
     if remover is not None:
-        yield await in_thread(remover.push, np.zeros(0, np.float32), True), rate
+        yield await computed(remover.push, np.zeros(0, np.float32), True), rate

@@ -16,7 +16,7 @@ import soxr
 from configs.serve import Limits
 from serve_app.decoders import LENGTH_TOLERANCE_S, Decoded
 from serve_app.errors import AtCapacity, InvalidVoiceId, NotStored, VoiceNotFound
-from serve_app.threads import in_thread
+from serve_app.threads import computed
 from serve_app.voices.store import VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.denoise import without_noise
 from stages.reference import SEARCHED_S, ReferenceReport, check_reference, spoken
@@ -96,16 +96,16 @@ class Voices:
         limit_s = self.limits.max_reference_s
         warnings: list[str] = []
         if len(samples) > (limit_s + LENGTH_TOLERANCE_S) * sample_rate:
-            samples, sample_rate, warnings = await in_thread(spoken, samples, sample_rate, limit_s)
+            samples, sample_rate, warnings = await computed(spoken, samples, sample_rate, limit_s)
         samples = samples[: round(limit_s * sample_rate)]
         if remove_noise:
-            samples = await in_thread(without_noise, samples, sample_rate)
+            samples = await computed(without_noise, samples, sample_rate)
         samples = as_stored(samples)
         if len(samples) < self.limits.min_reference_s * sample_rate:
             got_s = len(samples) / sample_rate
             message = f"the reference is {got_s:.2f} s long; at least {self.limits.min_reference_s:g} s are needed"
             raise BadAudio("too_short", message)
-        await in_thread(check_reference, samples, sample_rate)  # here: Serve logs what a replica refuses as its failure
+        await computed(check_reference, samples, sample_rate)  # here: Serve logs what a replica refuses as its failure
         return samples, sample_rate, warnings
 
     async def _keep(
@@ -184,7 +184,7 @@ class Voices:
                     rate = rate or min(own_rate, _MAX_REFERENCE_HZ)
                     if own_rate != rate:
                         resampler = resampler or soxr.ResampleStream(own_rate, rate, 1)
-                        pieces.append(await in_thread(resampler.resample_chunk, samples))
+                        pieces.append(await computed(resampler.resample_chunk, samples))
                     else:
                         pieces.append(samples)
                     taken_s += len(samples) / own_rate

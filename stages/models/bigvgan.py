@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import BigvganSizes
+from stages.layers import next_layer
 
 N_TAPS = 12
 BLOCK = 8  # input samples that one row of the blocked filters covers
@@ -104,7 +105,9 @@ class AmpBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for i, (conv1, conv2) in enumerate(zip(self.convs1, self.convs2, strict=True)):
+            next_layer()
             y = conv1(self.activations[2 * i](x))
+            next_layer()
             x = x + conv2(self.activations[2 * i + 1](y))
         return x
 
@@ -134,5 +137,6 @@ class BigVgan(nn.Module):
             x = up[0](x)  # type: ignore[index]
             blocks = self.resblocks[i * self.n_kernels : (i + 1) * self.n_kernels]
             x = torch.stack([block(x) for block in blocks]).mean(dim=0)
+        next_layer()
         x = self.conv_post(self.activation_post(x))
         return torch.clamp(x, -1.0, 1.0).squeeze(1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import DitSizes
+from stages.layers import next_layer
 from stages.models.wavenet import WaveNet
 
 TIME_FREQUENCIES = 128
@@ -145,6 +146,7 @@ class Transformer(nn.Module):
         rotary = rotary_table(n_frames, self.head_dim, x.device)
         skips: list[Tensor] = []
         for i, layer in enumerate(self.layers):
+            next_layer()
             n_needed = n_out if i == len(self.layers) - 1 else n_frames
             x = layer(x, t_emb, rotary, mask, skips.pop() if i > self.n_half else None, n_needed)
             if i < self.n_half:

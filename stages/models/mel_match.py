@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import MelSettings
+from stages.layers import next_layer
 from stages.models.mel import MelSpectrogram
 from stages.models.source import HarmonicSource
 
@@ -76,6 +77,7 @@ class MelMatch(nn.Module):
         Low bands of the mel follow single harmonics. That is smoothed away, since the pitch places the harmonics.
         """
         for i in range(self.passes):
+            next_layer()
             if f0 is None:
                 spectrum = self._matched(x, mel)
             elif i == 0:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import WavenetSizes
+from stages.layers import next_layer
 
 
 class NamedConv(nn.Module):
@@ -49,6 +50,7 @@ class WaveNet(nn.Module):
         conditions = self.cond_layer(condition).chunk(len(self.in_layers), dim=1)
         out = torch.zeros_like(x)
         for in_layer, res_skip, cond in zip(self.in_layers, self.res_skip_layers, conditions, strict=True):
+            next_layer()
             tanh_part, gate_part = (in_layer(x) + cond).chunk(2, dim=1)
             y = res_skip(torch.tanh(tanh_part) * torch.sigmoid(gate_part))
             if y.shape[1] > self.channels:

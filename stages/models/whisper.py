@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import WhisperSizes
+from stages.layers import next_layer
 from stages.models.mel import slaney_filterbank
 
 SAMPLE_RATE = 16000
@@ -93,5 +94,7 @@ class WhisperEncoder(nn.Module):
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, F, d_model)
         x = x + self.embed_positions.weight[: x.shape[1]]
         for layer in self.layers[:-1]:
+            next_layer()
             x = layer(x, EVERY_FRAME)
+        next_layer()
         return self.layer_norm(self.layers[-1](x, wanted))  # type: ignore[no-any-return]

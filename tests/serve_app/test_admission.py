@@ -23,6 +23,7 @@ from serve_app.http import create_app
 from serve_app.places import Place, Places
 from serve_app.recordings.service import Recordings
 from serve_app.voices.folder import FolderVoiceStore
+from stages.line import MAX_IN_FLIGHT
 from tests.serve_app.fakes import EchoBackend, RawUpload, recordings_over, serving, streamed, tone, wait_until, wav_file
 
 CONVERT = "/v1/speech-to-speech/clara"
@@ -204,6 +205,18 @@ def test_health_finds_room_beside_all_that_may_come(config: str) -> None:
     with pytest.raises(ConfigError, match=r"max_ongoing_requests of Ingress is 32; .* at least"):
         args.check_ongoing_requests(32)
     assert args.ongoing_requests > args.limits.max_uploads + MAX_REFUSING
+
+
+@pytest.mark.parametrize("config", ["local", "cpu"])
+def test_blocks_of_calls_find_room_beside_all_recordings(config: str) -> None:
+    application = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["applications"][0]
+    args = ServeArgs.model_validate(application["args"])
+    # Of one recording there are at once: a window, and two chunks that are to become mel and sound.
+    hops = 5 if args.together else 2
+    asked = args.limits.max_conversions * hops + args.rtc.max_calls * MAX_IN_FLIGHT
+    for options in application["deployments"]:
+        if options["name"] not in ("Ingress", "VoiceMaker"):
+            assert options["max_ongoing_requests"] * options["autoscaling_config"]["min_replicas"] >= asked
 
 
 def test_a_body_on_any_route_has_a_place(tmp_path: Path, no_grace: None) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from stages.encoder import melody
 from stages.geometry import CONTENT_RATE, HOP, MODEL_RATE, TICK_16K, TICK_MODEL
 from stages.local import LocalStages, drain
 from stages.pitch import median_hz, pitch_hz
-from stages.recording import FileSampling, LiveRecordingStream, RecordingStream, Segmentation
+from stages.recording import Compute, FileSampling, LiveRecordingStream, RecordingStream, Segmentation, at_once
 from stages.types import EncodeRequest, Samples, Voice
 from tests.stages.sounds import SineStages, converted, live_recording, noise, quick_preset, recording, sine
 
@@ -51,6 +54,26 @@ def test_length_at_any_rate(sample_rate: int) -> None:
         n_expected = len(source) * MODEL_RATE / sample_rate
         assert abs(len(converted(recording(SineStages(), sample_rate), source)) - n_expected) < HOP + 1
         assert abs(len(converted(live_recording(SineStages(), sample_rate), source)) - n_expected) <= 1
+
+
+async def test_what_the_networks_do_not_compute_can_leave_the_event_loop() -> None:
+    settings = load_preset("tiny").file  # all of it: levels, high pass
+    source, here, threads = noise(25, 16000), threading.get_ident(), set[int]()
+
+    def told(function: Callable[..., Any], *args: Any) -> Any:
+        threads.add(threading.get_ident())
+        return function(*args)
+
+    async def beside(function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.to_thread(told, function, *args)
+
+    async def whole(compute: Compute) -> Samples:
+        stream = RecordingStream(SineStages(), "anyone", 430, settings, FileSampling(0, 1, 0.0), 16000, False, compute)
+        waves = [wave for piece in np.array_split(source, 50) async for wave in stream.push(piece)]
+        return np.concatenate([*waves, *[wave async for wave in stream.finish()]])
+
+    assert np.array_equal(await whole(beside), await whole(at_once))
+    assert here not in threads
 
 
 def test_length_adjust() -> None:

@@ -1,16 +1,21 @@
-"""What waits while the device is busy goes together; live goes first; an error is its own item's."""
+"""What waits while the device is busy goes together; recordings give way to calls; an error is its own item's."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from configs.serve import StageArgs
 from serve_app.graph import batching
-from serve_app.graph.batching import MAX_FAILED_BATCHES, Entry, GroupCommit
+from serve_app.graph.batching import MAX_FAILED_BATCHES, Entry, GroupCommit, RightOfWay
+from serve_app.threads import come_last
+from stages.layers import next_layer
+
+STUCK_AFTER_S = 120.0
 
 
 class Device:
@@ -43,12 +48,16 @@ class Observed:
         self.sizes.append(n_requests)
 
 
+def committed(compute: Callable[[Sequence[int]], list[int]], observed: Observed) -> GroupCommit[int, int]:
+    return GroupCommit(compute, 3, STUCK_AFTER_S, observed)
+
+
 async def results_after_busy(
     device: Device, observed: Observed, entries: list[Entry[int, int]]
 ) -> list[int | Exception | None]:
     """Results of `entries`, all of which came while the device was busy with item 0."""
-    commit = GroupCommit(device, StageArgs(max_batch_size=3), observed)
-    busy = asyncio.create_task(commit.run([Entry(0, live=False, arrived=0.0)]))
+    commit = committed(device, observed)
+    busy = asyncio.create_task(commit.run([Entry(0, arrived=0.0)]))
     await asyncio.to_thread(device.entered.wait)
     waiting = [asyncio.create_task(commit.run([entry])) for entry in entries]
     await asyncio.sleep(0)  # each has queued its entry when its task has had one turn
@@ -67,8 +76,8 @@ def observed() -> Observed:
     return Observed()
 
 
-def arriving(*items: int, live: Sequence[int] = ()) -> list[Entry[int, int]]:
-    return [Entry(item, live=item in live, arrived=float(i + 1)) for i, item in enumerate(items)]
+def arriving(*items: int) -> list[Entry[int, int]]:
+    return [Entry(item, arrived=float(i + 1)) for i, item in enumerate(items)]
 
 
 async def test_merges_what_waits(device: Device, observed: Observed) -> None:
@@ -76,11 +85,6 @@ async def test_merges_what_waits(device: Device, observed: Observed) -> None:
     assert device.batches == [[0], [1, 2, 3], [4, 5]]
     assert observed.sizes == [1, 3, 2]
     assert observed.waits == 6
-
-
-async def test_live_goes_first(device: Device, observed: Observed) -> None:
-    await results_after_busy(device, observed, arriving(1, 2, 3, 4, 5, live=(4, 5)))
-    assert device.batches == [[0], [4, 5, 1], [2, 3]]
 
 
 async def test_error_is_its_own(device: Device, observed: Observed) -> None:
@@ -101,7 +105,7 @@ async def test_a_lost_device_is_not_healthy(observed: Observed, error: Exception
     def lost(items: Sequence[int]) -> list[int]:
         raise error
 
-    commit: GroupCommit[int, int] = GroupCommit(lost, StageArgs(max_batch_size=3), observed)
+    commit = committed(lost, observed)
     commit.check()
     for _ in range(MAX_FAILED_BATCHES):
         await commit.run(arriving(1))
@@ -111,49 +115,147 @@ async def test_a_lost_device_is_not_healthy(observed: Observed, error: Exception
 
 async def test_bad_requests_leave_the_device_healthy(device: Device, observed: Observed) -> None:
     device.free.set()
-    commit = GroupCommit(device, StageArgs(max_batch_size=3), observed)
+    commit = committed(device, observed)
     for _ in range(MAX_FAILED_BATCHES):
         await commit.run(arriving(13))
     commit.check()
 
 
-@pytest.mark.parametrize(
-    ("live", "healthy_s", "stuck_s"), [((1, 2), 29.0, 31.0), ((), 119.0, 121.0), ((1,), 119.0, 121.0)]
-)
-async def test_a_batch_that_takes_for_ever_is_noticed_sooner_where_all_of_it_is_live(
-    device: Device,
-    observed: Observed,
-    monkeypatch: pytest.MonkeyPatch,
-    live: Sequence[int],
-    healthy_s: float,
-    stuck_s: float,
-) -> None:
-    now_s = [0.0]
-    monkeypatch.setattr(batching, "perf_counter", lambda: now_s[0])
-    commit = GroupCommit(device, StageArgs(stuck_after_s=120, live_stuck_after_s=30), observed)
-    running = asyncio.create_task(commit.run(arriving(1, 2, live=live)))
-    await asyncio.to_thread(device.entered.wait)
-    now_s[0] = healthy_s
-    commit.check()
-    now_s[0] = stuck_s
-    with pytest.raises(RuntimeError, match="has been running"):
-        commit.check()
-    device.free.set()
-    await running
-    commit.check()
-
-
-async def test_a_stuck_batch_is_noticed_though_nobody_waits_for_it_any_more(
+async def test_a_batch_that_takes_for_ever_is_noticed_though_nobody_waits_for_it_any_more(
     device: Device, observed: Observed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [0.0]
     monkeypatch.setattr(batching, "perf_counter", lambda: now_s[0])
-    commit = GroupCommit(device, StageArgs(), observed)
-    running = asyncio.create_task(commit.run(arriving(1, live=(1,))))
+    commit = committed(device, observed)
+    running = asyncio.create_task(commit.run(arriving(1, 2)))
     await asyncio.to_thread(device.entered.wait)
+    now_s[0] = STUCK_AFTER_S - 1
+    commit.check()
     running.cancel()
     await asyncio.wait([running])
-    now_s[0] = 31.0
-    with pytest.raises(RuntimeError, match="has been running for 31 s"):
+    now_s[0] = STUCK_AFTER_S + 1
+    with pytest.raises(RuntimeError, match="has been running for 121 s"):
         commit.check()
     device.free.set()
+
+
+class Layers:
+    """Computes each batch in three layers, and remembers them. A recording (below ten) stops after its first ones until
+    it may go on."""
+
+    def __init__(self) -> None:
+        self.stop_after = 1
+        self.computed: list[tuple[int, int]] = []
+        self.stopped, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        for number in range(3):
+            next_layer()
+            self.computed.append((items[0], number))
+            if items[0] < 10 and number < self.stop_after:
+                self.stopped.release()
+                self.may_go_on.acquire()
+        return [item * 10 for item in items]
+
+    async def wait(self) -> None:
+        """Until a recording has stopped."""
+        await asyncio.to_thread(self.stopped.acquire)
+
+
+class Stage:
+    """The two lanes of one stage, without Serve's batching in front."""
+
+    def __init__(self, layers: Layers) -> None:
+        self.way = RightOfWay()
+        self.recordings = GroupCommit(layers, 1, STUCK_AFTER_S, Observed(), way=self.way)
+        self.calls = GroupCommit(layers, 1, STUCK_AFTER_S, Observed())
+
+    async def recording(self, item: int) -> int | Exception | None:
+        entry: Entry[int, int] = Entry(item, arrived=0.0)
+        try:
+            await self.recordings.run([entry])
+        except asyncio.CancelledError:
+            entry.abandoned = True
+            raise
+        return entry.result
+
+    async def block(self, item: int) -> int | Exception | None:
+        with self.way.taken():
+            return (await self.calls.run([Entry(item, arrived=0.0)]))[0].result
+
+
+@pytest.fixture
+def layers() -> Layers:
+    return Layers()
+
+
+@pytest.fixture
+def stage(layers: Layers) -> Stage:
+    return Stage(layers)
+
+
+async def test_a_recording_stands_still_for_blocks(
+    layers: Layers, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "LONGEST_STAND_S", 60.0)
+    recording = asyncio.create_task(stage.recording(1))
+    await layers.wait()
+    others = [asyncio.create_task(other) for other in (stage.recording(2), stage.block(11), stage.block(12))]
+    await asyncio.sleep(0)  # all are on their way when their tasks have had one turn
+    layers.may_go_on.release(2)
+    assert await asyncio.gather(recording, *others) == [10, 20, 110, 120]
+    blocks = [(item, number) for item in (11, 12) for number in range(3)]
+    assert layers.computed == [(1, 0), *blocks, (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a class of their own on Linux only")
+async def test_recordings_take_what_other_threads_leave() -> None:
+    def scheduler(items: Sequence[int]) -> list[int]:
+        return [os.sched_getscheduler(threading.get_native_id()) for _ in items]
+
+    found = []
+    for prepare in (come_last, None):
+        commit = GroupCommit(scheduler, 1, STUCK_AFTER_S, Observed(), prepare)
+        found += [entry.result for entry in await commit.run(arriving(1))]
+    assert found == [os.SCHED_IDLE, os.SCHED_OTHER]
+
+
+async def test_a_recording_ends_beside_calls_that_never_rest(
+    layers: Layers, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "LONGEST_STAND_S", 0.01)
+    layers.may_go_on.release()
+    with stage.way.taken():
+        assert await stage.recording(1) == 10
+
+
+async def test_what_nobody_waits_for_ends_before_its_next_layer(layers: Layers, stage: Stage) -> None:
+    hung_up = asyncio.create_task(stage.recording(1))
+    await layers.wait()
+    hung_up.cancel()
+    await asyncio.wait([hung_up])
+    layers.may_go_on.release(2)
+    assert await stage.recording(2) == 20
+    assert layers.computed == [(1, 0), (2, 0), (2, 1), (2, 2)]
+    stage.recordings.check()
+
+
+async def test_what_computes_layer_after_layer_is_not_stuck(
+    layers: Layers, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(batching, "perf_counter", lambda: now_s[0])
+    layers.stop_after = 2
+    recording = asyncio.create_task(stage.recording(1))
+    await layers.wait()
+    now_s[0] = STUCK_AFTER_S - 1
+    layers.may_go_on.release()
+    await layers.wait()
+    now_s[0] = 2 * STUCK_AFTER_S - 2
+    stage.recordings.check()
+    now_s[0] = 2 * STUCK_AFTER_S
+    with pytest.raises(RuntimeError, match="has been running"):
+        stage.recordings.check()
+    layers.may_go_on.release()
+    await recording
+    stage.recordings.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,14 @@ class Handle:
     def __init__(self, *errors: Exception, full_times: int = 0) -> None:
         self._errors = [*errors, *[FULL] * min(full_times, 1000)]
         self.asked_s: list[float] = []
+        self.for_call: set[bool] = set()
 
     def options(self, **options: Any) -> Handle:
         return self
 
     def remote(self, *args: Any) -> Response:
         self.asked_s.append(asyncio.get_running_loop().time())
+        self.for_call.add(args[-1])
         return Response(self, args, self._errors.pop(0) if self._errors else None)
 
 
@@ -120,6 +122,23 @@ def test_a_stage_that_stays_full_is_given_up_and_was_not_hammered(full: int, tra
 
     run_virtual(run())
     assert max(asked(handles)) <= 25
+
+
+@pytest.mark.parametrize("transport", ["grpc", "object_store"])
+@pytest.mark.parametrize("live", [False, True])
+def test_only_blocks_of_calls_go_first_and_no_recording_on_their_path(live: bool, transport: str) -> None:
+    def asked_for_call(open_stages: Callable[[ServeStages], ServeStages]) -> list[set[bool]]:
+        handles = [Handle() for _ in range(3)]
+
+        async def run() -> None:
+            stages = open_stages(stages_of(handles, transport))
+            await stages.collect(chain(stages, live))
+
+        run_virtual(run())
+        return [handle.for_call for handle in handles]
+
+    assert asked_for_call(lambda stages: stages) == [{False}] * 3
+    assert asked_for_call(ServeStages.for_calls) == [{True}] * 3
 
 
 @pytest.mark.parametrize("full", [0, 1, 2])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from configs.serve import Limits
 from serve_app.decoders import busy_processes
 from serve_app.errors import AtCapacity, InvalidFields, NotStored, SourceTooLong
 from serve_app.recordings.service import Recordings
-from serve_app.threads import in_thread
+from serve_app.threads import NICENESS, computed, in_thread
 from serve_app.voices.folder import FolderVoiceStore
 from serve_app.voices.service import one_piece
 from stages.reference import ReferenceReport
@@ -204,7 +206,8 @@ async def test_features_come_from_what_is_stored(service: Recordings, backend: E
     assert (heard[0] == stored).all(), "so that other weights can make the same of it later"
 
 
-async def test_a_cancelled_caller_waits_for_its_thread() -> None:
+@pytest.mark.parametrize("run_in_thread", [in_thread, computed])
+async def test_a_cancelled_caller_waits_for_its_thread(run_in_thread: Callable[..., Coroutine[Any, Any, None]]) -> None:
     inside, done = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -212,9 +215,19 @@ async def test_a_cancelled_caller_waits_for_its_thread() -> None:
         time.sleep(0.2)
         done.set()
 
-    task = asyncio.create_task(in_thread(slow))
+    task = asyncio.create_task(run_in_thread(slow))
     await asyncio.to_thread(inside.wait)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done.is_set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux only")
+async def test_what_computes_for_recordings_gives_way() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    ours = niceness()
+    assert await computed(niceness) == NICENESS
+    assert (await in_thread(niceness), niceness()) == (ours, ours)
