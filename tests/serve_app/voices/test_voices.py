@@ -30,7 +30,7 @@ from serve_app.errors import (
 from serve_app.voices import folder as voices
 from serve_app.voices.folder import FolderVoiceStore
 from serve_app.voices.premade import PREMADE_FOLDER
-from serve_app.voices.store import VoiceRecord, as_stored, new_voice_id, write_record
+from serve_app.voices.store import VoiceRecord, as_stored, new_voice_id, wav_of, write_record
 from serve_app.voices.stores import open_voice_store
 from stages.types import Prompt, Voice
 
@@ -338,12 +338,12 @@ def test_a_crash_while_saving_features_keeps_the_old_ones(
     store.add(some_record(), some_sound(), RATE)
     store.save_features("anna", "f", some_voice(1.0))
 
-    def half_saved(self: Voice, path: Path) -> None:
+    def half_saved(path: Path, data: bytes) -> None:
         path.write_bytes(b"half")
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Voice, "save", half_saved)
+        patch.setattr(voices, "_write", half_saved)
         with pytest.raises(OSError, match="no space"):
             store.save_features("anna", "f", some_voice(2.0))
     kept = store.features("anna", "f")
@@ -379,21 +379,21 @@ def a_loop(path: Path) -> None:
 
 
 def of_other_weights(path: Path) -> None:
-    some_voice(1.0, "other").save(path)
+    path.write_bytes(some_voice(1.0, "other").to_bytes())
 
 
 def not_numbers(path: Path) -> None:
-    some_voice(float("nan")).save(path)
+    path.write_bytes(some_voice(float("nan")).to_bytes())
 
 
 def another_form(path: Path) -> None:
     voice = some_voice(1.0)
-    Voice(replace(voice.live, condition=np.ones((3, 8), np.float32)), voice.file, "f").save(path)
+    path.write_bytes(Voice(replace(voice.live, condition=np.ones((3, 8), np.float32)), voice.file, "f").to_bytes())
 
 
 def another_type(path: Path) -> None:
     voice = some_voice(1.0)
-    Voice(replace(voice.live, mel=np.ones((80, 4), np.float64)), voice.file, "f").save(path)
+    path.write_bytes(Voice(replace(voice.live, mel=np.ones((80, 4), np.float64)), voice.file, "f").to_bytes())
 
 
 SPOILED_FEATURES = [
@@ -456,7 +456,7 @@ def test_a_recording_of_a_rate_that_none_has_is_damaged(store: FolderVoiceStore,
 
 def premade_with(folder: Path, sound: np.ndarray) -> FolderVoiceStore:
     (folder / "samples").mkdir(exist_ok=True)
-    (folder / "samples" / "nora.wav").write_bytes(voices._wav(sound, RATE))
+    (folder / "samples" / "nora.wav").write_bytes(wav_of(sound, RATE))
     (folder / "samples.yaml").write_text("- {id: nora, name: Nora}\n")
     return FolderVoiceStore(folder / "store", premade=folder / "samples")
 
@@ -472,18 +472,18 @@ def test_a_premade_voice_of_another_recording_gets_other_features(tmp_path: Path
     assert made is not None and made.live.mel[0, 0] == 2.0
 
 
-def test_a_stamp_changes_with_the_features_and_goes_with_the_voice(store: FolderVoiceStore) -> None:
-    store.add(some_record(), some_sound(), RATE)
-    with pytest.raises(VoiceNotFound):
-        store.stamp("anna", "f")
-    store.save_features("anna", "f", some_voice(1.0))
-    first = store.stamp("anna", "f")
-    assert store.stamp("anna", "f") == first
-    store.save_features("anna", "f", some_voice(2.0))
-    assert store.stamp("anna", "f") != first
+def test_a_stamp_changes_with_the_voice_and_goes_with_it(store: FolderVoiceStore) -> None:
+    for name in ("anna", "berta"):
+        store.add(some_record(name), some_sound(), RATE)
+        store.save_features(name, "f", some_voice(1.0))
+    first = store.stamps(["anna", "berta", "nobody"], "f")
+    assert first.keys() == {"anna", "berta"} and store.stamps(first, "f") == first
     store.delete("anna")
-    with pytest.raises(VoiceNotFound):
-        store.stamp("anna", "f")
+    assert store.stamps(first, "f") == {"berta": first["berta"]}
+    store.add(some_record("anna"), some_sound(1), RATE)
+    store.save_features("anna", "f", some_voice(1.0))
+    again = store.stamps(first, "f")
+    assert again["anna"] != first["anna"] and again["berta"] == first["berta"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
@@ -518,7 +518,7 @@ def test_a_storage_that_is_away_has_not_forgotten_its_voices(store: FolderVoiceS
         lambda: store.get("anna"),
         lambda: store.reference("anna"),
         lambda: store.features("anna", "f"),
-        lambda: store.stamp("anna", "f"),
+        lambda: store.stamps(["anna"], "f"),
         lambda: store.save_features("anna", "f", some_voice(1.0)),
         lambda: store.delete("anna"),
     ]
@@ -653,12 +653,6 @@ def test_a_store_is_opened_by_path_or_file_url(tmp_path: Path) -> None:
     by_path.add(some_record(), some_sound(), RATE)
     by_url = open_voice_store((tmp_path / "a b").as_uri())
     assert by_url.get("anna") == some_record()
-
-
-@pytest.mark.parametrize("url", ["s3://bucket/voices", "http://host/voices", "file://host/voices"])
-def test_other_storage_is_refused_by_name(url: str) -> None:
-    with pytest.raises(ValueError, match=f"{url.partition(':')[0]}:// is not supported yet"):
-        open_voice_store(url)
 
 
 def test_errors_survive_the_way_between_processes() -> None:
