@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -72,14 +73,15 @@ class S3VoiceStore(BaseVoiceStore):
 
     `records/<id>.json` is a voice: it is written last and deleted first. It names the folder of its other files,
     `voices/<id>/<SHA-256 of the recording>-<random>/`, which holds `reference.wav`, features, and `used`, whose time is
-    that of the last use where the voice expires. No folder is used twice, so what a crash leaves in one is never a part of a
-    later voice; it is swept once it is old. `premade/<id>/` is as in a folder.
+    that of the last use where the voice expires. No folder is used twice, so what a crash leaves in one is never a part
+    of a later voice; it is swept once it is old. `premade/<id>/` is as in a folder.
     """
 
     def __init__(self, place: BucketPlace, premade: Path = PREMADE_FOLDER) -> None:
         super().__init__(premade)
         self._place = place
-        self._client = _client(place)
+        region = place.region or os.environ.get("AWS_REGION")  # which boto3 does not read
+        self._client = _client(place.endpoint, region, place.path_style)
         self._pool = ThreadPoolExecutor(AT_ONCE, "voices")
         self._known: dict[str, tuple[str, Entry | VoiceDamaged]] = {}
         self._knows_conditions = True
@@ -382,17 +384,18 @@ def _written(record: VoiceRecord, home: str) -> bytes:
     return json.dumps({**json.loads(write_record(record)), "home": home.rpartition("/")[2]}).encode()
 
 
-def _client(place: BucketPlace) -> Any:
-    """Credentials, and what the place leaves open, come from the environment by boto3's own rules."""
+@cache
+def _client(endpoint: str | None, region: str | None, path_style: bool) -> Any:
+    """One for all stores of a process: to make one takes long. Credentials, and what is None, come from the
+    environment by boto3's own rules."""
     config = Config(
         connect_timeout=CONNECT_S,
         read_timeout=READ_S,
         retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
         max_pool_connections=2 * AT_ONCE,
         signature_version="s3v4",
-        s3={"addressing_style": "path" if place.path_style else "auto"},
+        s3={"addressing_style": "path" if path_style else "auto"},
         request_checksum_calculation="when_required",  # other servers than Amazon's refuse what boto3 adds else
         response_checksum_validation="when_required",
     )
-    region = place.region or os.environ.get("AWS_REGION")
-    return boto3.session.Session().client("s3", endpoint_url=place.endpoint, region_name=region, config=config)
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
