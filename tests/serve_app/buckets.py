@@ -79,9 +79,8 @@ class BucketServer:
             return _error(*answer, environ, start_response)
         with self._one_at_a_time:  # moto checks a condition and writes in two steps
             body = list(self._app(environ, start_response if self.late_fault is None else _nothing))
-        if self.late_fault is not None:
-            answer = self.late_fault(environ)
-            assert answer is not None
+        if self.late_fault is not None and (answer := self.late_fault(environ)):
+            environ["CONTENT_LENGTH"] = ""  # it was read
             return _error(*answer, environ, start_response)
         return body
 
@@ -107,7 +106,8 @@ def _nothing(*_: object) -> None:
 
 
 def _error(status: str, code: str, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-    environ["wsgi.input"].read()
+    if environ.get("CONTENT_LENGTH"):  # read whole, whether or not it was carried out: else the client sees a reset
+        environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
     text = f"<Error><Code>{code}</Code><Message>none</Message></Error>".encode()
     start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [text]
