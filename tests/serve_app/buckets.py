@@ -41,6 +41,7 @@ class BucketServer:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._one_at_a_time = threading.Lock()
         self._server: BaseWSGIServer | None = None
+        self._thread = threading.Thread()
         self._n_buckets = 0
         self.fault: Fault | None = None
         self.late_fault: Fault | None = None
@@ -57,13 +58,14 @@ class BucketServer:
         """Listens, on the same port each time."""
         self._server = make_server("127.0.0.1", self._port, self._answer, threaded=True, request_handler=_Handler)
         _Handler.protocol_version = "HTTP/1.0"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="s3", daemon=True).start()
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="s3", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Connections are refused from now on."""
         if self._server is not None:
             self._server.shutdown()
-            self._server.server_close()
+            self._thread.join()  # it closes the socket
             self._server = None
 
     def new_bucket(self, prefix: str = "some/where/", **options: Any) -> BucketPlace:
