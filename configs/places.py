@@ -12,6 +12,7 @@ from configs.schema import ConfigError
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9](?:[a-z0-9-]|\.(?!\.)){1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._=-]{1,128}(?:/(?!$)|$)){0,8}")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
+_NEARLY_A_URL = re.compile(r"(?:s3|file|https?):", re.IGNORECASE)
 _TRUTH = {"true": True, "false": False}
 _OPTIONS = ("endpoint", "region", "path_style", "presigned_s")
 _WEEK_S = 7 * 86400
@@ -39,6 +40,8 @@ class BucketPlace:
 def place_of(url: str) -> Path | BucketPlace:
     """The folder of a path or of file:///path, or the place of s3://bucket/prefix?options; ConfigError else."""
     if "://" not in url:
+        if _NEARLY_A_URL.match(url):
+            raise ConfigError(f"{url!r} is neither a folder nor a URL such as s3://bucket/prefix")
         return Path(url).expanduser()
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
