@@ -283,7 +283,17 @@ async def test_voices_on_a_replica_outlive_an_outage_but_not_their_deletion(
     assert await voices.get("berta")
 
 
-def test_an_outage_as_clients_see_it(server: BucketServer, tmp_path: Path) -> None:
+async def test_a_voice_that_is_stored_is_kept_where_its_features_are_not(server: BucketServer, bucket: Bucket) -> None:
+    voices = recordings_over(EchoBackend(), bucket.open(), Limits()).voices
+    server.fault = lambda environ: ("503 Slow", "SlowDown") if "features-" in environ["PATH_INFO"] else None
+    record, _ = await voices.add_samples("Anna", tone(1.5), 22050)
+    server.fault = None
+    assert voices.store.features(record.voice_id, "echo") is None
+    await voices.make_features(record.voice_id)
+    assert voices.store.features(record.voice_id, "echo") is not None
+
+
+def test_an_outage_as_clients_see_it(server: BucketServer) -> None:
     place = server.new_bucket(presigned_s=60)
     service = recordings_over(EchoBackend(), open_voice_store(url_of(place)), Limits())
     upload = {"files": wav_file(tone(1.5), 22050)}
