@@ -115,8 +115,8 @@ def _opened(url: str, *, must_exist: bool = False) -> VoiceStore:
 
     try:
         place = place_of(url)
-        if must_exist and isinstance(place, Path) and not place.is_dir():
-            raise UserMistake(f"there is no folder {place}")
+        if must_exist and isinstance(place, Path) and not (place / "voices").is_dir():
+            raise UserMistake(f"there is no store of voices in {place}")
         return open_voice_store(url)
     except (ConfigError, OSError) as error:
         raise UserMistake(f"the store cannot be opened: {error}") from error

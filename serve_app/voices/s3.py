@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -29,6 +29,9 @@ from serve_app.errors import NotStored, StoreAway, VoiceDamaged, VoiceError, Voi
 from serve_app.voices.base import MAX_FILE_BYTES, MAX_RECORD_BYTES, REFERENCE, BaseVoiceStore, Entry
 from serve_app.voices.premade import PREMADE_FOLDER
 from serve_app.voices.store import VOICE_ID, VoiceRecord, read_record, write_record
+
+if TYPE_CHECKING:
+    from stages.types import Voice
 
 log = logging.getLogger("seedvc.voices")
 
@@ -120,7 +123,7 @@ class S3VoiceStore(BaseVoiceStore):
             self._swept_s = monotonic()
             self._remove_leftovers()
 
-    def save_features(self, voice_id: str, fingerprint: str, voice: Any) -> None:
+    def save_features(self, voice_id: str, fingerprint: str, voice: Voice) -> None:
         """As VoiceStore."""
         home, name = self._features_place(voice_id, fingerprint)
         self._write_file(home, name, voice.to_bytes())
@@ -243,8 +246,8 @@ class S3VoiceStore(BaseVoiceStore):
         if not self._place.presigned_s:
             return None
         wanted = {"Bucket": self._place.bucket, "Key": self._key(f"{entry.home}/{name}")}
+        wanted["ResponseContentType"] = "audio/wav"
         with self._asking():
-            wanted |= {"ResponseContentType": "audio/wav"}
             return str(self._client.generate_presigned_url("get_object", wanted, ExpiresIn=self._place.presigned_s))
 
     def _record(self, voice_id: str) -> _Found:

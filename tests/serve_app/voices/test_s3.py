@@ -377,8 +377,8 @@ def test_voices_move_into_s3_and_back(server: BucketServer, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("source", "target", "told"),
     [
-        ("{}/none", "{}/to", "there is no folder"),
-        ("{}", "gs://bucket/x", "got gs://"),
+        ("{}", "{}/to", "there is no store of voices in"),
+        ("gs://bucket/x", "{}", "got gs://"),
         ("s3://Bucket", "{}", "is no name of a bucket"),
         ("s3://bucket?endpoint=http://127.0.0.1:1&region=eu", "{}", "does not answer now"),
     ],
