@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from configs.places import place_of
 from configs.schema import ConfigError, Positive, Strict
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -128,6 +129,8 @@ class AccessArgs(Strict):
 class ServeArgs(Strict):
     """The application's arguments; replicas, CPUs, GPUs and autoscaling are Serve's own `deployments` section."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # somebody's credentials, where they do not belong
+
     preset: str = "tiny"
     """Name of a preset, or path of a preset YAML that every node can read."""
     weights: str | None = None
@@ -138,7 +141,7 @@ class ServeArgs(Strict):
     torch_threads: Positive = 1
     """Threads per replica; one keeps results equal bit for bit and several replicas out of each other's way."""
     voices: str = "data/voices"
-    """Voice store: a folder that every replica can read."""
+    """Voice store: a folder that every replica can read, or `s3://bucket/prefix`."""
     encoder: StageArgs = StageArgs()
     diffusion: StageArgs = StageArgs()
     vocoder: StageArgs = StageArgs()
@@ -163,6 +166,12 @@ class ServeArgs(Strict):
                 f"max_ongoing_requests of Ingress is {max_ongoing_requests}; with these limits at least "
                 f"{self.ongoing_requests} are needed, else uploads and calls keep health checks waiting"
             )
+
+    @field_validator("voices")
+    @classmethod
+    def _place_of_voices_known(cls, url: str) -> str:
+        place_of(url)
+        return url
 
     @model_validator(mode="after")
     def _device_known(self) -> ServeArgs:

@@ -57,7 +57,7 @@ def parser() -> Parser:
     convert.add_argument("--remove-background-noise", action="store_true", help="clean the recording first")
     convert.add_argument("--live", action="store_true", help="take the path of a call")
 
-    voices = commands.add_parser("voices", help="list, add and remove the voices of a server")
+    voices = commands.add_parser("voices", help="list, add and remove the voices of a server; copy a store")
     actions = voices.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     listing = actions.add_parser("list", help="list the voices")
     adding = actions.add_parser("add", help="add a voice")
@@ -67,6 +67,9 @@ def parser() -> Parser:
     adding.add_argument("--remove-background-noise", action="store_true", help="clean the recordings first")
     removing = actions.add_parser("remove", help="remove a voice")
     removing.add_argument("voice", metavar="VOICE", help="its id or name")
+    copying = actions.add_parser("copy", help="copy all voices of one store into another; run again, it goes on")
+    copying.add_argument("source", metavar="FROM", help="a folder, or s3://bucket/prefix")
+    copying.add_argument("target", metavar="TO", help="the same")
     for action in (listing, adding, removing):
         action.add_argument("--server", metavar="URL", default=DEFAULT_SERVER, help=f"default: {DEFAULT_SERVER}")
 

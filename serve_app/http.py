@@ -196,7 +196,7 @@ def _user_router(voices: Voices) -> APIRouter:
 
 def _health_router(recordings: Recordings, rtc: Rtc | None, stages: Mapping[str, Ask]) -> APIRouter:
     router = APIRouter(tags=["health"])
-    asks: dict[str, Ask] = {"the voice store": partial(asyncio.to_thread, recordings.voices.store.list), **stages}
+    asks: dict[str, Ask] = {"the voice store": partial(asyncio.to_thread, recordings.voices.store.check), **stages}
     readiness = Readiness(asks, lambda: rtc is not None and rtc.calls.is_retiring)
 
     @router.get("/healthz")

@@ -20,6 +20,7 @@ from serve_app.calls.ice import ice_servers_of, own_ice_servers
 from serve_app.calls.owners import ServeOwners, stopping
 from serve_app.calls.registry import Calls
 from serve_app.calls.rtc import Opened, Rtc, Wanted
+from serve_app.errors import StoreAway
 from serve_app.graph.handles import ServeBackend, ServeStages, StageHandle, sign_of_life
 from serve_app.graph.listen import listen_at_node
 from serve_app.http import create_app
@@ -138,6 +139,8 @@ class Ingress:
             await asyncio.sleep(TEND_EVERY_S)
             try:
                 await self._voices.tend(self._calls.voices)
+            except StoreAway as error:
+                log.warning("voices were not tended: %s", error)
             except Exception:  # the store may come back
                 log.exception("voices were not tended")
 

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import yaml
 
+from configs.places import BucketPlace, place_of
 from configs.schema import ConfigError
 from configs.serve import AccessArgs
 from serve_app.instance import REPLICA_SETTINGS
@@ -24,6 +25,9 @@ MANIFEST = ROOT / "cluster" / "rayservice.yaml"
 CLAIM = "seedvc-data"
 DATA_FOLDER = "/data"
 GPU = "nvidia.com/gpu"
+BUCKET_SECRET = "seedvc-s3"
+"""The Secret whose entries become environment variables (AWS_ACCESS_KEY_ID and the like), where voices are in S3. Pods
+that have a role of their own do without it."""
 KEY_SECRET, KEY_ENTRY = "seedvc", "api-key"
 """The Secret, and what in it is the API key: other machines reach a cluster, so it starts with one only."""
 DRAIN_S = 600
@@ -42,7 +46,9 @@ def ray_service(config: Tree, image: str) -> Tree:
     """The manifest that serves one application of `config` on GPU workers."""
     application = config["applications"][0]
     args = application["args"]
-    folders = {"voices": f"{DATA_FOLDER}/voices", "weights": f"{DATA_FOLDER}/weights/{args['preset']}"}
+    folders = {"weights": f"{DATA_FOLDER}/weights/{args['preset']}"}
+    if not _in_bucket(args):
+        folders["voices"] = f"{DATA_FOLDER}/voices"
     served = config | {"applications": [application | {"args": args | folders}]}
     return {
         "apiVersion": "ray.io/v1",
@@ -58,20 +64,26 @@ def ray_service(config: Tree, image: str) -> Tree:
                 "authOptions": {"mode": "token"},
                 "enableInTreeAutoscaling": True,
                 "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": DRAIN_S},
-                "headGroupSpec": _with_key(_head(image), args),
-                "workerGroupSpecs": [_with_key(_workers(application["deployments"], image), args)],
+                "headGroupSpec": _with_secrets(_head(image), args),
+                "workerGroupSpecs": [_with_secrets(_workers(application["deployments"], image), args)],
             },
         },
     }
 
 
-def _with_key(group: Tree, args: Tree) -> Tree:
-    """Gives the containers of a group of pods the API key from its Secret, where callers need one."""
+def _in_bucket(args: Tree) -> bool:
+    return isinstance(place_of(args.get("voices", "")), BucketPlace)
+
+
+def _with_secrets(group: Tree, args: Tree) -> Tree:
+    """Gives the containers of a group of pods what they need of Secrets: the API key, and what a bucket asks for."""
     access = AccessArgs.model_validate(args.get("access", {}))
-    if not access.open:
-        source = {"secretKeyRef": {"name": KEY_SECRET, "key": KEY_ENTRY}}
-        for container in group["template"]["spec"]["containers"]:
+    for container in group["template"]["spec"]["containers"]:
+        if not access.open:
+            source = {"secretKeyRef": {"name": KEY_SECRET, "key": KEY_ENTRY}}
             container["env"] = [{"name": access.api_key_env, "valueFrom": source}]
+        if _in_bucket(args):
+            container["envFrom"] = [{"secretRef": {"name": BUCKET_SECRET, "optional": True}}]
     return group
 
 

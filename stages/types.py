@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 Samples = NDArray[np.float32]
 """Mono sound [samples], full scale at 1."""
@@ -89,25 +89,26 @@ class Voice:
     file: Prompt
     fingerprint: str
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors."""
+    def to_bytes(self) -> bytes:
+        """As safetensors."""
         arrays = {f"{use}.{name}": array for use, name, array in self._arrays()}
-        path.write_bytes(save(arrays, metadata={"fingerprint": self.fingerprint}))
+        return bytes(save(arrays, metadata={"fingerprint": self.fingerprint}))
 
     @classmethod
-    def load(cls, path: Path) -> Voice:
-        """Read what `save` wrote; ValueError where the file is something else."""
+    def from_bytes(cls, data: bytes) -> Voice:
+        """What `to_bytes` made; ValueError where it is something else."""
         try:
-            with safe_open(path, framework="numpy") as file:
-                prompts = {
-                    use: Prompt(**{field.name: file.get_tensor(f"{use}.{field.name}") for field in fields(Prompt)})
-                    for use in ("live", "file")
-                }
-                voice = cls(**prompts, fingerprint=file.metadata()["fingerprint"])
+            arrays = load(data)
+            prompts = {
+                use: Prompt(**{field.name: arrays[f"{use}.{field.name}"] for field in fields(Prompt)})
+                for use in ("live", "file")
+            }
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # as the format lays it out
+            voice = cls(**prompts, fingerprint=header["__metadata__"]["fingerprint"])
         except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a stored voice: {error}") from error
+            raise ValueError(f"this is not a stored voice: {error}") from error
         if not all(prompt.is_whole for prompt in prompts.values()):
-            raise ValueError(f"{path} is not a stored voice: its arrays do not fit together")
+            raise ValueError("this is not a stored voice: its arrays do not fit together")
         return voice
 
     @property

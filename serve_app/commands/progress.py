@@ -15,24 +15,24 @@ _LINE_PERCENT = 10
 
 
 class Progress:
-    """Counts bytes up to a known total."""
+    """Counts bytes, or what `unit` says, up to a known total."""
 
-    def __init__(self, what: str, total_bytes: int) -> None:
+    def __init__(self, what: str, total: int, unit: str = "B") -> None:
         self._what = shown(what)
-        self._total_bytes = max(total_bytes, 1)
-        self._done_bytes = 0
+        self._total = max(total, 1)
+        self._done = 0
         self._told_percent = 0
         self._bar: tqdm[NoReturn] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total_bytes, desc=self._what, unit="B", unit_scale=True, leave=False)
+            self._bar = tqdm(total=total, desc=self._what, unit=unit, unit_scale=unit == "B", leave=False)
 
-    def advance(self, n_bytes: int) -> None:
+    def advance(self, n: int) -> None:
         """So much more is done."""
-        self._done_bytes += n_bytes
+        self._done += n
         if self._bar is not None:
-            self._bar.update(n_bytes)
+            self._bar.update(n)
             return
-        percent = min(self._done_bytes * 100 // self._total_bytes, 100)
+        percent = min(self._done * 100 // self._total, 100)
         if percent >= self._told_percent + _LINE_PERCENT:
             self._told_percent = percent - percent % _LINE_PERCENT
             note(f"{self._what}: {self._told_percent} %")

@@ -14,6 +14,10 @@ from stages.types import Voice
 
 LOOK_EVERY_S = 2.0
 """How often the voices in memory are compared with the store."""
+COLD_S = 4.0
+"""After so long without a request, the voices in memory may be out of date."""
+COLD_WAIT_S = 1.0
+"""How long the first request then waits for the comparison; a store that is away keeps nobody longer."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class VoiceCache:
     """Voices of one set of weights by id, least recently used out first, within a bound in bytes.
 
     A voice that is deleted or made anew in the store is forgotten a few seconds later. Blocks do not wait for that: a
-    background task compares with the store.
+    background task compares with the store. Only the first request after a pause waits, since nobody has looked before.
     """
 
     def __init__(self, store: VoiceStore, fingerprint: str, max_bytes: int) -> None:
@@ -36,12 +40,15 @@ class VoiceCache:
         self._voices: OrderedDict[str, Kept] = OrderedDict()
         self._n_bytes = 0
         self._lock = asyncio.Lock()
-        self._looked_s = 0.0
+        self._looked_s = self._asked_s = 0.0
         self._looking: asyncio.Task[None] | None = None
 
     async def get(self, voice_id: str) -> Voice:
         """The voice; VoiceNotFound where the store has none of these weights."""
         self.look()
+        if self._looking is not None and monotonic() - self._asked_s >= COLD_S:
+            await asyncio.wait([self._looking], timeout=COLD_WAIT_S)
+        self._asked_s = monotonic()
         kept = self._voices.get(voice_id)
         if kept is None:
             async with self._lock:  # one read at a time; voices in memory do not wait
@@ -70,20 +77,17 @@ class VoiceCache:
                 self._drop(voice_id)
 
     def _changed(self, kept: Mapping[str, Kept]) -> list[str]:
-        return [voice_id for voice_id, one in kept.items() if self._is_changed(voice_id, one)]
-
-    def _is_changed(self, voice_id: str, kept: Kept) -> bool:
         try:
-            return self._store.stamp(voice_id, self._fingerprint) != kept.stamp
-        except VoiceNotFound:
-            return True
+            now = self._store.stamps(kept, self._fingerprint)
         except OSError:  # a storage that does not answer has not forgotten anything
-            return False
+            return []
+        return [voice_id for voice_id, one in kept.items() if now.get(voice_id) != one.stamp]
 
     def _read(self, voice_id: str) -> Kept:
-        stamp = self._store.stamp(voice_id, self._fingerprint)  # read first, so that a change meanwhile shows later
+        # read first, so that a change meanwhile shows later
+        stamp = self._store.stamps([voice_id], self._fingerprint).get(voice_id)
         voice = self._store.features(voice_id, self._fingerprint)
-        if voice is None:
+        if voice is None or stamp is None:
             raise VoiceNotFound(voice_id)
         return Kept(voice, stamp)
 

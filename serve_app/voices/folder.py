@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 import logging
 import os
-import re
 import secrets
 import shutil
 import stat
 import tempfile
-import wave
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from pydantic import ValidationError
-
-from serve_app.errors import (
-    NotStored,
-    StoreAway,
-    VoiceDamaged,
-    VoiceError,
-    VoiceExists,
-    VoiceIsReadOnly,
-    VoiceNotFound,
-)
-from serve_app.voices.premade import PREMADE_FOLDER, premade_recording, premade_records
-from serve_app.voices.store import (
-    INT16_STEPS,
-    VOICE_ID,
-    VoiceRecord,
-    as_int16,
-    checked_id,
-    read_record,
-    write_record,
-)
-from webrtc.files.errors import check_rate
-
-if TYPE_CHECKING:
-    from stages.types import Voice
+from serve_app.errors import NotStored, StoreAway, VoiceDamaged, VoiceError, VoiceExists, VoiceNotFound
+from serve_app.voices.base import MAX_FILE_BYTES, MAX_RECORD_BYTES, REFERENCE, BaseVoiceStore, Entry
+from serve_app.voices.premade import PREMADE_FOLDER
+from serve_app.voices.store import VOICE_ID, VoiceRecord, read_record, write_record
 
 log = logging.getLogger("seedvc.voices")
 
-_FINGERPRINT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _LEFTOVER_AGE_S = 3600.0
-_MAX_RECORD_BYTES = 2**20
-_MAX_REFERENCE_BYTES = 2**26
 _DOOMED = "delete-"
 
 
-class FolderVoiceStore:
+class FolderVoiceStore(BaseVoiceStore):
     """Voices in a folder that several processes may share.
 
     `voices/<id>/` holds `record.json`, `reference.wav` (16 bit mono) and `features-<fingerprint>.safetensors`;
@@ -67,66 +38,53 @@ class FolderVoiceStore:
     """
 
     def __init__(self, root: Path, premade: Path = PREMADE_FOLDER) -> None:
+        super().__init__(premade)
+        self._root = root
         self._voices = root / "voices"
-        self._premade_features = root / "premade"
         self._scratch = root / "scratch"
-        for folder in (self._voices, self._premade_features, self._scratch):
+        for folder in (self._voices, root / "premade", self._scratch):
             folder.mkdir(parents=True, exist_ok=True)
         _sweep(self._scratch)
-        self._premade_folder = premade
-        self._told: set[str] = set()
-        self._told_features: set[str] = set()
-        self._digests: dict[tuple[Path, int, int], str] = {}
-        self._premade = {record.voice_id: record for record in premade_records(premade)}
 
-    def list(self) -> list[VoiceRecord]:
-        """All voices: the premade ones, then the others, oldest first."""
-        own, damaged = [], set()
-        for folder in self._entries():
-            if folder.name in self._premade or not VOICE_ID.fullmatch(folder.name):
-                continue  # not ours
-            try:
-                own.append(self.get(folder.name))
-            except VoiceDamaged as error:
-                damaged.add(folder.name)
-                if folder.name not in self._told:
-                    log.warning("the voice %s is left out: %s", folder.name, _reason(error))
-            except VoiceNotFound:
-                pass  # deleted since the folder was listed
-        self._told = damaged  # a voice that is mended and breaks again is logged again
-        return [*self._premade.values(), *sorted(own, key=lambda record: (record.created_at_unix, record.voice_id))]
+    def check(self) -> None:
+        """As VoiceStore."""
+        self._entries()
 
-    def get(self, voice_id: str) -> VoiceRecord:
-        """One voice."""
-        premade = self._premade.get(checked_id(voice_id))
-        if premade is not None:
-            return premade
-        record = self._read(voice_id)
-        if self._is_over(record):
-            raise VoiceNotFound(voice_id)
-        return record
+    def ids(self) -> list[str]:
+        """As VoiceStore."""
+        names = [entry.name for entry in self._entries()]
+        return [name for name in names if VOICE_ID.fullmatch(name) and name not in self._premade]
 
-    def add(self, record: VoiceRecord, samples: np.ndarray, sample_rate: int) -> None:
-        """Keeps a new voice with its reference recording; VoiceExists where the id is taken."""
-        voice_id = checked_id(record.voice_id)
-        if voice_id in self._premade:
-            raise VoiceExists(voice_id)
+    def stamps(self, voice_ids: Collection[str], fingerprint: str) -> Mapping[str, object]:
+        """As VoiceStore."""
+        found: dict[str, object] = {}
+        for voice_id in voice_ids:
+            with suppress(VoiceNotFound):
+                home, name = self._features_place(voice_id, fingerprint)
+                with suppress(FileNotFoundError):
+                    about = (self._root / home / name).stat()
+                    found[voice_id] = about.st_ino, about.st_mtime_ns, about.st_size
+        return found
+
+    def _read(self, voice_id: str) -> Entry:
+        with self._reading(voice_id):
+            data, changed_s = _read(self._voices / voice_id / "record.json", MAX_RECORD_BYTES)
+        return Entry(read_record(data, voice_id), f"voices/{voice_id}", changed_s)
+
+    def _add(self, record: VoiceRecord, wav: bytes) -> None:
         with _changing(), self._workplace("add-") as folder:
-            _write(folder / "reference.wav", _wav(samples, sample_rate))
+            _write(folder / REFERENCE, wav)
             _write(folder / "record.json", write_record(record))
             _flush_folder(folder)
             try:
-                folder.rename(self._voices / voice_id)
+                folder.rename(self._voices / record.voice_id)
             except OSError as error:  # the folder of a voice is never empty
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise VoiceExists(voice_id) from error
+                    raise VoiceExists(record.voice_id) from error
                 raise
             _flush_folder(self._voices)
 
-    def update(self, voice_id: str, changes: Mapping[str, Any]) -> VoiceRecord:
-        """Changes fields of a voice's record by one rename; of two changes at once the later one counts."""
-        if checked_id(voice_id) in self._premade:
-            raise VoiceIsReadOnly(voice_id)
+    def _update(self, voice_id: str, changes: Mapping[str, Any]) -> VoiceRecord:
         changed = replace(self.get(voice_id), **changes)
         home = self._voices / voice_id
         with _changing(), self._workplace("update-") as folder:
@@ -138,10 +96,7 @@ class FolderVoiceStore:
                 raise VoiceNotFound(voice_id) from error
         return changed
 
-    def delete(self, voice_id: str) -> None:
-        """Forgets a voice, its recording and features; VoiceIsReadOnly for a premade one."""
-        if checked_id(voice_id) in self._premade:
-            raise VoiceIsReadOnly(voice_id)
+    def _delete(self, voice_id: str) -> None:
         with _changing():
             try:
                 doomed = self._move_away(self._voices / voice_id)
@@ -151,96 +106,29 @@ class FolderVoiceStore:
             _flush_folder(self._voices)
         _discard(doomed)
 
-    def renew(self, voice_id: str) -> None:
-        """Counts the voice as used now: its record's time of change is the time of its last use."""
-        if self.get(voice_id).expires_s is not None:
-            with _changing(), self._reading(voice_id):
-                os.utime(self._voices / voice_id / "record.json")
+    def _renew(self, entry: Entry) -> None:
+        with _changing(), self._reading(entry.record.voice_id):
+            os.utime(self._root / entry.home / "record.json")
 
-    def sweep(self) -> None:
-        """Forgets the voices whose time is over."""
-        for folder in self._entries():
-            # Another process may forget it now, and an unreadable record has no time that could be over.
-            with suppress(VoiceError):
-                if self._is_over(self._read(checked_id(folder.name))):
-                    self.delete(folder.name)
+    def _used_s(self, entry: Entry) -> float:
+        return entry.changed_s
 
-    def _read(self, voice_id: str) -> VoiceRecord:
-        with self._reading(voice_id):
-            data = _read(self._voices / voice_id / "record.json", _MAX_RECORD_BYTES)
-        return read_record(data, voice_id)
+    def _read_file(self, home: str, name: str) -> bytes:
+        return _read(self._root / home / name, MAX_FILE_BYTES)[0]
 
-    def _is_over(self, record: VoiceRecord) -> bool:
-        if record.expires_s is None:
-            return False
-        with self._reading(record.voice_id):
-            used_s = (self._voices / record.voice_id / "record.json").stat().st_mtime
-        return used_s + record.expires_s < datetime.now(UTC).timestamp()
-
-    def reference(self, voice_id: str) -> tuple[np.ndarray, int]:
-        """The reference recording, float32 mono in [-1, 1], and its sample rate."""
-        if checked_id(voice_id) in self._premade:
-            from webrtc.files import NotAudio, decode_file
-
+    def _write_file(self, home: str, name: str, data: bytes) -> None:
+        path = self._root / home / name
+        if path.parent.parent != self._voices:
+            path.parent.mkdir(exist_ok=True)
+        with _changing(), self._workplace("features-") as folder:
+            _write(folder / name, data)
+            if path.is_dir() and not path.is_symlink():  # a rename does not replace a folder
+                _discard(self._move_away(path))
             try:
-                return decode_file(self._premade_recording(voice_id))
-            except (NotAudio, OSError) as error:
-                raise VoiceDamaged(voice_id) from error
-        with self._reading(voice_id):
-            data = _read(self._voices / voice_id / "reference.wav", _MAX_REFERENCE_BYTES)
-        try:
-            return _samples_of(data)
-        except (wave.Error, EOFError, ValueError) as error:
-            raise VoiceDamaged(voice_id) from error
-
-    def features(self, voice_id: str, fingerprint: str) -> Voice | None:
-        """The features that the weights of that fingerprint made, or None where they are still to be made."""
-        from stages.types import Voice
-
-        self.get(voice_id)
-        path = self._features_path(voice_id, fingerprint)
-        try:
-            _require_plain(path.stat())
-            voice = Voice.load(path)
-            if voice.fingerprint != fingerprint:
-                raise ValueError("they are of other weights")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            if voice_id not in self._told_features:
-                log.warning("the features of the voice %s are damaged; they are made again when needed", voice_id)
-            self._told_features.add(voice_id)
-            return None
-        self._told_features.discard(voice_id)
-        return voice
-
-    def stamp(self, voice_id: str, fingerprint: str) -> object:
-        """What changes whenever those features do; VoiceNotFound where there are none."""
-        try:
-            about = self._features_path(checked_id(voice_id), fingerprint).stat()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            self._entries()
-            raise VoiceNotFound(voice_id) from error
-        return about.st_ino, about.st_mtime_ns, about.st_size
-
-    def save_features(self, voice_id: str, fingerprint: str, voice: Voice) -> None:
-        """Keeps the features that the weights of that fingerprint made."""
-        self.get(voice_id)
-        path = self._features_path(voice_id, fingerprint)
-        with _changing():
-            if voice_id in self._premade:
-                path.parent.mkdir(exist_ok=True)
-            with self._workplace("features-") as folder:
-                made = folder / path.name
-                voice.save(made)
-                _flush(made)
-                if path.is_dir() and not path.is_symlink():  # a rename does not replace a folder
-                    _discard(self._move_away(path))
-                try:
-                    os.replace(made, path)
-                    _flush_folder(path.parent)
-                except FileNotFoundError as error:
-                    raise VoiceNotFound(voice_id) from error
+                os.replace(folder / name, path)
+                _flush_folder(path.parent)
+            except FileNotFoundError as error:
+                raise VoiceNotFound(path.parent.name) from error
 
     def _entries(self) -> Iterable[Path]:
         """What is there beside the premade voices."""
@@ -271,24 +159,6 @@ class FolderVoiceStore:
         path.rename(doomed)
         return doomed
 
-    def _premade_recording(self, voice_id: str) -> Path:
-        try:
-            return premade_recording(voice_id, self._premade_folder)
-        except ValueError as error:
-            raise VoiceDamaged(voice_id) from error
-
-    def _digest(self, voice_id: str) -> str:
-        """16 hex digits over a premade voice's recording, which is read again only where it has changed."""
-        path = self._premade_recording(voice_id)
-        try:
-            about = path.stat()
-            key = (path, about.st_mtime_ns, about.st_size)
-            if key not in self._digests:
-                self._digests[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        except OSError as error:
-            raise VoiceDamaged(voice_id) from error
-        return self._digests[key]
-
     @contextmanager
     def _reading(self, voice_id: str) -> Iterator[None]:
         """VoiceDamaged where a file of a voice cannot be read, VoiceNotFound where its whole folder is missing."""
@@ -299,13 +169,6 @@ class FolderVoiceStore:
                 self._entries()
                 raise VoiceNotFound(voice_id) from error
             raise VoiceDamaged(voice_id) from error
-
-    def _features_path(self, voice_id: str, fingerprint: str) -> Path:
-        assert _FINGERPRINT.fullmatch(fingerprint), fingerprint
-        if voice_id in self._premade:
-            made_of = f"{fingerprint}-{self._digest(voice_id)}"
-            return self._premade_features / voice_id / f"features-{made_of}.safetensors"
-        return self._voices / voice_id / f"features-{fingerprint}.safetensors"
 
 
 @contextmanager
@@ -320,49 +183,16 @@ def _changing() -> Iterator[None]:
         raise NotStored(f"voices cannot be changed now: {error.strerror or error}") from error
 
 
-def _reason(error: VoiceDamaged) -> str:
-    """The reason of an error, without content of the voice's files."""
-    cause = error.__cause__
-    if isinstance(cause, OSError):
-        return f"{cause.strerror or cause}"
-    if isinstance(cause, ValidationError):
-        return "its record: " + "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in cause.errors())
-    return "its record is no JSON object" if cause is not None else str(error)
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
-    """A whole file; OSError where it is no plain file, or a longer one."""
+def _read(path: Path, max_bytes: int) -> tuple[bytes, float]:
+    """A whole file and when it was changed; OSError where it is no plain file, or a longer one."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would block
     with open(descriptor, "rb") as file:
         about = os.fstat(descriptor)
-        _require_plain(about)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")
         if about.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes")
-        return file.read()
-
-
-def _require_plain(about: os.stat_result) -> None:
-    if not stat.S_ISREG(about.st_mode):
-        raise OSError(errno.EINVAL, "not a plain file")
-
-
-def _samples_of(wav: bytes) -> tuple[np.ndarray, int]:
-    """The samples and rate of a file that `_wav` made; raises where the file is another, or incomplete."""
-    with wave.open(io.BytesIO(wav), "rb") as recording:
-        about, frames = recording.getparams(), recording.readframes(recording.getnframes())
-    if about[:2] != (1, 2) or not about.nframes or len(frames) != 2 * about.nframes:
-        raise ValueError("not a whole recording of 16 bit, mono")
-    check_rate(about.framerate)
-    return np.frombuffer(frames, "<i2").astype(np.float32) / np.float32(INT16_STEPS), about.framerate
-
-
-def _wav(samples: np.ndarray, sample_rate: int) -> bytes:
-    """A 16-bit mono WAV file."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as recording:
-        recording.setparams((1, 2, sample_rate, 0, "NONE", ""))
-        recording.writeframes(as_int16(samples).tobytes())
-    return buffer.getvalue()
+        return file.read(), about.st_mtime
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -370,12 +200,6 @@ def _write(path: Path, data: bytes) -> None:
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(path: Path) -> None:
-    """Brings a file's content to the disk."""
-    with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 

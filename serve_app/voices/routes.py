@@ -7,11 +7,11 @@ import json
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import AfterValidator, BaseModel, Field, Json
 
-from serve_app.errors import BadUpload, FieldProblem, InvalidFields
+from serve_app.errors import BadUpload, FieldProblem, InvalidFields, Refused
 from serve_app.forms import MODEL_IDS, form_schema, header, one_line, parse_fields
 from serve_app.names import lines_only, seen_only
 from serve_app.uploads import MAX_FIELD_BYTES, MEMORY_BYTES, Backlog, MultipartForm, incoming
@@ -23,6 +23,8 @@ from webrtc.files import NotAudio
 MAX_FILES = 25
 """Recordings of one voice."""
 FILE_FIELDS = ("files", "files[]")
+SAMPLE_ID = "reference"
+"""The id of a voice's one recording."""
 
 
 def without_null(labels: dict[str, str | None]) -> dict[str, str]:
@@ -181,6 +183,18 @@ def voices_router(voices: Voices) -> APIRouter:
         warning = "the settings of a voice are not supported and were ignored"
         return JSONResponse({"status": "ok"}, headers={"X-Seedvc-Warning": warning})
 
+    @router.get("/v1/voices/{voice_id}/samples/{sample_id}/audio", response_class=Response)
+    async def sample_audio(voice_id: str, sample_id: str) -> Response:
+        """The recording that a voice was made of, or a redirection to where the store has it."""
+        if sample_id != SAMPLE_ID:
+            message = f"there is no sample {sample_id[:80]!r}; the one of each voice is {SAMPLE_ID!r}"
+            raise Refused(404, "sample_not_found", message)
+        original = await asyncio.to_thread(store.original, voice_id)
+        headers = {"Cache-Control": "no-store"}
+        if original.url is not None:
+            return RedirectResponse(original.url, 307, headers)
+        return Response(original.data, media_type=original.media_type, headers=headers)
+
     @router.delete("/v1/voices/{voice_id}")
     async def delete_voice(voice_id: str) -> dict[str, str]:
         """Forget a voice, its recording and what was made from it."""
@@ -232,7 +246,7 @@ def _described(record: VoiceRecord) -> dict[str, Any]:
         "category": record.category,
         "description": record.description,
         "labels": dict(record.labels),
-        "samples": [],
+        "samples": [{"sample_id": SAMPLE_ID, "duration_secs": record.duration_s}],
         "preview_url": None,
         "available_for_tiers": [],
         "settings": _SETTINGS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -15,12 +16,14 @@ import soxr
 
 from configs.serve import Limits
 from serve_app.decoders import LENGTH_TOLERANCE_S, Decoded
-from serve_app.errors import AtCapacity, InvalidVoiceId, NotStored, VoiceNotFound
+from serve_app.errors import AtCapacity, InvalidVoiceId, NotStored, StoreAway, VoiceNotFound
 from serve_app.threads import computed
 from serve_app.voices.store import VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.denoise import without_noise
 from stages.reference import SEARCHED_S, ReferenceReport, check_reference, spoken
 from stages.types import BadAudio, Samples, StoredVoice, Voice
+
+log = logging.getLogger("seedvc.voices")
 
 _REFERENCES_AT_ONCE = 2
 """References that are decoded at once, in up to 200 MB each. `max_conversions` bounds conversions."""
@@ -133,6 +136,8 @@ class Voices:
         await asyncio.to_thread(self.store.add, record, samples, sample_rate)
         try:
             await asyncio.to_thread(self.store.save_features, record.voice_id, self.fingerprint, voice)
+        except StoreAway:
+            log.warning("the features of the voice %s are not stored; they are made again when needed", record.voice_id)
         except NotStored:  # the caller gets the error, and never the voice's id
             await asyncio.to_thread(self.store.delete, record.voice_id)
             raise

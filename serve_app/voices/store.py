@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import secrets
-from collections.abc import Mapping
+import wave
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -14,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from serve_app.errors import InvalidVoiceId, VoiceDamaged
+from webrtc.files.errors import check_rate
 
 if TYPE_CHECKING:
     from stages.types import Voice
@@ -46,11 +49,26 @@ class VoiceRecord:
     """How good the reference is (stages.reference.ReferenceReport); unknown for premade and for older voices."""
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The recording that a voice was made of, as a client gets it: its bytes, or a URL that has them for a while."""
+
+    media_type: str
+    data: bytes = b""
+    url: str | None = None
+
+
 class VoiceStore(Protocol):
     """Keeps voices. Methods block on storage, so coroutines call them through a thread; all raise VoiceNotFound.
 
     Methods that change something raise NotStored where the storage refuses; all raise StoreAway where it is missing.
     """
+
+    def check(self) -> None:
+        """StoreAway unless the storage answers; cheaper than a list."""
+
+    def ids(self) -> list[str]:
+        """All but the premade voices, those with a damaged record too."""
 
     def list(self) -> list[VoiceRecord]:
         """All voices: the premade ones, then the others, oldest first."""
@@ -76,14 +94,20 @@ class VoiceStore(Protocol):
     def reference(self, voice_id: str) -> tuple[np.ndarray, int]:
         """The reference recording, float32 mono in [-1, 1], and its sample rate."""
 
+    def original(self, voice_id: str) -> Original:
+        """The recording, for a client."""
+
+    def digest(self, voice_id: str) -> str:
+        """Names the content of the reference recording, in whatever store it is."""
+
     def features(self, voice_id: str, fingerprint: str) -> Voice | None:
         """The features that the weights of that fingerprint made, or None where they are still to be made.
 
         Unreadable features count as still to be made.
         """
 
-    def stamp(self, voice_id: str, fingerprint: str) -> object:
-        """What changes whenever those features do, without reading them; VoiceNotFound where there are none."""
+    def stamps(self, voice_ids: Collection[str], fingerprint: str) -> Mapping[str, object]:
+        """For each voice what changes where it, or those features, are replaced; without the voices that are gone."""
 
     def save_features(self, voice_id: str, fingerprint: str, voice: Voice) -> None:
         """Keeps the features that the weights of that fingerprint made."""
@@ -133,3 +157,25 @@ def as_int16(samples: np.ndarray) -> np.ndarray:
 def as_stored(samples: np.ndarray) -> np.ndarray:
     """Float32 samples as the store returns them, so that the same features can be made again."""
     return as_int16(samples).astype(np.float32) / np.float32(INT16_STEPS)
+
+
+def wav_of(samples: np.ndarray, sample_rate: int) -> bytes:
+    """The reference recording as it is stored, a 16-bit mono WAV file."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as recording:
+        recording.setparams((1, 2, sample_rate, 0, "NONE", ""))
+        recording.writeframes(as_int16(samples).tobytes())
+    return buffer.getvalue()
+
+
+def samples_of(wav: bytes, voice_id: str) -> tuple[np.ndarray, int]:
+    """The samples and rate of a file that `wav_of` made; VoiceDamaged where the file is another, or incomplete."""
+    try:
+        with wave.open(io.BytesIO(wav), "rb") as recording:
+            about, frames = recording.getparams(), recording.readframes(recording.getnframes())
+        if about[:2] != (1, 2) or not about.nframes or len(frames) != 2 * about.nframes:
+            raise ValueError("not a whole recording of 16 bit, mono")
+        check_rate(about.framerate)
+    except (wave.Error, EOFError, ValueError) as error:
+        raise VoiceDamaged(voice_id) from error
+    return np.frombuffer(frames, "<i2").astype(np.float32) / np.float32(INT16_STEPS), about.framerate

@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from configs import load_preset
 from configs.serve import ServeArgs
 from serve_app.commands import serve_config
-from serve_app.manifest import CLAIM, MANIFEST, SERVE_CONFIG, generate
+from serve_app.manifest import BUCKET_SECRET, CLAIM, MANIFEST, SERVE_CONFIG, generate
 
 CRD = Path(__file__).parent / "kuberay-rayservices-crd.yaml"
 FOLDER = MANIFEST.parent
@@ -103,6 +103,19 @@ def test_only_the_folders_differ_from_the_serve_config(served: Tree) -> None:
         for folder in ("voices", "weights"):
             tree["applications"][0]["args"].pop(folder, None)
     assert written == told
+
+
+def test_voices_in_s3_stay_there(schema: Tree, tmp_path: Path) -> None:
+    config = yaml.safe_load(SERVE_CONFIG.read_text())
+    config["applications"][0]["args"]["voices"] = "s3://voices/of/us?endpoint=http://minio:9000"
+    (tmp_path / "s3.yaml").write_text(yaml.safe_dump(config))
+    tree: Tree = yaml.safe_load(generate(tmp_path / "s3.yaml"))
+    assert problems(schema, tree) == []
+    served = yaml.safe_load(tree["spec"]["serveConfigV2"])
+    assert served["applications"][0]["args"]["voices"] == "s3://voices/of/us?endpoint=http://minio:9000"
+    for pod in pods(tree):
+        (container,) = pod["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": BUCKET_SECRET, "optional": True}}]
 
 
 def pods(manifest: Tree) -> list[Tree]:

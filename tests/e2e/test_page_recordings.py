@@ -15,6 +15,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Dialog, FilePayload, Locator, Page, expect, sync_playwright
 
+from benchmarks.browser import chromium
 from configs.serve import Limits, RtcArgs
 from serve_app.access import Access
 from serve_app.calls.rtc import Rtc
@@ -23,7 +24,6 @@ from serve_app.recordings.service import Recordings
 from serve_app.threads import in_thread
 from serve_app.voices.folder import FolderVoiceStore
 from stages.types import Samples, StoredVoice
-from tests.e2e.browser import chromium
 from tests.serve_app.calls.fakes import CallRoom
 from tests.serve_app.calls.test_rtc import NamedOwners
 from tests.serve_app.fakes import EchoBackend, EchoStream, recordings_over, serving, tone, wait_until, wav_file

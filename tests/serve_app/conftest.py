@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.serve import Limits
+from tests.serve_app.buckets import ENVIRONMENT, BucketServer, url_of
 from tests.serve_app.deploy import Deployed, deploy, speechlike
 
 
@@ -20,7 +21,19 @@ class RayInstance:
 
 
 @pytest.fixture(scope="session")
-def ray_instance() -> Iterator[RayInstance]:
+def buckets() -> Iterator[BucketServer]:
+    """S3 for all tests that want it, with its credentials in the environment."""
+    server = BucketServer()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_instance(buckets: BucketServer) -> Iterator[RayInstance]:
     """Ray with two CPUs and the Serve proxy, shared by the session; tests deploy and delete their own applications."""
     from ray import serve
 
@@ -36,15 +49,15 @@ def ray_instance() -> Iterator[RayInstance]:
 
 
 @pytest.fixture(scope="session")
-def graph(ray_instance: RayInstance, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
-    """configs/cpu.yaml with the fixtures' reduced networks, deployed once for the session."""
+def graph(ray_instance: RayInstance, buckets: BucketServer) -> Deployed:
+    """configs/cpu.yaml with the fixtures' reduced networks and voices in S3, deployed once for the session."""
     from ray import serve
 
     from stages.geometry import MODEL_RATE
     from stages.local import load
 
     weights = Path(__file__).parents[1] / "golden" / "tiny_model"
-    voices = str(tmp_path_factory.mktemp("voices"))
+    voices = url_of(buckets.new_bucket())
     # a call that was broken off keeps its place for a moment, in which others are begun
     deploy("cpu", preset="seed-vc-small", weights=str(weights), voices=voices, rtc={"max_calls": 8})
     local, reference = load("seed-vc-small", weights), speechlike(3.0, 1)

@@ -795,7 +795,6 @@ def test_a_user_is_answered_who_may_do_all(server: Server) -> None:
         ("POST", "/v1/text-to-speech/clara/stream"),
         ("POST", "/v1/speech-to-text"),
         ("GET", "/v1/history"),
-        ("GET", "/v1/voices/clara/samples/1/audio"),
         ("POST", "/v1/voices/pvc"),
         ("POST", "/v1/audio-isolation"),
     ],

@@ -166,7 +166,7 @@ async def test_a_store_that_fails_or_a_server_that_leaves_is_not_ready(
     def broken(store: FolderVoiceStore) -> None:
         raise OSError("stale file handle")
 
-    monkeypatch.setattr(FolderVoiceStore, "list", broken)
+    monkeypatch.setattr(FolderVoiceStore, "check", broken)
     answer = await get("/readyz", tmp_path)
     assert answer.status_code == 503 and answer.json()["detail"]["reasons"] == ["the voice store does not answer"]
 

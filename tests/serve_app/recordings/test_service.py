@@ -20,6 +20,7 @@ from serve_app.decoders import busy_processes
 from serve_app.errors import AtCapacity, InvalidFields, NotStored, SourceTooLong
 from serve_app.recordings.service import Recordings
 from serve_app.threads import NICENESS, computed, in_thread
+from serve_app.voices import folder
 from serve_app.voices.folder import FolderVoiceStore
 from serve_app.voices.service import one_piece
 from stages.reference import ReferenceReport
@@ -166,11 +167,13 @@ async def test_damaged_features_are_made_again_from_the_recording(
 async def test_a_voice_whose_features_find_no_room_is_not_kept(
     service: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Voice, path: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(path: Path, data: bytes) -> None:
+        if path.name.startswith("features"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(data)
 
     before = service.voices.store.list()
-    monkeypatch.setattr(Voice, "save", full)
+    monkeypatch.setattr(folder, "_write", full)
     with pytest.raises(NotStored, match="No space left"):
         await service.voices.add_samples("Anna", tone(1.5), 22050)
     assert service.voices.store.list() == before

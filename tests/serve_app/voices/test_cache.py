@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -27,10 +27,10 @@ class CountingStore(FolderVoiceStore):
         self.reads += 1
         return super().features(voice_id, fingerprint)
 
-    def stamp(self, voice_id: str, fingerprint: str) -> object:
+    def stamps(self, voice_ids: Collection[str], fingerprint: str) -> Mapping[str, object]:
         if self.is_away:
             raise OSError("stale file handle")
-        return super().stamp(voice_id, fingerprint)
+        return super().stamps(voice_ids, fingerprint)
 
     def add_voice(self, voice_id: str, value: float = 1.0) -> None:
         self.add(some_record(voice_id), some_sound(n_samples=800), RATE)
@@ -128,16 +128,16 @@ async def test_a_storage_that_does_not_answer_takes_no_voice_away(store: Countin
 
 
 async def test_the_store_is_looked_at_now_and_then_only(store: CountingStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s, looks, stamp = [100.0], list[str](), store.stamp("anna", "f")
+    now_s, looks, stamps = [100.0], list[str](), store.stamps(["anna"], "f")
 
-    def looked_at(voice_id: str, fingerprint: str) -> object:
-        looks.append(voice_id)
-        return stamp
+    def looked_at(voice_ids: Collection[str], fingerprint: str) -> Mapping[str, object]:
+        looks.extend(voice_ids)
+        return stamps
 
     monkeypatch.setattr(cache, "monotonic", lambda: now_s[0])
     voices = VoiceCache(store, "f", 2**20)
     await voices.get("anna")
-    monkeypatch.setattr(store, "stamp", looked_at)
+    monkeypatch.setattr(store, "stamps", looked_at)
     for _ in range(20):
         now_s[0] += 0.4
         await voices.get("anna")

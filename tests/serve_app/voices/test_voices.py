@@ -1,4 +1,4 @@
-"""The folder voice store: no half-written voice is ever seen, ids stay inside, premade voices as they are."""
+"""Each voice store: no half-written voice is ever seen, ids stay inside, premade voices as they are."""
 
 import errno
 import json
@@ -11,13 +11,15 @@ import wave
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 import pytest
 
+from configs.places import BucketPlace
 from serve_app.errors import (
     InvalidVoiceId,
     NotStored,
@@ -28,11 +30,14 @@ from serve_app.errors import (
     VoiceNotFound,
 )
 from serve_app.voices import folder as voices
+from serve_app.voices.base import BaseVoiceStore
 from serve_app.voices.folder import FolderVoiceStore
 from serve_app.voices.premade import PREMADE_FOLDER
-from serve_app.voices.store import VoiceRecord, as_stored, new_voice_id, write_record
+from serve_app.voices.s3 import S3VoiceStore
+from serve_app.voices.store import VoiceRecord, as_stored, new_voice_id, wav_of
 from serve_app.voices.stores import open_voice_store
 from stages.types import Prompt, Voice
+from tests.serve_app.buckets import BucketServer, client
 
 RATE = 16000
 NOBODY = 65534
@@ -59,12 +64,108 @@ def some_record(voice_id: str = "anna", name: str = "Anna") -> VoiceRecord:
     )
 
 
+class Storage(Protocol):
+    """What lies behind a store, for what a test does behind its back."""
+
+    def open(self, premade: Path | None = None) -> BaseVoiceStore:
+        """A store as another process has it; `premade`: a folder of premade voices."""
+
+    def names(self) -> list[str]:
+        """All files, with the id of the voice in each."""
+
+    def read(self, name: str) -> bytes:
+        """One of them."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces one of them, or makes it."""
+
+    def remove(self, name: str) -> None:
+        """Removes one of them."""
+
+    def record(self, voice_id: str) -> str:
+        """The file that holds a record."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    root: Path
+
+    def open(self, premade: Path | None = None) -> FolderVoiceStore:
+        return FolderVoiceStore(self.root / "store", premade or self.root / "none")
+
+    def names(self) -> list[str]:
+        store = self.root / "store"
+        return sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
+
+    def read(self, name: str) -> bytes:
+        return (self.root / "store" / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.root / "store" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        (self.root / "store" / name).unlink()
+
+    def record(self, voice_id: str) -> str:
+        return f"voices/{voice_id}/record.json"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    root: Path
+    place: BucketPlace
+
+    def open(self, premade: Path | None = None) -> S3VoiceStore:
+        return S3VoiceStore(self.place, premade or self.root / "none")
+
+    def names(self) -> list[str]:
+        pages = client(self.place).get_paginator("list_objects_v2").paginate(Bucket=self.place.bucket)
+        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        assert all(key.startswith(self.place.prefix) for key in keys)
+        return sorted(key.removeprefix(self.place.prefix) for key in keys)
+
+    def _object(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.place.bucket, "Key": f"{self.place.prefix}{name}"}
+
+    def read(self, name: str) -> bytes:
+        data: bytes = client(self.place).get_object(**self._object(name))["Body"].read()
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        client(self.place).put_object(**self._object(name), Body=data)
+
+    def remove(self, name: str) -> None:
+        client(self.place).delete_object(**self._object(name))
+
+    def record(self, voice_id: str) -> str:
+        return f"records/{voice_id}.json"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "folder":
+        return Folder(tmp_path)
+    return Bucket(tmp_path, request.getfixturevalue("buckets").new_bucket())
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> FolderVoiceStore:
+def store(storage: Storage) -> BaseVoiceStore:
+    return storage.open()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderVoiceStore:
+    """For what only a folder can have."""
     return FolderVoiceStore(tmp_path / "store", premade=tmp_path / "none")
 
 
-def test_what_is_added_comes_back(store: FolderVoiceStore) -> None:
+def files_of(storage: Storage, voice_id: str) -> list[str]:
+    return [name for name in storage.names() if voice_id in name]
+
+
+def test_what_is_added_comes_back(store: BaseVoiceStore) -> None:
     sound = as_stored(some_sound())
     store.add(some_record(), sound, RATE)
     assert store.get("anna") == some_record()
@@ -81,15 +182,15 @@ def test_storing_is_idempotent_and_clips() -> None:
     assert np.abs(once).max() == 1.0
 
 
-def test_another_process_sees_the_same_voices(store: FolderVoiceStore, tmp_path: Path) -> None:
+def test_another_process_sees_the_same_voices(store: BaseVoiceStore, storage: Storage) -> None:
     store.add(some_record(), some_sound(), RATE)
-    other = FolderVoiceStore(tmp_path / "store", premade=tmp_path / "none")
+    other = storage.open()
     assert other.list() == store.list()
     other.delete("anna")
     assert store.list() == []
 
 
-def test_a_deleted_voice_is_gone_with_its_features(store: FolderVoiceStore) -> None:
+def test_a_deleted_voice_is_gone_with_its_features(store: BaseVoiceStore) -> None:
     store.add(some_record(), some_sound(), RATE)
     store.save_features("anna", "f", some_voice(1.0))
     store.delete("anna")
@@ -107,7 +208,7 @@ def test_a_deleted_voice_is_gone_with_its_features(store: FolderVoiceStore) -> N
     assert store.features("anna", "f") is None, "the features of a deleted voice do not come back with its id"
 
 
-def test_a_record_changes_and_the_rest_stays(store: FolderVoiceStore, tmp_path: Path) -> None:
+def test_a_record_changes_and_the_rest_stays(store: BaseVoiceStore, storage: Storage) -> None:
     store.add(some_record(), some_sound(), RATE)
     store.save_features("anna", "f", some_voice(1.0))
     before = store.reference("anna")[0]
@@ -115,11 +216,11 @@ def test_a_record_changes_and_the_rest_stays(store: FolderVoiceStore, tmp_path: 
     assert changed == store.get("anna") == replace(some_record(), name="Berta", labels={})
     assert store.features("anna", "f") is not None
     np.testing.assert_array_equal(store.reference("anna")[0], before)
-    assert list((tmp_path / "store" / "scratch").iterdir()) == []
+    assert len(storage.names()) == 3, "record, recording and features"
     store.delete("anna")
     with pytest.raises(VoiceNotFound, match="anna"):
         store.update("anna", {"name": "Clara"})
-    assert store.list() == [] and list((tmp_path / "store" / "scratch").iterdir()) == []
+    assert store.list() == [] and storage.names() == []
 
 
 def test_a_premade_record_cannot_be_changed() -> None:
@@ -127,17 +228,17 @@ def test_a_premade_record_cannot_be_changed() -> None:
         FolderVoiceStore(Path(folder)).update("clara", {"name": "Mine"})
 
 
-def test_readers_meet_whole_records_while_they_change(store: FolderVoiceStore) -> None:
+def test_readers_meet_whole_records_while_they_change(store: BaseVoiceStore) -> None:
     store.add(some_record(), some_sound(), RATE)
     with ThreadPoolExecutor(4) as pool:
-        changes = [pool.submit(store.update, "anna", {"name": f"name {i}" * 50}) for i in range(60)]
+        changes = [pool.submit(store.update, "anna", {"name": f"name {i}" * 50}) for i in range(20)]
         while not all(change.done() for change in changes):
             assert store.get("anna").description == "calm"
         for change in changes:
             change.result()
 
 
-def test_a_taken_id_is_refused_and_the_first_voice_kept(store: FolderVoiceStore) -> None:
+def test_a_taken_id_is_refused_and_the_first_voice_kept(store: BaseVoiceStore) -> None:
     store.add(some_record(), some_sound(1), RATE)
     before = store.reference("anna")[0]
     with pytest.raises(VoiceExists):
@@ -146,7 +247,7 @@ def test_a_taken_id_is_refused_and_the_first_voice_kept(store: FolderVoiceStore)
     np.testing.assert_array_equal(store.reference("anna")[0], before)
 
 
-def test_features_are_kept_for_each_fingerprint(store: FolderVoiceStore) -> None:
+def test_features_are_kept_for_each_fingerprint(store: BaseVoiceStore) -> None:
     store.add(some_record(), some_sound(), RATE)
     assert store.features("anna", "one") is None
     store.save_features("anna", "one", some_voice(1.0, "one"))
@@ -162,7 +263,7 @@ def test_features_are_kept_for_each_fingerprint(store: FolderVoiceStore) -> None
     "voice_id",
     ["", ".", "..", "../anna", "a/b", "a\\b", "/etc/passwd", "a\x00b", "a b", "anna\n", "ä", "x" * 65, "%2e%2e"],
 )
-def test_an_id_that_could_leave_the_folder_is_refused(store: FolderVoiceStore, voice_id: str) -> None:
+def test_an_id_that_could_leave_the_folder_is_refused(store: BaseVoiceStore, voice_id: str) -> None:
     calls: list[Callable[[], object]] = [
         lambda: store.get(voice_id),
         lambda: store.delete(voice_id),
@@ -202,35 +303,31 @@ def record_that_links_to_itself(folder: Path) -> None:
     (folder / "record.json").symlink_to("record.json")
 
 
-def record_of(data: bytes) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "record.json").write_bytes(data)
-
-    return make
-
-
-def record_with(**fields: object) -> Callable[[Path], None]:
-    return record_of(json.dumps({"voice_id": "bad", "name": "Secret Name", **fields}).encode())
-
-
-BAD_ENTRIES = {
+BAD_FOLDERS = {
     "a file": junk_file,
     "an empty folder": empty_folder,
     "a link to itself": link_to_itself,
     "a folder for a record": folder_in_place_of_the_record,
     "a pipe for a record": pipe_in_place_of_the_record,
     "a record that links to itself": record_that_links_to_itself,
-    "an empty record": record_of(b""),
-    "a record cut off": record_of(b'{"voice_id": "bad", "na'),
-    "a record in another coding": record_of('{"voice_id": "bad", "name": "Zo\xe9"}'.encode("latin-1")),
-    "half a character": record_of(b'{"voice_id": "bad", "name": "\\ud800"}'),
-    "a list": record_of(b'["bad"]'),
-    "a word": record_of(b'"bad"'),
-    "nothing": record_of(b"null"),
-    "a deep list": record_of(b"[" * 100_000),
-    "a huge record": record_of(b" " * 2**20 + b"{}"),
-    "no name": record_of(b'{"voice_id": "bad"}'),
+}
+
+
+def record_with(**fields: object) -> bytes:
+    return json.dumps({"voice_id": "bad", "name": "Secret Name", "home": f"{'0' * 64}-{'0' * 16}", **fields}).encode()
+
+
+BAD_RECORDS = {
+    "an empty record": b"",
+    "a record cut off": b'{"voice_id": "bad", "na',
+    "a record in another coding": '{"voice_id": "bad", "name": "Zo\xe9"}'.encode("latin-1"),
+    "half a character": b'{"voice_id": "bad", "name": "\\ud800"}',
+    "a list": b'["bad"]',
+    "a word": b'"bad"',
+    "nothing": b"null",
+    "a deep list": b"[" * 100_000,
+    "a huge record": b" " * 2**20 + b"{}",
+    "no name": b'{"voice_id": "bad"}',
     "a number for a name": record_with(name=7),
     "a word for labels": record_with(labels="deep"),
     "a number for a label": record_with(labels={"age": 7}),
@@ -240,25 +337,55 @@ BAD_ENTRIES = {
     "a time before all": record_with(expires_s=-5),
     "a date without end": record_with(created_at_unix=10**400),
     "no number": record_with(reference={"speech_s": float("nan")}),
-    "a number beyond all": record_of(b'{"voice_id": "bad", "name": "Secret Name", "reference": {"speech_s": 1e400}}'),
+    "a number beyond all": b'{"voice_id": "bad", "name": "Secret Name", "reference": {"speech_s": 1e400}}',
 }
+BAD_HOMES = {"no home": None, "a number for a home": 7, "the home of another": "../anna", "an empty home": ""}
 
 
-@pytest.mark.parametrize("spoil", BAD_ENTRIES.values(), ids=list(BAD_ENTRIES))
-def test_one_bad_entry_is_left_out_and_told_once(
-    store: FolderVoiceStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+@pytest.mark.parametrize("spoil", BAD_FOLDERS.values(), ids=list(BAD_FOLDERS))
+def test_one_bad_folder_is_left_out_and_told_once(
+    folder: FolderVoiceStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    folder.add(some_record(), some_sound(), RATE)
+    spoil(tmp_path / "store" / "voices" / "bad")
+    bad_is_left_out_and_goes(folder, caplog)
+    assert [path.name for path in (tmp_path / "store" / "voices").iterdir()] == ["anna"]
+    assert not list((tmp_path / "store" / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("data", BAD_RECORDS.values(), ids=list(BAD_RECORDS))
+def test_one_bad_record_is_left_out_and_told_once(
+    store: BaseVoiceStore, storage: Storage, caplog: pytest.LogCaptureFixture, data: bytes
 ) -> None:
     store.add(some_record(), some_sound(), RATE)
-    spoil(tmp_path / "store" / "voices" / "bad")
+    store.add(some_record("bad"), some_sound(), RATE)
+    storage.write(storage.record("bad"), data)
+    bad_is_left_out_and_goes(store, caplog)
+    assert files_of(storage, "bad") == []
+
+
+@pytest.mark.parametrize("home", BAD_HOMES.values(), ids=list(BAD_HOMES))
+def test_a_record_that_leads_elsewhere_is_bad(
+    buckets: BucketServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, home: object
+) -> None:
+    bucket = Bucket(tmp_path, buckets.new_bucket())
+    store = bucket.open()
+    store.add(some_record(), some_sound(), RATE)
+    bucket.write("records/bad.json", record_with(home=home))
+    bad_is_left_out_and_goes(store, caplog)
+    assert store.reference("anna")
+
+
+def bad_is_left_out_and_goes(store: BaseVoiceStore, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         assert [record.voice_id for record in store.list()] == ["anna"]
     (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "bad" in told and "Secret Name" not in told
     with pytest.raises(VoiceDamaged, match="'bad' is damaged"):
         store.get("bad")
+    assert sorted(store.ids()) == ["anna", "bad"]
     store.delete("bad")
-    assert [path.name for path in (tmp_path / "store" / "voices").iterdir()] == ["anna"]
-    assert not list((tmp_path / "store" / "scratch").iterdir())
+    assert store.ids() == ["anna"]
 
 
 @contextmanager
@@ -290,35 +417,37 @@ def test_an_entry_that_may_not_be_read_is_left_out(locked: str) -> None:
             assert not list((root / "store" / "scratch").iterdir()), "the recording does not stay behind"
 
 
-def test_what_is_no_voice_at_all_is_passed_over(store: FolderVoiceStore, tmp_path: Path) -> None:
+def test_what_is_no_voice_at_all_is_passed_over(store: BaseVoiceStore, storage: Storage) -> None:
+    kind = storage.record("x").replace("x", "{}").removesuffix("/record.json")
     for name in (".DS_Store", "lost found", "x" * 65):
-        (tmp_path / "store" / "voices" / name).write_bytes(b"")
-    assert store.list() == []
+        storage.write(kind.format(name), b"")
+    assert store.list() == [] and store.ids() == []
 
 
-def test_an_own_folder_does_not_double_a_premade_voice(tmp_path: Path) -> None:
-    store = FolderVoiceStore(tmp_path)
-    record_with(voice_id="clara")(tmp_path / "voices" / "clara")
-    assert [record.voice_id for record in store.list()].count("clara") == 1
+def test_an_own_voice_does_not_double_a_premade_one(storage: Storage) -> None:
+    store = storage.open(PREMADE_FOLDER)
+    storage.write(storage.record("clara"), record_with(voice_id="clara"))
+    assert [record.voice_id for record in store.list()].count("clara") == 1 and store.ids() == []
 
 
-def test_a_record_of_another_version_is_read_and_kept_whole(store: FolderVoiceStore, tmp_path: Path) -> None:
+def test_a_record_of_another_version_is_read_and_kept_whole(store: BaseVoiceStore, storage: Storage) -> None:
     store.add(some_record(), some_sound(), RATE)
-    path = tmp_path / "store" / "voices" / "anna" / "record.json"
-    more = {"pronouns": "she", "unknown": {"a": [1]}}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+    name, more = storage.record("anna"), {"pronouns": "she", "unknown": {"a": [1]}}
+    written = {**json.loads(storage.read(name)), **more}
+    storage.write(name, json.dumps(written).encode())
     (read,) = store.list()
     assert (read.name, read.labels, read.unknown) == ("Anna", {"accent": "none"}, more)
-    assert json.loads(write_record(read)) == json.loads(path.read_text())
+    store.update("anna", {"name": "Berta"})
+    assert json.loads(storage.read(name)) == written | {"name": "Berta"}
 
 
-def test_a_copied_folder_is_a_voice_of_its_own(store: FolderVoiceStore, tmp_path: Path) -> None:
-    store.add(some_record(), some_sound(), RATE)
+def test_a_copied_folder_is_a_voice_of_its_own(folder: FolderVoiceStore, tmp_path: Path) -> None:
+    folder.add(some_record(), some_sound(), RATE)
     shutil.copytree(tmp_path / "store" / "voices" / "anna", tmp_path / "store" / "voices" / "berta")
-    assert [record.voice_id for record in store.list()] == ["anna", "berta"]
+    assert [record.voice_id for record in folder.list()] == ["anna", "berta"]
 
 
-def test_a_crash_while_adding_leaves_nothing_to_see(store: FolderVoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_adding_leaves_nothing_to_see(folder: FolderVoiceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(path: Path, data: bytes) -> None:
         path.write_bytes(data[: len(data) // 2])
         raise OSError("no space left")
@@ -326,40 +455,40 @@ def test_a_crash_while_adding_leaves_nothing_to_see(store: FolderVoiceStore, mon
     with monkeypatch.context() as patch:
         patch.setattr(voices, "_write", full_disk)
         with pytest.raises(OSError, match="no space"):
-            store.add(some_record(), some_sound(), RATE)
-    assert store.list() == []
-    store.add(some_record(), some_sound(), RATE)
-    assert store.list() == [some_record()]
+            folder.add(some_record(), some_sound(), RATE)
+    assert folder.list() == []
+    folder.add(some_record(), some_sound(), RATE)
+    assert folder.list() == [some_record()]
 
 
 def test_a_crash_while_saving_features_keeps_the_old_ones(
-    store: FolderVoiceStore, monkeypatch: pytest.MonkeyPatch
+    folder: FolderVoiceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.add(some_record(), some_sound(), RATE)
-    store.save_features("anna", "f", some_voice(1.0))
+    folder.add(some_record(), some_sound(), RATE)
+    folder.save_features("anna", "f", some_voice(1.0))
 
-    def half_saved(self: Voice, path: Path) -> None:
+    def half_saved(path: Path, data: bytes) -> None:
         path.write_bytes(b"half")
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Voice, "save", half_saved)
+        patch.setattr(voices, "_write", half_saved)
         with pytest.raises(OSError, match="no space"):
-            store.save_features("anna", "f", some_voice(2.0))
-    kept = store.features("anna", "f")
+            folder.save_features("anna", "f", some_voice(2.0))
+    kept = folder.features("anna", "f")
     assert kept is not None and kept.live.mel[0, 0] == 1.0
 
 
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
+def cut_off(data: bytes) -> bytes:
+    return data[:-7]
 
 
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
+def emptied(data: bytes) -> bytes:
+    return b""
 
 
-def words(path: Path) -> None:
-    path.write_bytes(b"words " * 100)
+def words(data: bytes) -> bytes:
+    return b"words " * 100
 
 
 def a_folder(path: Path) -> None:
@@ -378,39 +507,54 @@ def a_loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-def of_other_weights(path: Path) -> None:
-    some_voice(1.0, "other").save(path)
+def of_other_weights(data: bytes) -> bytes:
+    return some_voice(1.0, "other").to_bytes()
 
 
-def not_numbers(path: Path) -> None:
-    some_voice(float("nan")).save(path)
+def not_numbers(data: bytes) -> bytes:
+    return some_voice(float("nan")).to_bytes()
 
 
-def another_form(path: Path) -> None:
+def another_form(data: bytes) -> bytes:
     voice = some_voice(1.0)
-    Voice(replace(voice.live, condition=np.ones((3, 8), np.float32)), voice.file, "f").save(path)
+    return Voice(replace(voice.live, condition=np.ones((3, 8), np.float32)), voice.file, "f").to_bytes()
 
 
-def another_type(path: Path) -> None:
+def another_type(data: bytes) -> bytes:
     voice = some_voice(1.0)
-    Voice(replace(voice.live, mel=np.ones((80, 4), np.float64)), voice.file, "f").save(path)
+    return Voice(replace(voice.live, mel=np.ones((80, 4), np.float64)), voice.file, "f").to_bytes()
 
 
-SPOILED_FEATURES = [
-    cut_off, emptied, words, a_folder, a_pipe, a_loop, of_other_weights, not_numbers, another_form, another_type
-]  # fmt: skip
+SPOILED_FEATURES = [cut_off, emptied, words, of_other_weights, not_numbers, another_form, another_type]
+
+
+@pytest.mark.parametrize("spoil", [a_folder, a_pipe, a_loop])
+def test_what_stands_in_place_of_features_is_replaced(
+    folder: FolderVoiceStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    folder.add(some_record(), some_sound(), RATE)
+    folder.save_features("anna", "f", some_voice(1.0))
+    spoil(tmp_path / "store" / "voices" / "anna" / "features-f.safetensors")
+    damaged_features_count_as_none_and_are_replaced(folder, "anna", caplog)
 
 
 @pytest.mark.parametrize("spoil", SPOILED_FEATURES)
 @pytest.mark.parametrize("voice_id", ["anna", "clara"])
 def test_damaged_features_count_as_none_and_are_replaced(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None], voice_id: str
+    storage: Storage, caplog: pytest.LogCaptureFixture, spoil: Callable[[bytes], bytes], voice_id: str
 ) -> None:
-    store = FolderVoiceStore(tmp_path)
+    store = storage.open(PREMADE_FOLDER)
     store.add(some_record(), some_sound(), RATE)
     store.save_features(voice_id, "f", some_voice(1.0))
-    (path,) = tmp_path.glob(f"*/{voice_id}/features-f*.safetensors")
-    spoil(path)
+    (name,) = [name for name in files_of(storage, voice_id) if "features-f" in name]
+    storage.write(name, spoil(storage.read(name)))
+    damaged_features_count_as_none_and_are_replaced(store, voice_id, caplog)
+    assert store.list()[-1].voice_id == "anna"
+
+
+def damaged_features_count_as_none_and_are_replaced(
+    store: BaseVoiceStore, voice_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(3):
         assert store.features(voice_id, "f") is None
     (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
@@ -418,139 +562,152 @@ def test_damaged_features_count_as_none_and_are_replaced(
     store.save_features(voice_id, "f", some_voice(2.0))
     made = store.features(voice_id, "f")
     assert made is not None and made.live.mel[0, 0] == 2.0
-    assert store.list()[-1].voice_id == "anna"
 
 
-@pytest.mark.parametrize("spoil", [Path.unlink, cut_off, emptied, words, a_folder, a_pipe, a_loop])
+@pytest.mark.parametrize("spoil", [a_folder, a_pipe, a_loop])
+def test_what_stands_in_place_of_a_recording_is_told(
+    folder: FolderVoiceStore, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    folder.add(some_record(), some_sound(), RATE)
+    spoil(tmp_path / "store" / "voices" / "anna" / "reference.wav")
+    with pytest.raises(VoiceDamaged, match="'anna' is damaged"):
+        folder.reference("anna")
+
+
+@pytest.mark.parametrize("spoil", [None, cut_off, emptied, words])
 def test_a_damaged_recording_is_told_as_such(
-    store: FolderVoiceStore, tmp_path: Path, spoil: Callable[[Path], None]
+    store: BaseVoiceStore, storage: Storage, spoil: Callable[[bytes], bytes] | None
 ) -> None:
     store.add(some_record(), some_sound(), RATE)
     store.save_features("anna", "f", some_voice(1.0))
-    spoil(tmp_path / "store" / "voices" / "anna" / "reference.wav")
+    (name,) = [name for name in files_of(storage, "anna") if name.endswith("reference.wav")]
+    if spoil is None:
+        storage.remove(name)
+    else:
+        storage.write(name, spoil(storage.read(name)))
     with pytest.raises(VoiceDamaged, match="'anna' is damaged"):
         store.reference("anna")
     assert store.list() == [some_record()]
     assert store.features("anna", "f") is not None, "what was made of it is still good"
 
 
-def test_a_recording_of_another_kind_is_not_read_as_ours(store: FolderVoiceStore, tmp_path: Path) -> None:
-    store.add(some_record(), some_sound(), RATE)
+def test_a_recording_of_another_kind_is_not_read_as_ours(folder: FolderVoiceStore, tmp_path: Path) -> None:
+    folder.add(some_record(), some_sound(), RATE)
     for channels, width in ((2, 2), (1, 1), (1, 4)):
         with wave.open(str(tmp_path / "store" / "voices" / "anna" / "reference.wav"), "wb") as file:
             file.setparams((channels, width, RATE, 0, "NONE", ""))
             file.writeframes(bytes(8000))
         with pytest.raises(VoiceDamaged):
-            store.reference("anna")
+            folder.reference("anna")
 
 
 @pytest.mark.parametrize("rate", [1, 3999, 400_000, 2**31 - 1])
-def test_a_recording_of_a_rate_that_none_has_is_damaged(store: FolderVoiceStore, tmp_path: Path, rate: int) -> None:
-    store.add(some_record(), some_sound(), RATE)
+def test_a_recording_of_a_rate_that_none_has_is_damaged(folder: FolderVoiceStore, tmp_path: Path, rate: int) -> None:
+    folder.add(some_record(), some_sound(), RATE)
     with wave.open(str(tmp_path / "store" / "voices" / "anna" / "reference.wav"), "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes(bytes(8000))
     with pytest.raises(VoiceDamaged):
-        store.reference("anna")
+        folder.reference("anna")
 
 
-def premade_with(folder: Path, sound: np.ndarray) -> FolderVoiceStore:
+def premade_with(folder: Path, storage: Storage, sound: np.ndarray) -> BaseVoiceStore:
     (folder / "samples").mkdir(exist_ok=True)
-    (folder / "samples" / "nora.wav").write_bytes(voices._wav(sound, RATE))
+    (folder / "samples" / "nora.wav").write_bytes(wav_of(sound, RATE))
     (folder / "samples.yaml").write_text("- {id: nora, name: Nora}\n")
-    return FolderVoiceStore(folder / "store", premade=folder / "samples")
+    return storage.open(folder / "samples")
 
 
-def test_a_premade_voice_of_another_recording_gets_other_features(tmp_path: Path) -> None:
-    before = premade_with(tmp_path, some_sound(1))
+def test_a_premade_voice_of_another_recording_gets_other_features(storage: Storage, tmp_path: Path) -> None:
+    before = premade_with(tmp_path, storage, some_sound(1))
     before.save_features("nora", "f", some_voice(1.0))
-    assert premade_with(tmp_path, some_sound(1)).features("nora", "f") is not None
-    after = premade_with(tmp_path, some_sound(2))
+    assert premade_with(tmp_path, storage, some_sound(1)).features("nora", "f") is not None
+    after = premade_with(tmp_path, storage, some_sound(2))
     assert after.features("nora", "f") is None
     after.save_features("nora", "f", some_voice(2.0))
     made = after.features("nora", "f")
     assert made is not None and made.live.mel[0, 0] == 2.0
 
 
-def test_a_stamp_changes_with_the_features_and_goes_with_the_voice(store: FolderVoiceStore) -> None:
-    store.add(some_record(), some_sound(), RATE)
-    with pytest.raises(VoiceNotFound):
-        store.stamp("anna", "f")
-    store.save_features("anna", "f", some_voice(1.0))
-    first = store.stamp("anna", "f")
-    assert store.stamp("anna", "f") == first
-    store.save_features("anna", "f", some_voice(2.0))
-    assert store.stamp("anna", "f") != first
+def test_a_stamp_changes_with_the_voice_and_goes_with_it(store: BaseVoiceStore) -> None:
+    for name in ("anna", "berta"):
+        store.add(some_record(name), some_sound(), RATE)
+        store.save_features(name, "f", some_voice(1.0))
+    first = store.stamps(["anna", "berta", "nobody"], "f")
+    assert first.keys() == {"anna", "berta"} and store.stamps(first, "f") == first
     store.delete("anna")
-    with pytest.raises(VoiceNotFound):
-        store.stamp("anna", "f")
+    assert store.stamps(first, "f") == {"berta": first["berta"]}
+    store.add(some_record("anna"), some_sound(1), RATE)
+    store.save_features("anna", "f", some_voice(1.0))
+    again = store.stamps(first, "f")
+    assert again["anna"] != first["anna"] and again["berta"] == first["berta"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
 def test_a_storage_that_takes_nothing_says_so(
-    store: FolderVoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    folder: FolderVoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    store.add(some_record("berta"), some_sound(), RATE)
+    folder.add(some_record("berta"), some_sound(), RATE)
 
     def refuse(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
     changes: list[Callable[[], object]] = [
-        lambda: store.add(some_record(), some_sound(), RATE),
-        lambda: store.save_features("berta", "f", some_voice(1.0)),
+        lambda: folder.add(some_record(), some_sound(), RATE),
+        lambda: folder.save_features("berta", "f", some_voice(1.0)),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         for change in changes:
             with pytest.raises(NotStored, match=f"cannot be changed now: {os.strerror(code)}"):
                 change()
-    assert [record.voice_id for record in store.list()] == ["berta"]
-    assert store.features("berta", "f") is None
+    assert [record.voice_id for record in folder.list()] == ["berta"]
+    assert folder.features("berta", "f") is None
     assert not list((tmp_path / "store" / "scratch").iterdir())
 
 
-def test_a_storage_that_is_away_has_not_forgotten_its_voices(store: FolderVoiceStore, tmp_path: Path) -> None:
-    store.add(some_record(), some_sound(), RATE)
-    store.save_features("anna", "f", some_voice(1.0))
+def test_a_storage_that_is_away_has_not_forgotten_its_voices(folder: FolderVoiceStore, tmp_path: Path) -> None:
+    folder.add(some_record(), some_sound(), RATE)
+    folder.save_features("anna", "f", some_voice(1.0))
     (tmp_path / "store" / "voices").rename(tmp_path / "away")
     calls: list[Callable[[], object]] = [
-        store.list,
-        lambda: store.get("anna"),
-        lambda: store.reference("anna"),
-        lambda: store.features("anna", "f"),
-        lambda: store.stamp("anna", "f"),
-        lambda: store.save_features("anna", "f", some_voice(1.0)),
-        lambda: store.delete("anna"),
+        folder.list,
+        lambda: folder.get("anna"),
+        lambda: folder.reference("anna"),
+        lambda: folder.features("anna", "f"),
+        lambda: folder.stamps(["anna"], "f"),
+        lambda: folder.save_features("anna", "f", some_voice(1.0)),
+        lambda: folder.delete("anna"),
     ]
     for call in calls:
         with pytest.raises(StoreAway, match="does not answer"):
             call()
     (tmp_path / "away").rename(tmp_path / "store" / "voices")
-    assert store.list() == [some_record()]
+    assert folder.list() == [some_record()]
 
 
 def test_a_deletion_that_a_crash_broke_off_is_finished_at_the_next_start(
-    store: FolderVoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: FolderVoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.add(some_record(), some_sound(), RATE)
+    folder.add(some_record(), some_sound(), RATE)
     with monkeypatch.context() as patch:
         patch.setattr(voices, "_discard", lambda path: None)
-        store.delete("anna")
+        folder.delete("anna")
     scratch = tmp_path / "store" / "scratch"
     assert list(scratch.rglob("reference.wav"))
     FolderVoiceStore(tmp_path / "store", premade=tmp_path / "none")
     assert not list(scratch.iterdir())
 
 
-def test_starting_while_voices_are_deleted_hinders_no_deletion(store: FolderVoiceStore, tmp_path: Path) -> None:
+def test_starting_while_voices_are_deleted_hinders_no_deletion(folder: FolderVoiceStore, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for i in range(50):
-            store.add(some_record(f"v{i}"), some_sound(n_samples=800), RATE)
+            folder.add(some_record(f"v{i}"), some_sound(n_samples=800), RATE)
         starting = pool.submit(lambda: [FolderVoiceStore(tmp_path / "store", tmp_path / "none") for _ in range(50)])
         for i in range(50):
-            store.delete(f"v{i}")
+            folder.delete(f"v{i}")
         starting.result()
-    assert store.list() == [] and not list((tmp_path / "store" / "scratch").iterdir())
+    assert folder.list() == [] and not list((tmp_path / "store" / "scratch").iterdir())
 
 
 def test_leftovers_of_a_crash_are_swept_once_they_are_old(tmp_path: Path) -> None:
@@ -564,14 +721,14 @@ def test_leftovers_of_a_crash_are_swept_once_they_are_old(tmp_path: Path) -> Non
     assert [path.name for path in scratch.iterdir()] == ["young"]
 
 
-def test_adding_deleting_and_reading_at_once_never_shows_half_a_voice(store: FolderVoiceStore) -> None:
+def test_adding_deleting_and_reading_at_once_never_shows_half_a_voice(store: BaseVoiceStore) -> None:
     ids = [f"voice-{i}" for i in range(4)]
     stop = threading.Event()
     added: list[str] = []
     deleted: list[str] = []
 
     def churn(voice_id: str, seed: int) -> None:
-        for _ in range(25):
+        for _ in range(25 if isinstance(store, FolderVoiceStore) else 5):
             try:
                 store.add(some_record(voice_id), some_sound(seed, 800), RATE)
                 added.append(voice_id)
@@ -610,7 +767,7 @@ def test_adding_deleting_and_reading_at_once_never_shows_half_a_voice(store: Fol
     assert store.list() == []
 
 
-def test_of_many_who_add_one_id_exactly_one_succeeds(store: FolderVoiceStore) -> None:
+def test_of_many_who_add_one_id_exactly_one_succeeds(store: BaseVoiceStore) -> None:
     def attempt(seed: int) -> bool:
         try:
             store.add(some_record(name=f"by {seed}"), some_sound(seed, 800), RATE)
@@ -623,8 +780,8 @@ def test_of_many_who_add_one_id_exactly_one_succeeds(store: FolderVoiceStore) ->
     assert len(store.list()) == 1
 
 
-def test_premade_voices_are_there_and_read_only(tmp_path: Path) -> None:
-    store = FolderVoiceStore(tmp_path)
+def test_premade_voices_are_there_and_read_only(storage: Storage) -> None:
+    store = storage.open(PREMADE_FOLDER)
     premade = store.list()
     assert {record.voice_id for record in premade} >= {"clara", "martin"}
     assert all(record.category == "premade" for record in premade)
@@ -655,19 +812,13 @@ def test_a_store_is_opened_by_path_or_file_url(tmp_path: Path) -> None:
     assert by_url.get("anna") == some_record()
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/voices", "http://host/voices", "file://host/voices"])
-def test_other_storage_is_refused_by_name(url: str) -> None:
-    with pytest.raises(ValueError, match=f"{url.partition(':')[0]}:// is not supported yet"):
-        open_voice_store(url)
-
-
 def test_errors_survive_the_way_between_processes() -> None:
     for kind in (VoiceNotFound, InvalidVoiceId, VoiceIsReadOnly, VoiceExists):
         error = pickle.loads(pickle.dumps(kind("anna")))
         assert type(error) is kind and error.voice_id == "anna" and str(error) == str(kind("anna"))
 
 
-def test_new_ids_are_valid_and_differ(store: FolderVoiceStore) -> None:
+def test_new_ids_are_valid_and_differ(store: BaseVoiceStore) -> None:
     ids = {new_voice_id() for _ in range(100)}
     assert len(ids) == 100
     for voice_id in ids:
