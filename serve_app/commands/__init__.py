@@ -20,6 +20,6 @@ def say(line: str = "") -> None:
     print(shown(line), flush=True)
 
 
-def note(line: str, *, before: str = "") -> None:
-    """One line on standard error, as `say`; `before` goes to the terminal as it is."""
-    print(f"{before}{shown(line)}", file=sys.stderr, flush=True)
+def note(line: str, *, before: str = "", end: str = "\n") -> None:
+    """One line on standard error, as `say`; `before` and `end` go to the terminal as they are."""
+    print(f"{before}{shown(line)}", end=end, file=sys.stderr, flush=True)

@@ -47,7 +47,7 @@ class Display:
         """The figures of this second."""
         if sys.stderr.isatty():
             width = os.get_terminal_size(sys.stderr.fileno()).columns
-            print(f"{_clear()}{line[: width - 1]}", end="", file=sys.stderr, flush=True)
+            note(line[: width - 1], before=_clear(), end="")
         elif self._shown % PLAIN_LINE_EVERY_S == 0:
             self.say(line)
         self._shown += 1

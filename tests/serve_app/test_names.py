@@ -112,11 +112,9 @@ def test_a_recording_with_such_a_name_makes_a_voice(url: str, tmp_path: Path) ->
 
 
 def test_commands_print_in_one_way_only() -> None:
-    """All but what draws on a terminal itself, from numbers."""
     for path in [*(ROOT / "serve_app" / "commands").glob("*.py"), ROOT / "serve_app" / "cli.py"]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
         prints = [ast.unparse(call) for call in calls if call.func.id == "print"]  # type: ignore[attr-defined]
         allowed = 2 if path.name == "__init__.py" else 0
-        drawn = [text for text in prints if "stats_line" in text]
-        assert len(prints) - len(drawn) == allowed, f"{path.name} prints by itself; use say() or note(): {prints}"
+        assert len(prints) == allowed, f"{path.name} prints by itself; use say() or note(): {prints}"
