@@ -1,4 +1,4 @@
-"""Where voices are kept: the URL of the setting `voices`, read and checked."""
+"""Where voices and keys are kept: the URLs of the settings `voices` and `access.keys`, read and checked."""
 
 from __future__ import annotations
 
@@ -35,6 +35,39 @@ class BucketPlace:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class RedisPlace:
+    """A database of a Redis server; its password comes from the environment."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+def place_of_keys(url: str) -> Path | RedisPlace:
+    """The file of a path or of file:///path, or the place of redis://host:port/number; ConfigError else."""
+    parts = urlsplit(url)
+    if "://" not in url and parts.scheme not in ("redis", "rediss"):
+        return Path(url).expanduser()
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    if parts.scheme not in ("redis", "rediss"):
+        raise ConfigError(
+            f"keys are kept in a file (a path, or file:///path) or in Redis (redis://host:port/number); "
+            f"got {parts.scheme}://"
+        )
+    if parts.password is not None:
+        raise ConfigError("the URL of a Redis holds no password; it comes from the environment: SEEDVC_REDIS_PASSWORD")
+    try:
+        is_whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_whole = False
+    if not is_whole or not re.fullmatch(r"/?[0-9]{0,4}", parts.path) or parts.query or parts.fragment:
+        raise ConfigError("the place of the keys is no Redis; it should be redis://host:port/number")
+    return RedisPlace(url)
 
 
 def place_of(url: str) -> Path | BucketPlace:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from configs.places import place_of
+from configs.places import place_of, place_of_keys
 from configs.schema import ConfigError, Positive, Strict
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -117,6 +117,11 @@ class AccessArgs(Strict):
     api_key_env: str = "SEEDVC_API_KEY"
     """Where this environment variable is set, every route but health, documentation and the page's own files asks for
     its value."""
+    keys: str | None = None
+    """Where further keys are kept, which `seedvc keys` makes: a file that only its owner can read, or
+    `redis://host:port/number`. Each has an owner and may have limits; the key above has none."""
+    consent: Literal["optional", "required"] = "optional"
+    """Whether who adds a voice has to state that its speaker agreed; the statement is kept with the voice."""
     open: bool = False
     """Whether a server that other machines reach may do without a key."""
     hosts: tuple[HostName, ...] = ()
@@ -124,6 +129,13 @@ class AccessArgs(Strict):
     loopback, answers to no others; one with a key answers to any unless some are named here."""
     origins: tuple[Origin, ...] = ()
     """Pages of other origins that may call, such as https://page.example; "*" is any, and needs a key."""
+
+    @field_validator("keys")
+    @classmethod
+    def _place_of_keys_known(cls, url: str | None) -> str | None:
+        if url is not None:
+            place_of_keys(url)
+        return url
 
 
 class ServeArgs(Strict):

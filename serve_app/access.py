@@ -1,21 +1,25 @@
 """Who may call: the key that a request carries, the name that it calls the server by, the page that it comes from.
 
+What passes has its caller in `scope["state"]["caller"]`.
+
 The name matters because a page may point its own name at this machine, and then is of the same origin as the API. The
 page matters because a browser sends sockets and forms anywhere without asking.
 """
 
 from __future__ import annotations
 
-import hmac
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import parse_qs
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.callers.ring import Caller, KeyRing
+from serve_app.callers.store import KeysAway, KeyStore
+from serve_app.calls.rtc import PREFIX
 from serve_app.errors import Refused
 from serve_app.forms import header
 
@@ -24,8 +28,10 @@ PROBES = frozenset({"/healthz", "/readyz"})
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{0,5}))?")
 _KEY_HEADER = b"xi-api-key"
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
+_SOCKET_PATH = f"{PREFIX}/ws"
+_COUNTED_BYTES = 1 << 20
 _NO_KEY = (
-    "the server's API key is needed: as 'Authorization: Bearer KEY' or 'xi-api-key: KEY', or for a socket as "
+    "an API key is needed: as 'Authorization: Bearer KEY' or 'xi-api-key: KEY', or for a socket as "
     "access_token in the URL"
 )
 
@@ -34,10 +40,18 @@ _NO_KEY = (
 class Access:
     """What a server asks of its callers. The defaults are those of a server on loopback without a key."""
 
-    key: str = ""
+    key: str = field(default="", repr=False)
+    """The operator's."""
     on_loopback: bool = True
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    keys: KeyStore | None = None
+    """Those of others."""
+    consent_required: bool = False
+    ring: KeyRing = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ring", KeyRing(self.key, self.keys))
 
     def knows_host(self, name: str) -> bool:
         """Whether a request may call this server by that name."""
@@ -45,7 +59,7 @@ class Access:
             return True
         if self.on_loopback or self.hosts:
             return False
-        return bool(self.key) or is_address(name)  # no page can point an address at another machine
+        return self.ring.asks or is_address(name)  # no page can point an address at another machine
 
     def knows_origin(self, origin: str, host: str) -> bool:
         """Whether a page of that origin may call a server that it reaches as `host`, which may have a port."""
@@ -55,9 +69,13 @@ class Access:
         place = _place(authority)
         return scheme in ("http", "https") and place is not None and place == _place(host)
 
-    def is_carried_by(self, scope: Scope) -> bool:
-        """Whether a request carries the key, or none is asked for."""
-        return not self.key or any(hmac.compare_digest(given, os.fsencode(self.key)) for given in _keys_in(scope))
+    async def caller_of(self, scope: Scope, path: str) -> Caller:
+        """Who sends a request; Refused where it carries no known key, KeysAway where that cannot be told now."""
+        is_call = scope["type"] == "websocket" and path == _SOCKET_PATH
+        caller = await self.ring.caller(_keys_in(scope), tokens=is_call)
+        if caller is None:
+            raise Refused(401, "invalid_api_key", _NO_KEY, _CHALLENGE)
+        return caller
 
 
 class Guard:
@@ -80,12 +98,22 @@ class Guard:
             self._check_host(scope)
         self._check_origin(scope)
         reading = scope.get("method") == "OPTIONS" or (scope.get("method") in READING and path in self._public)
-        if not reading and not self._access.is_carried_by(scope):
+        if reading:
+            await self._app(scope, receive, send)
+            return
+        try:
+            caller = await self._access.caller_of(scope, path)
+            await caller.ask()
+            upload = Upload(caller, receive)
+            if scope["type"] == "http" and not path.startswith(f"{PREFIX}/"):
+                await upload.begin(header(scope, b"content-length"))
+        except Exception:
             if scope["type"] == "websocket":
                 await receive()
                 await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
-            raise Refused(401, "invalid_api_key", _NO_KEY, _CHALLENGE)
-        await self._app(scope, receive, send)
+            raise
+        scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, upload.receive, send)
 
     def _check_host(self, scope: Scope) -> None:
         host = header(scope, b"host")
@@ -104,6 +132,31 @@ class Guard:
             raise Refused(403, "unknown_origin", message)
         if not origin and header(scope, b"sec-fetch-site") in ("cross-site", "same-site"):
             raise Refused(403, "unknown_origin", "pages of other sites may not call this server")
+
+
+class Upload:
+    """The body of a request, which counts for its caller."""
+
+    def __init__(self, caller: Caller, receive: Receive) -> None:
+        self._caller, self._receive = caller, receive
+        self._uncounted = 0
+
+    async def begin(self, length: str) -> None:
+        """Refused where the body would be more than its sender may send; asked before anything of it is taken."""
+        if length.isdecimal():
+            await self._caller.upload(0, int(length))
+
+    async def receive(self) -> Message:
+        """The next message; Refused where the body has become more than its sender may send."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._uncounted += len(message.get("body", b""))
+        is_last = not message.get("more_body", False)
+        if self._uncounted >= _COUNTED_BYTES or (is_last and self._uncounted):
+            counted, self._uncounted = self._uncounted, 0
+            with suppress(KeysAway):  # what has begun goes on
+                await self._caller.upload(counted)
+        return message
 
 
 def is_loopback(name: str) -> bool:

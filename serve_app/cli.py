@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from serve_app.commands import DEFAULT_SERVER, UserMistake, note
+from serve_app.commands import DEFAULT_KEYS, DEFAULT_SERVER, UserMistake, note
 from serve_app.commands.ending import ended_by_signals
 from serve_app.names import shown
 
@@ -65,6 +65,7 @@ def parser() -> Parser:
     adding.add_argument("files", metavar="FILE", nargs="+", help="recordings of the voice; 10 s of speech or more")
     adding.add_argument("--description")
     adding.add_argument("--remove-background-noise", action="store_true", help="clean the recordings first")
+    adding.add_argument("--consent", metavar="TEXT", help="state that the speaker agreed; kept with the voice")
     removing = actions.add_parser("remove", help="remove a voice")
     removing.add_argument("voice", metavar="VOICE", help="its id or name")
     copying = actions.add_parser("copy", help="copy all voices of one store into another; run again, it goes on")
@@ -72,6 +73,24 @@ def parser() -> Parser:
     copying.add_argument("target", metavar="TO", help="the same")
     for action in (listing, adding, removing):
         action.add_argument("--server", metavar="URL", default=DEFAULT_SERVER, help=f"default: {DEFAULT_SERVER}")
+
+    keys = commands.add_parser("keys", help="make, list and revoke the keys of those who may use a server")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    making = actions.add_parser("add", help="make a key; it is printed once, and kept nowhere")
+    making.add_argument("name", metavar="NAME", help="of its holder, for you: letters, digits, '.', '_' and '-'")
+    making.add_argument("--calls", type=_whole(0, 10**9), metavar="N", help="at once")
+    making.add_argument("--minutes-a-day", type=_whole(0, 10**9), metavar="N", help="of calls")
+    making.add_argument("--voices", type=_whole(0, 10**9), metavar="N", help="of their own")
+    making.add_argument("--requests-a-second", type=_whole(1, 10**6), metavar="N")
+    making.add_argument("--upload-mb", type=_whole(0, 10**9), metavar="N", help="of uploads a day")
+    showing = actions.add_parser("list", help="list the keys by their names")
+    revoking = actions.add_parser("revoke", help="revoke a key: its holder's calls end within seconds")
+    revoking.add_argument("name", metavar="NAME")
+    for action in (making, showing, revoking):
+        action.add_argument(
+            "--keys", metavar="PLACE", default=DEFAULT_KEYS,
+            help=f"as access.keys of the Serve config: a file, or redis://host:port/number (default: {DEFAULT_KEYS})",
+        )  # fmt: skip
 
     call = commands.add_parser("call", help="speak live in another voice")
     call.add_argument("--voice", help="name or id of a voice, or a recording of one")

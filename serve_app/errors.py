@@ -61,6 +61,12 @@ class VoiceIsReadOnly(VoiceError):
     message = "the voice {voice_id!r} is premade and cannot be changed or deleted"
 
 
+class VoiceIsShared(VoiceError):
+    """A voice of the operator, which others use and do not change."""
+
+    message = "the voice {voice_id!r} is the operator's and cannot be changed or deleted with this key"
+
+
 class VoiceExists(VoiceError, ValueError):
     """A second voice under an id that is taken."""
 
@@ -191,7 +197,7 @@ def refusal(error: Exception) -> Refusal | None:
             return _unprocessable(FieldProblem(("path", "voice_id"), str(error), "invalid_voice_id"))
         case BadUpload():
             return _refused(400, "invalid_request", error)
-        case VoiceIsReadOnly():
+        case VoiceIsReadOnly() | VoiceIsShared():
             return _refused(403, "voice_is_read_only", error)
         case VoiceDamaged():
             return _refused(404, "voice_damaged", error)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fastapi_offline
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -23,6 +23,8 @@ import webrtc
 from configs.serve import RtcArgs
 from serve_app.access import Access, Guard
 from serve_app.admission import Admission
+from serve_app.callers.counts import tomorrow_unix
+from serve_app.callers.ring import caller_of
 from serve_app.calls.routes import calls_router
 from serve_app.calls.rtc import Rtc
 from serve_app.edge import Edge, SafetyHeaders, answer_of
@@ -34,6 +36,7 @@ from serve_app.recordings.service import Recordings
 from serve_app.voices.routes import voices_router
 from serve_app.voices.service import Voices
 
+CHARACTERS_PER_MINUTE = 1000
 PAGE_FOLDER = Path(webrtc.__file__).parent / "page"
 DOCS_FOLDER = Path(__file__).parent / "docs"
 PAGE = (
@@ -73,7 +76,7 @@ def create_app(
         redoc_url=None,
     )
     app.include_router(recordings_router(recordings), prefix="/v1")
-    app.include_router(voices_router(recordings.voices))
+    app.include_router(voices_router(recordings.voices, consent_required=access.consent_required))
     app.include_router(_models_router(recordings), prefix="/v1")
     app.include_router(_user_router(recordings.voices), prefix="/v1")
     app.include_router(_health_router(recordings, rtc, stages or {}))
@@ -180,14 +183,33 @@ def _models_router(recordings: Recordings) -> APIRouter:
 def _user_router(voices: Voices) -> APIRouter:
     router = APIRouter(tags=["user"])
 
-    async def subscription() -> dict[str, Any]:
-        """Fixed but for the number of voices: this server counts no use."""
-        records = await asyncio.to_thread(voices.store.list)
-        return _SUBSCRIPTION | {"voice_slots_used": sum(record.category == "cloned" for record in records)}
+    async def subscription(request: Request) -> dict[str, Any]:
+        """What the caller's key may use and has used today; without a key of their own, only voices are counted.
 
-    async def user() -> dict[str, Any]:
-        """Fixed: there are no accounts here."""
-        return _USER | {"subscription": await subscription()}
+        ElevenLabs counts characters, and a minute of converted speech as 1000.
+        """
+        caller = caller_of(request.scope)
+        usage = await caller.usage()
+        told = _SUBSCRIPTION | {"voice_slots_used": await voices.count_own(caller)}
+        if caller.key_id is None:
+            return told
+        told["character_count"] = round(usage.call_s / 60 * CHARACTERS_PER_MINUTE)
+        told["next_character_count_reset_unix"] = tomorrow_unix()
+        if caller.most_minutes is not None:
+            told["character_limit"] = caller.most_minutes * CHARACTERS_PER_MINUTE
+        if caller.most_voices is not None:
+            told["voice_limit"] = caller.most_voices
+        return told | {"usage": {"call_seconds": round(usage.call_s, 1), "upload_bytes": usage.upload_bytes}}
+
+    async def user(request: Request) -> dict[str, Any]:
+        """Who calls, by the id of their key."""
+        caller = caller_of(request.scope)
+        return _USER | {"user_id": caller.key_id or _USER["user_id"], "subscription": await subscription(request)}
+
+    @router.post("/single-use-token/{token_type}")
+    async def single_use_token(request: Request, token_type: Literal["call"]) -> dict[str, str]:
+        """A token for a page that must not know the key: good for one call, as access_token, within 15 minutes."""
+        return {"token": caller_of(request.scope).token()}
 
     router.add_api_route("/user", user, methods=["GET"])
     router.add_api_route("/user/subscription", subscription, methods=["GET"])
@@ -225,7 +247,7 @@ _OFFERED = (
 )
 _NOT_OFFERED = re.compile(
     r"/v[12]/(audio-|convai|dubbing|environment-|flows|forced-|history|models|music|productions|projects|"
-    r"pronunciation-|service-accounts|shared-voices|similar-voices|single-use-token|sound-generation|speech-|studio|"
+    r"pronunciation-|service-accounts|shared-voices|similar-voices|sound-generation|speech-|studio|"
     r"text-to-|tokens|usage|user|voice|webhooks|workspace)"
 )
 """Where the ElevenLabs API has routes. The refusal of these is another than that of a mistyped path."""

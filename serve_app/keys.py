@@ -17,6 +17,7 @@ from ray.serve.context import _get_global_client
 from configs.schema import ConfigError
 from configs.serve import AccessArgs
 from serve_app.access import Access, is_loopback
+from serve_app.callers.stores import checked_keys
 
 log = logging.getLogger("seedvc.access")
 
@@ -75,13 +76,14 @@ def checked_access(args: AccessArgs, mark: KeyMark | None) -> Access:
     assert client is not None, "a replica has a controller"
     host = client.http_config.host
     _check_reach(args, key, host)
-    if not key and not _is_here(host):
+    keys = None if args.keys is None else checked_keys(args.keys)
+    if not key and keys is None and not _is_here(host):
         log.warning("no API key is set: whoever reaches %s may use this server, as access.open says", host)
-    return Access(key, _is_here(host), args.hosts, args.origins)
+    return Access(key, _is_here(host), args.hosts, args.origins, keys, args.consent == "required")
 
 
 def _check_reach(args: AccessArgs, key: str, host: str | None) -> None:
-    if key:
+    if key or args.keys is not None:
         return
     if not _is_here(host) and not args.open:
         raise ConfigError(

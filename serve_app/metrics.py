@@ -80,3 +80,36 @@ class SessionMetrics:
         self._known_lost.pop(session_id, None)
         if self._sent_bps.pop(session_id, None) is not None:
             self._bitrate.set(sum(self._sent_bps.values()))
+
+
+class KeyMetrics:
+    """Counters of what the holders of keys do, by the name of the key."""
+
+    MOST_NAMES = 100
+    """Labels cost Prometheus memory: what further keys do is counted under `other`."""
+
+    def __init__(self) -> None:
+        tags = {"tag_keys": ("key",)}
+        self._requests = Counter("seedvc_key_requests", "requests", **tags)
+        self._refused = Counter("seedvc_key_refused", "what the limits of a key did not allow", **tags)
+        self._call_s = Counter("seedvc_key_call_seconds", "time of calls", **tags)
+        self._upload_bytes = Counter("seedvc_key_upload_bytes", "bytes of request bodies", **tags)
+        self._names: set[str] = set()
+
+    def asked(self, name: str) -> None:
+        self._requests.inc(tags=self._tags(name))
+
+    def refused(self, name: str) -> None:
+        self._refused.inc(tags=self._tags(name))
+
+    def called(self, name: str, seconds: float) -> None:
+        if seconds > 0:
+            self._call_s.inc(seconds, tags=self._tags(name))
+
+    def uploaded(self, name: str, n_bytes: int) -> None:
+        self._upload_bytes.inc(n_bytes, tags=self._tags(name))
+
+    def _tags(self, name: str) -> dict[str, str]:
+        if len(self._names) < self.MOST_NAMES:
+            self._names.add(name)
+        return {"key": name if name in self._names else "other"}

@@ -45,7 +45,7 @@ ROWS = (
     {"recordings", "calls"},
     {"graph"},
     {"voices"},
-    {"uploads", "forms", "readiness", "instance"},
+    {"uploads", "forms", "readiness", "instance", "callers"},
     {"multipart", "decoders", "places"},
     {"errors", "metrics", "names", "threads"},
 )

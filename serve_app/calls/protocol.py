@@ -34,6 +34,8 @@ class End:
         "shutting_down",
         "media_failed",
         "time_limit",
+        "quota_exceeded",
+        "key_revoked",
         "conversion_failed",
         "internal_error",
     ]

@@ -16,6 +16,7 @@ from typing import Any
 
 from configs.schema import MAX_STEPS, MODES, Preset
 from configs.serve import RtcArgs
+from serve_app.callers.ring import OPERATOR, Caller
 from serve_app.calls.ladder import ADAPT_EVERY_S, Ladder, Wanted
 from serve_app.calls.protocol import End, Told, Wishes
 from serve_app.calls.session import Call, Life, Listener, MakeFeatures, OpenPeer, OpenStream, Session, Tell
@@ -97,16 +98,24 @@ class Calls:
             return None
         return {"usual": self.ladder.live.steps, "fewest": 1, "most": MAX_STEPS}
 
-    def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
+    def start(
+        self,
+        wishes: Wishes,
+        offer: Offer | str,
+        tell: Tell | None = None,
+        *,
+        local: bool = False,
+        caller: Caller = OPERATOR,
+    ) -> Call:
         """Starts a call, whose answer `answered` waits for. `tell` gets what the client did not ask for.
 
-        A `local` client runs on this machine, and may be reached there.
+        A `local` client runs on this machine, and may be reached there. The voice has to be one of `caller`'s.
 
         Raises:
             CallsFull: no place is free.
         """
         self._require_room()
-        call = Call(self._new_id(), self._new_id(), self, wishes, tell)
+        call = Call(self._new_id(), self._new_id(), self, wishes, tell, caller)
         self._calls[call.session_id] = call
         self._by_listen_id[call.listen_id] = call
         self.metrics.live.set(self.live)

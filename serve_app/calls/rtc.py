@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
 from configs.serve import RtcArgs
+from serve_app.callers.ring import OPERATOR, Caller
+from serve_app.calls.meter import Meter
 from serve_app.calls.protocol import End, Told, Wishes
 from serve_app.calls.registry import Calls, owner_of
 from serve_app.calls.sdp import check_offer, trickled
-from serve_app.calls.session import DEFAULT_MODE, Call, Session
+from serve_app.calls.session import DEFAULT_MODE, Call, Session, Tell
 from serve_app.errors import Refused
 from webrtc.ice import IceServer
 from webrtc.sdp import Offer
@@ -88,7 +91,7 @@ class Rtc:
 
     def __init__(self, calls: Calls, owners: Owners, ice_servers: IceServers, args: RtcArgs) -> None:
         self.calls, self.args, self.ice_servers = calls, args, ice_servers
-        self._owners = owners
+        self._owners, self._meter = owners, Meter(args.retry_after_s)
         self._holds: set[asyncio.Task[None]] = set()
 
     @property
@@ -102,9 +105,16 @@ class Rtc:
             "default_mode": DEFAULT_MODE,
         }
 
-    async def publish(self, wishes: Wishes, offer: str, *, local: bool = False) -> Opened:
+    async def start(
+        self, wishes: Wishes, offer: Offer, tell: Tell | None = None, *, local: bool, caller: Caller
+    ) -> Call:
+        """Starts a call, as far as the limits of its caller's key allow."""
+        start = partial(self.calls.start, wishes, offer, tell, local=local, caller=caller)
+        return await self._meter.start(caller, start)
+
+    async def publish(self, wishes: Wishes, offer: str, *, local: bool = False, caller: Caller = OPERATOR) -> Opened:
         """Starts a call without a socket. It lasts until its client or its media leave."""
-        call = self.calls.start(wishes, check_offer(offer, "sendrecv"), local=local)
+        call = await self.start(wishes, check_offer(offer, "sendrecv"), local=local, caller=caller)
         await call.answered()
         # In a context of its own: Serve ties calls made in a request's context to that request.
         hold = asyncio.create_task(self._owners.hold("wait_session", call.session_id), context=Context())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from configs.schema import ConfigError, Mode
 from configs.serve import RtcArgs
+from serve_app.callers.ring import OPERATOR, Caller
 from serve_app.calls.capacity import Failing
 from serve_app.calls.ladder import Adaptation, Ladder, Wanted
 from serve_app.calls.protocol import Candidate, Change, End, Start, Stop, Told, Wishes, parse, problem
@@ -65,7 +66,7 @@ class CallPeer(Protocol):
 
 OpenPeer = Callable[..., CallPeer]
 OpenStream = Callable[..., CallStream]
-MakeFeatures = Callable[[str], Awaitable[object]]
+MakeFeatures = Callable[[str, Caller], Awaitable[object]]
 
 
 class Room(Protocol):
@@ -179,8 +180,17 @@ class Call(Session):
     `listen_id` lets others listen; only `session_id` can end the call.
     """
 
-    def __init__(self, session_id: str, listen_id: str, room: Room, wishes: Wishes, tell: Tell | None) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        listen_id: str,
+        room: Room,
+        wishes: Wishes,
+        tell: Tell | None,
+        caller: Caller = OPERATOR,
+    ) -> None:
         super().__init__(session_id)
+        self._caller = caller
         self.listen_id = listen_id
         self._room, self._wishes, self._tell_socket = room, wishes, tell
         self._adaptation: Adaptation | None = None
@@ -221,7 +231,7 @@ class Call(Session):
         """The whole call: opens both sides, joins them until the end, closes both."""
         room = self._room
         async with AsyncExitStack() as stack:
-            await room.make_features(self._wishes.voice)
+            await room.make_features(self._wishes.voice, self._caller)
             self._stream, self._adaptation = self._open_stream()
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
@@ -290,7 +300,7 @@ class Call(Session):
             change, tell = await self._changes.get()
             try:
                 if change.voice is not None:
-                    await self._room.make_features(change.voice)
+                    await self._room.make_features(change.voice, self._caller)
                 wanted = self._adaptation.wanted.changed(change)
                 fitted = self._room.ladder.fitted(wanted, asyncio.get_running_loop().time())
                 self._stream.change(voice=change.voice, bypass=change.bypass, mode=wanted.mode, **fitted._asdict())
@@ -313,7 +323,7 @@ class Call(Session):
             failure = await self._failures.get()
             if isinstance(failure, VoiceNotFound):
                 try:
-                    await self._room.make_features(failure.voice_id)
+                    await self._room.make_features(failure.voice_id, self._caller)
                 except Exception as error:
                     failure = error
             if refusal(failure) is None and not is_logged:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from fastapi import WebSocket, WebSocketDisconnect
 
+from serve_app.callers.ring import caller_of
 from serve_app.calls.protocol import Start, Told, Wishes, parse, problem, write
 from serve_app.calls.rtc import HangUp, Rtc, is_local
 from serve_app.calls.sdp import check_offer
@@ -94,7 +95,8 @@ class SocketCall:
                 await self._rtc.ask(start.replaces, HangUp(replaced=True))
         offer = check_offer(start.sdp, "sendrecv")
         wishes = Wishes.model_validate(start.model_dump(include=set(Wishes.model_fields)))
-        return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket))
+        caller = caller_of(self._socket.scope)
+        return await self._rtc.start(wishes, offer, self.tell, local=is_local(self._socket), caller=caller)
 
     async def _read(self, call: Call) -> None:
         """Hands on what the client says, as rarely as on the data channel. Ends the call when the client leaves."""

@@ -7,6 +7,7 @@ import sys
 from serve_app.names import shown
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+DEFAULT_KEYS = "data/keys.json"
 KEY_VARIABLE = "SEEDVC_API_KEY"
 """Where a server asks for a key, this environment variable of its callers holds it: arguments can be seen by others."""
 

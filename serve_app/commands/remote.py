@@ -111,9 +111,10 @@ class Server:
         *,
         expires_s: int | None = None,
         remove_noise: bool = False,
+        consent: str | None = None,
     ) -> tuple[dict[str, Any], list[str]]:
         """Adds a voice, which the server forgets when it was not used for `expires_s`; its answer, and warnings."""
-        given = {"name": name, "description": description, "expires_s": expires_s}
+        given = {"name": name, "description": description, "expires_s": expires_s, "consent": consent}
         fields = {field: str(value) for field, value in given.items() if value}
         if remove_noise:
             fields["remove_background_noise"] = "true"

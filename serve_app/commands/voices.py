@@ -44,7 +44,9 @@ def _add(server: Server, args: argparse.Namespace) -> None:
     for file in files:
         if not is_readable(file):
             raise UserMistake(f"there is no file {file}")
-    added, warnings = server.add_voice(args.name, files, args.description, remove_noise=args.remove_background_noise)
+    added, warnings = server.add_voice(
+        args.name, files, args.description, remove_noise=args.remove_background_noise, consent=args.consent
+    )
     if reference := added.get("reference"):  # a server of an older version has none
         note(f"reference: {reference['summary']}")
     for warning in warnings:

@@ -7,7 +7,6 @@ all warnings, and a true status code.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from configs.schema import MAX_STEPS
+from serve_app.callers.ring import caller_of
 from serve_app.errors import ClientGone, FieldProblem, InvalidFields, refusal
 from serve_app.forms import MODEL_IDS, form_schema, header, known_model, one_line, parse_fields
 from serve_app.places import Place
@@ -134,7 +134,7 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers; an error before the first byte of the answer is raised, one after it cuts the answer short."""
         self._recordings.require_room()
-        await asyncio.to_thread(self._recordings.voices.store.get, self._voice_id)  # before the upload is taken
+        await self._recordings.voices.found(self._voice_id, caller_of(scope))  # before the upload is taken
         limits = self._recordings.limits
         try:
             async with (

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import AfterValidator, BaseModel, Field, Json
 
+from serve_app.callers.ring import Caller, caller_of
 from serve_app.errors import BadUpload, FieldProblem, InvalidFields, Refused
 from serve_app.forms import MODEL_IDS, form_schema, header, one_line, parse_fields
 from serve_app.names import lines_only, seen_only
@@ -34,6 +35,7 @@ def without_null(labels: dict[str, str | None]) -> dict[str, str]:
 
 VoiceName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(seen_only)]
 VoiceDescription = Annotated[str, Field(max_length=500), AfterValidator(lines_only)]
+Consent = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(lines_only)]
 LabelName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(seen_only)]
 LabelText = Annotated[str, Field(max_length=500), AfterValidator(seen_only)]
 Labels = Annotated[
@@ -50,6 +52,8 @@ class VoiceForm(BaseModel):
     remove_background_noise: bool = False
     expires_s: Annotated[int, Field(ge=LEAST_EXPIRY_S, le=MOST_EXPIRY_S)] | None = None
     """The voice is forgotten after `expires_s` seconds without use."""
+    consent: Consent | None = None
+    """What the speaker agreed to, in words; kept with the voice."""
 
 
 class VoiceEdit(BaseModel):
@@ -73,7 +77,7 @@ class VoiceQuery(BaseModel):
     voice_ids: list[str] | None = None
 
 
-def voices_router(voices: Voices) -> APIRouter:
+def voices_router(voices: Voices, *, consent_required: bool = False) -> APIRouter:
     """All routes of voices."""
     router = APIRouter(tags=["voices"])
     store, limits = voices.store, voices.limits
@@ -101,6 +105,8 @@ def voices_router(voices: Voices) -> APIRouter:
             if not files:
                 raise InvalidFields([FieldProblem(("body", "files"), "Field required", "missing")])
             form = parse_fields(VoiceForm, texts)
+            if consent_required and form.consent is None:
+                raise InvalidFields([FieldProblem(("body", "consent"), _NO_CONSENT, "missing")])
             uploads = [file.chunks() for file in files]
             try:
                 record, warnings = await voices.add(
@@ -110,6 +116,8 @@ def voices_router(voices: Voices) -> APIRouter:
                     form.labels,
                     expires_s=form.expires_s,
                     remove_noise=form.remove_background_noise,
+                    caller=caller_of(request.scope),
+                    consent=form.consent,
                 )
             except (BadAudio, NotAudio) as error:
                 raise InvalidFields([FieldProblem(("body", "files"), str(error), error.reason)]) from error
@@ -123,7 +131,7 @@ def voices_router(voices: Voices) -> APIRouter:
     @router.post("/v1/voices/{voice_id}/edit", openapi_extra=form_schema(VoiceEdit))
     async def edit_voice(request: Request, voice_id: str) -> dict[str, str]:
         """Change the name, the description or the labels of a voice; its recordings stay as they are."""
-        await asyncio.to_thread(store.get, voice_id)  # before the form is taken
+        await voices.own(voice_id, caller_of(request.scope))  # before the form is taken
         texts: dict[str, str] = {}
         async with incoming(request.receive, limits.max_upload_bytes, limits.max_upload_pause_s) as body:
             async for part in MultipartForm(header(request.scope, b"content-type"), body.chunks()).parts():
@@ -137,14 +145,16 @@ def voices_router(voices: Voices) -> APIRouter:
         return {"status": "ok"}
 
     @router.get("/v1/voices")
-    async def list_voices(show_legacy: bool = False) -> dict[str, Any]:
+    async def list_voices(request: Request, show_legacy: bool = False) -> dict[str, Any]:
         """All voices."""
-        return {"voices": [_described(record) for record in await asyncio.to_thread(store.list)]}
+        caller = caller_of(request.scope)
+        return {"voices": [_described(record, caller) for record in await voices.listed(caller)]}
 
     @router.get("/v2/voices")
-    async def search_voices(query: Annotated[VoiceQuery, Query()]) -> dict[str, Any]:
+    async def search_voices(request: Request, query: Annotated[VoiceQuery, Query()]) -> dict[str, Any]:
         """The voices that match, page by page."""
-        matching = _matching(await asyncio.to_thread(store.list), query)
+        caller = caller_of(request.scope)
+        matching = _matching(await voices.listed(caller), query)
         start = 0
         if query.next_page_token is not None:
             ids = [record.voice_id for record in matching]
@@ -153,7 +163,7 @@ def voices_router(voices: Voices) -> APIRouter:
             start = ids.index(query.next_page_token)
         page, rest = matching[start : start + query.page_size], matching[start + query.page_size :]
         return {
-            "voices": [_described(record) for record in page],
+            "voices": [_described(record, caller) for record in page],
             "has_more": bool(rest),
             "total_count": len(matching),
             "next_page_token": rest[0].voice_id if rest else None,
@@ -165,30 +175,32 @@ def voices_router(voices: Voices) -> APIRouter:
         return _SETTINGS
 
     @router.get("/v1/voices/{voice_id}")
-    async def get_voice(voice_id: str, with_settings: bool = True) -> dict[str, Any]:
+    async def get_voice(request: Request, voice_id: str, with_settings: bool = True) -> dict[str, Any]:
         """One voice."""
-        return _described(await asyncio.to_thread(store.get, voice_id))
+        caller = caller_of(request.scope)
+        return _described(await voices.found(voice_id, caller), caller)
 
     @router.get("/v1/voices/{voice_id}/settings")
-    async def voice_settings(voice_id: str) -> dict[str, Any]:
+    async def voice_settings(request: Request, voice_id: str) -> dict[str, Any]:
         """Fixed: a voice has no settings here."""
-        await asyncio.to_thread(store.get, voice_id)
+        await voices.found(voice_id, caller_of(request.scope))
         return _SETTINGS
 
     @router.post("/v1/voices/{voice_id}/settings/edit")
     async def edit_settings(request: Request, voice_id: str) -> JSONResponse:
         """Accepted and not kept: a voice has no settings here, which a warning tells."""
-        await asyncio.to_thread(store.get, voice_id)
+        await voices.own(voice_id, caller_of(request.scope))
         await _read_json(request)
         warning = "the settings of a voice are not supported and were ignored"
         return JSONResponse({"status": "ok"}, headers={"X-Seedvc-Warning": warning})
 
     @router.get("/v1/voices/{voice_id}/samples/{sample_id}/audio", response_class=Response)
-    async def sample_audio(voice_id: str, sample_id: str) -> Response:
+    async def sample_audio(request: Request, voice_id: str, sample_id: str) -> Response:
         """The recording that a voice was made of, or a redirection to where the store has it."""
         if sample_id != SAMPLE_ID:
             message = f"there is no sample {sample_id[:80]!r}; the one of each voice is {SAMPLE_ID!r}"
             raise Refused(404, "sample_not_found", message)
+        await voices.found(voice_id, caller_of(request.scope))
         original = await asyncio.to_thread(store.original, voice_id)
         headers = {"Cache-Control": "no-store"}
         if original.url is not None:
@@ -196,8 +208,10 @@ def voices_router(voices: Voices) -> APIRouter:
         return Response(original.data, media_type=original.media_type, headers=headers)
 
     @router.delete("/v1/voices/{voice_id}")
-    async def delete_voice(voice_id: str) -> dict[str, str]:
+    async def delete_voice(request: Request, voice_id: str) -> dict[str, str]:
         """Forget a voice, its recording and what was made from it."""
+        if (caller := caller_of(request.scope)).key_id is not None:  # the operator removes damaged ones too
+            await voices.own(voice_id, caller)
         await asyncio.to_thread(store.delete, voice_id)
         return {"status": "ok"}
 
@@ -238,7 +252,7 @@ def _searchable(record: VoiceRecord) -> str:
     return " ".join([record.name, record.description or "", *record.labels.values()]).casefold()
 
 
-def _described(record: VoiceRecord) -> dict[str, Any]:
+def _described(record: VoiceRecord, caller: Caller) -> dict[str, Any]:
     """A voice as the ElevenLabs API describes one."""
     return {
         "voice_id": record.voice_id,
@@ -252,12 +266,15 @@ def _described(record: VoiceRecord) -> dict[str, Any]:
         "settings": _SETTINGS,
         "high_quality_base_model_ids": list(MODEL_IDS),
         "created_at_unix": record.created_at_unix,
-        "is_owner": record.category == "cloned",
+        "is_owner": record.category == "cloned" and caller.owns(record.owner),
         "is_legacy": False,
         "reference": record.reference,
     }
 
 
+_NO_CONSENT = (
+    "this server keeps a statement that the speaker agreed to the voice: send it in words, in the field consent"
+)
 _SETTINGS: dict[str, Any] = {
     "stability": 0.5,
     "similarity_boost": 0.75,

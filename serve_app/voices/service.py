@@ -7,7 +7,9 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -15,8 +17,9 @@ import numpy as np
 import soxr
 
 from configs.serve import Limits
+from serve_app.callers.ring import OPERATOR, Caller
 from serve_app.decoders import LENGTH_TOLERANCE_S, Decoded
-from serve_app.errors import AtCapacity, InvalidVoiceId, NotStored, StoreAway, VoiceNotFound
+from serve_app.errors import AtCapacity, InvalidVoiceId, NotStored, StoreAway, VoiceIsShared, VoiceNotFound
 from serve_app.threads import computed
 from serve_app.voices.store import VoiceRecord, VoiceStore, as_stored, new_voice_id
 from stages.denoise import without_noise
@@ -61,6 +64,29 @@ class Voices:
         """Names the weights that make features now."""
         return self.maker.fingerprint
 
+    async def found(self, voice_id: str, caller: Caller) -> VoiceRecord:
+        """The record of a voice; VoiceNotFound where this caller may not know of it."""
+        record = await asyncio.to_thread(self.store.get, voice_id)
+        if not caller.sees(record.owner):
+            raise VoiceNotFound(voice_id)
+        return record
+
+    async def own(self, voice_id: str, caller: Caller) -> VoiceRecord:
+        """The same; VoiceIsShared where this caller may use it but not change it."""
+        record = await self.found(voice_id, caller)
+        if record.category != "premade" and not caller.owns(record.owner):
+            raise VoiceIsShared(voice_id)
+        return record
+
+    async def listed(self, caller: Caller) -> list[VoiceRecord]:
+        """All voices that are there for this caller."""
+        return [record for record in await asyncio.to_thread(self.store.list) if caller.sees(record.owner)]
+
+    async def count_own(self, caller: Caller) -> int:
+        """How many voices this caller has; all are the operator's."""
+        records = await asyncio.to_thread(self.store.list)
+        return sum(record.category == "cloned" and caller.owns(record.owner) for record in records)
+
     async def add(
         self,
         name: str,
@@ -70,6 +96,8 @@ class Voices:
         *,
         expires_s: int | None = None,
         remove_noise: bool = False,
+        caller: Caller = OPERATOR,
+        consent: str | None = None,
     ) -> tuple[VoiceRecord, list[str]]:
         """Makes a voice from one or more recordings, joined in their order, and keeps it; also returns warnings."""
         if self._adding >= _REFERENCES_WAITING:
@@ -77,10 +105,20 @@ class Voices:
             raise AtCapacity(message, self.limits.retry_after_s, "too_many_concurrent_requests")
         self._adding += 1
         try:
-            async with self._preparing_references:
-                samples, sample_rate, warnings = await self._reference(files)
-                samples, sample_rate, more = await self._prepared(samples, sample_rate, remove_noise)
-            record, told = await self._keep(name, samples, sample_rate, description, labels, expires_s)
+            async with caller.adding_voice(partial(self.count_own, caller)):
+                async with self._preparing_references:
+                    samples, sample_rate, warnings = await self._reference(files)
+                    samples, sample_rate, more = await self._prepared(samples, sample_rate, remove_noise)
+                record = VoiceRecord(
+                    voice_id=new_voice_id(),
+                    name=name,
+                    description=description,
+                    labels=dict(labels or {}),
+                    expires_s=expires_s,
+                    owner=caller.key_id,
+                    consent=None if consent is None else {"statement": consent, "at_unix": _now_unix()},
+                )
+                record, told = await self._keep(record, samples, sample_rate)
         finally:
             self._adding -= 1
         return record, [*warnings, *more, *told]
@@ -89,7 +127,7 @@ class Voices:
         """Makes a voice from samples that are already decoded, and keeps it; also returns warnings."""
         async with self._preparing_references:
             samples, sample_rate, warnings = await self._prepared(samples, sample_rate)
-        record, told = await self._keep(name, samples, sample_rate)
+        record, told = await self._keep(VoiceRecord(new_voice_id(), name), samples, sample_rate)
         return record, [*warnings, *told]
 
     async def _prepared(
@@ -111,26 +149,14 @@ class Voices:
         await computed(check_reference, samples, sample_rate)  # here: Serve logs what a replica refuses as its failure
         return samples, sample_rate, warnings
 
-    async def _keep(
-        self,
-        name: str,
-        samples: Samples,
-        sample_rate: int,
-        description: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        expires_s: int | None = None,
-    ) -> tuple[VoiceRecord, list[str]]:
-        """Keeps a new voice, and returns warnings. The voice is forgotten after `expires_s` seconds without use."""
+    async def _keep(self, record: VoiceRecord, samples: Samples, sample_rate: int) -> tuple[VoiceRecord, list[str]]:
+        """Keeps a new voice, and returns its whole record and warnings."""
         voice, warnings, report = await self.maker.make_voice(samples, sample_rate)
-        record = VoiceRecord(
-            voice_id=new_voice_id(),
-            name=name,
-            description=description,
-            labels=dict(labels or {}),
-            created_at_unix=int(datetime.now(UTC).timestamp()),
+        record = replace(
+            record,
+            created_at_unix=_now_unix(),
             duration_s=round(len(samples) / sample_rate, 3),
             sample_rate=sample_rate,
-            expires_s=expires_s,
             reference=report.described(),
         )
         await asyncio.to_thread(self.store.add, record, samples, sample_rate)
@@ -143,8 +169,10 @@ class Voices:
             raise
         return record, warnings
 
-    async def make_features(self, voice_id: str) -> StoredVoice:
+    async def make_features(self, voice_id: str, caller: Caller = OPERATOR) -> StoredVoice:
         """The voice as streams take it. Makes its features where a premade voice, or new weights, lack them."""
+        if caller.key_id is not None:
+            await self.found(voice_id, caller)
         fingerprint = self.fingerprint
         lock = self._feature_locks.setdefault(voice_id, asyncio.Lock())
         async with lock:
@@ -201,6 +229,10 @@ class Voices:
             if taken_s > enough_s:
                 break
         return np.concatenate(pieces), rate, warnings
+
+
+def _now_unix() -> int:
+    return int(datetime.now(UTC).timestamp())
 
 
 async def one_piece(data: bytes) -> AsyncIterator[bytes]:

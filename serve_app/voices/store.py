@@ -47,6 +47,10 @@ class VoiceRecord:
     """How long after its last use the voice is forgotten; None: never."""
     reference: Mapping[str, Any] | None = None
     """How good the reference is (stages.reference.ReferenceReport); unknown for premade and for older voices."""
+    owner: str | None = None
+    """The id of the key that made it; None: it is the operator's, and shared with all."""
+    consent: Mapping[str, Any] | None = None
+    """What was stated of the speaker's agreement, and when."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,10 @@ export class AddVoice {
     this.#complain("");
     this.#busy(true);
     try {
-      const { voiceId, reference } = await addVoice(name, files, { clean: $("add-clean").checked });
+      const { voiceId, reference } = await addVoice(name, files, {
+        clean: $("add-clean").checked,
+        consent: $("add-agree-words").textContent,
+      });
       $("add").close();
       $("reference").textContent = reference ? adviceOn(name, reference) : "";
       this.#onAdded(voiceId);

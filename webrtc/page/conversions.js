@@ -184,7 +184,7 @@ export class Conversions extends EventTarget {
 
   #refused(conversion, error) {
     if (BUSY.has(error.status)) return this.#hold(conversion, error.retryAfterS);
-    if (error.status === 401) {
+    if (error.status === 401 && error.code !== "quota_exceeded") {
       this.#locked = true;
       this.#enter(conversion, "waiting");
       this.dispatchEvent(new CustomEvent("key"));

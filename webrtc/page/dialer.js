@@ -155,7 +155,7 @@ async function whyNoHello() {
         reason: error.message,
         retryAfterS: error.retryAfterS,
       };
-    if (error.status === 401) return { code: "invalid_api_key" };
+    if (error.status === 401) return { code: error.code ?? "invalid_api_key", reason: error.message };
     if (error.status === 404) return { code: "no_live_calls" };
     return { code: "server_unreachable", reason: error.message };
   }

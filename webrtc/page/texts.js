@@ -135,6 +135,20 @@ const TEXTS = {
     text: "It reached the longest time that this server allows.",
     action: "retry",
   },
+  quota_exceeded: {
+    title: "Nothing is left of today",
+    text: ({ reason }) => reason || "This key has used what it may use a day.",
+  },
+  key_revoked: {
+    title: "This key was revoked",
+    text: "The server takes it no longer.",
+    action: "key",
+  },
+  too_many_concurrent_requests: {
+    title: "This key has calls enough",
+    text: ({ reason }) => reason || "End one of them first.",
+    action: "retry",
+  },
   replaced: {
     title: "The call goes on elsewhere",
     text: "It was taken over by another window.",

@@ -8,10 +8,11 @@ export const fetchVoices = async () => (await request("v1/voices")).voices;
 export const deleteVoice = (voiceId) => request(`v1/voices/${encodeURIComponent(voiceId)}`, { method: "DELETE" });
 
 /** Uploads recordings of one speaker; returns the new voice's id, and how good its reference is (null: not told). */
-export async function addVoice(name, files, { clean = false } = {}) {
+export async function addVoice(name, files, { clean = false, consent = null } = {}) {
   const form = new FormData();
   form.append("name", name);
   if (clean) form.append("remove_background_noise", "true");
+  if (consent) form.append("consent", consent);
   files.forEach((file) => form.append("files", file, file.name ?? "recording.wav"));
   const { voice_id: voiceId, reference = null } = await request("v1/voices/add", { method: "POST", body: form });
   return { voiceId, reference };

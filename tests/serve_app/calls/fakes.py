@@ -11,6 +11,7 @@ import numpy as np
 
 from configs.schema import load_preset
 from configs.serve import RtcArgs
+from serve_app.callers.ring import OPERATOR, Caller
 from serve_app.calls.registry import Calls
 from serve_app.errors import VoiceNotFound
 from serve_app.metrics import SessionMetrics
@@ -160,7 +161,7 @@ class CallRoom:
             adapt_every_s=self.adapt_every_s,
         )
 
-    async def make_features(self, voice_id: str) -> None:
+    async def make_features(self, voice_id: str, caller: Caller = OPERATOR) -> None:
         if self.features_gate is not None:
             await self.features_gate.wait()
         if voice_id not in VOICES:

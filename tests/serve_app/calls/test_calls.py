@@ -356,7 +356,7 @@ async def test_features_that_a_replica_does_not_find_are_made_again(monkeypatch:
     call = await opened(room)
     made = list[str]()
 
-    async def make_features(voice_id: str) -> None:
+    async def make_features(voice_id: str, caller: object) -> None:
         made.append(voice_id)
         room.stages.failure = None
 

@@ -170,7 +170,7 @@ def test_a_full_house_says_when_to_come_back(here: Replica) -> None:
 
 
 def test_a_part_that_does_not_answer_says_when_to_come_back(here: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def make_features(voice_id: str) -> None:
+    async def make_features(voice_id: str, caller: object) -> None:
         raise Unavailable("the encoder does not answer; try again soon")
 
     monkeypatch.setattr(here.room.calls, "make_features", make_features)
