@@ -104,16 +104,17 @@ class Guard:
         try:
             caller = await self._access.caller_of(scope, path)
             await caller.ask()
-            upload = Upload(caller, receive)
-            if scope["type"] == "http" and not path.startswith(f"{PREFIX}/"):
+            if scope["type"] == "http" and not path.startswith(f"{PREFIX}/"):  # calls have limits of their own
+                upload = Upload(caller, receive)
                 await upload.begin(header(scope, b"content-length"))
+                receive = upload.receive
         except Exception:
             if scope["type"] == "websocket":
                 await receive()
                 await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
             raise
         scope.setdefault("state", {})["caller"] = caller
-        await self._app(scope, upload.receive, send)
+        await self._app(scope, receive, send)
 
     def _check_host(self, scope: Scope) -> None:
         host = header(scope, b"host")
@@ -143,7 +144,7 @@ class Upload:
 
     async def begin(self, length: str) -> None:
         """Refused where the body would be more than its sender may send; asked before anything of it is taken."""
-        if length.isdecimal():
+        if length.isdecimal() and len(length) < 20:
             await self._caller.upload(0, int(length))
 
     async def receive(self) -> Message:

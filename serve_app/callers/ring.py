@@ -8,8 +8,9 @@ import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from time import monotonic, time
 
 from starlette.types import Scope
@@ -26,9 +27,11 @@ LOOK_EVERY_S = 2.0
 """How old the keys in memory may be: so long a revoked key may still begin something."""
 LOOK_AGAIN_S = 0.25
 """How often an unknown key may make a replica look for new ones."""
+AWAY_S = 1.0
+"""How long a store that did not answer is not asked again, so that requests do not queue up for it."""
 LEASE_S = 15.0
 """How long the place of a call outlives a replica that dies with it."""
-ADDING_S = 600.0
+ADDING_S = 120.0
 TOKEN_S = 900
 _OPERATOR = "operator"
 Count = Callable[[], Awaitable[int]]
@@ -116,7 +119,8 @@ class Caller:
                 raise Refused(400, "voice_limit_reached", message)
             yield
         finally:
-            await counts.give_back(name, member)
+            with suppress(KeysAway):
+                await counts.give_back(name, member)
 
     async def begin_call(self, retry_after_s: int) -> Lease | None:
         """A place for one more call; None where nothing limits or counts it. Raises AtCapacity or Refused."""
@@ -202,7 +206,7 @@ class KeyRing:
         self._has_operator_key = bool(operator_key)
         self._store = store
         self._keys: dict[str, Key] = {}
-        self._looked_s = -LOOK_EVERY_S
+        self._looked_s = self._failed_s = -inf
         self._looking = asyncio.Lock()
         self._told = False
         self._own_counts = MemoryCounts()
@@ -285,12 +289,14 @@ class KeyRing:
         async with self._looking:
             if monotonic() - self._looked_s < at_most_s:
                 return
+            if monotonic() - self._failed_s < AWAY_S:
+                raise KeysAway("it was away a moment ago")
             try:
                 self._keys = {key.key_id: key for key in await self._store.keys()}
             except KeysAway as error:
                 if not self._told:
                     log.warning("keys cannot be checked: %s", error.reason)
-                self._told = True
+                self._told, self._failed_s = True, monotonic()
                 raise
             self._looked_s, self._told = monotonic(), False
 

@@ -20,8 +20,8 @@ REVOKED = End("key_revoked", "the key of this call was revoked")
 class Meter:
     """Starts calls as far as the keys of their callers allow, and ends those that go beyond."""
 
-    def __init__(self, retry_after_s: int, look_every_s: float = LOOK_EVERY_S) -> None:
-        self._retry_after_s, self._look_every_s = retry_after_s, look_every_s
+    def __init__(self, retry_after_s: int) -> None:
+        self._retry_after_s = retry_after_s
         self._following: set[asyncio.Task[None]] = set()
 
     async def start(self, caller: Caller, start: Callable[[], Call]) -> Call:
@@ -48,7 +48,7 @@ class Meter:
         try:
             while not call.over.is_set():
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._look_every_s):
+                    async with asyncio.timeout(LOOK_EVERY_S):
                         await call.over.wait()
                 elapsed_s, counted_s = now() - counted_s, now()
                 with suppress(KeysAway):
