@@ -69,10 +69,10 @@ serve: $(SERVICE)
 	$(BIN)/python -m serve_app.cli serve configs/local.yaml $(if $(LAN),--lan)
 
 # What the end-to-end tests drive: two browsers, a TURN server, somebody else's WHIP client and the compiler it needs, a
-# sound server (Firefox's microphone too) and what PortAudio reaches it by.
-TEST_PROGRAMS := chromium firefox-esr turnserver whip-client gcc pulseaudio pactl
+# sound server (Firefox's microphone too) and what PortAudio reaches it by. And a Redis.
+TEST_PROGRAMS := chromium firefox-esr turnserver whip-client gcc pulseaudio pactl redis-server
 TEST_PACKAGES := chromium firefox-esr coturn simple-whip-client gstreamer1.0-nice gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-bad gcc libc6-dev pulseaudio pulseaudio-utils libasound2-plugins libportaudio2
+	gstreamer1.0-plugins-bad gcc libc6-dev pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 redis-server
 
 # Installs them where that is allowed; elsewhere the tests that lack one are left out, which pytest tells at its end.
 test-programs:

@@ -12,6 +12,7 @@ from configs.schema import ConfigError
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9](?:[a-z0-9-]|\.(?!\.)){1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._=-]{1,128}(?:/(?!$)|$)){0,8}")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
+_DATABASE = re.compile(r"/?|/[0-9]{1,4}")
 _NEARLY_A_URL = re.compile(r"(?:s3|file|https?):", re.IGNORECASE)
 _TRUTH = {"true": True, "false": False}
 _OPTIONS = ("endpoint", "region", "path_style", "presigned_s")
@@ -37,39 +38,6 @@ class BucketPlace:
         return f"s3://{self.bucket}/{self.prefix}"
 
 
-@dataclass(frozen=True, slots=True)
-class RedisPlace:
-    """A database of a Redis server; its password comes from the environment."""
-
-    url: str
-
-    def __str__(self) -> str:
-        return self.url
-
-
-def place_of_keys(url: str) -> Path | RedisPlace:
-    """The file of a path or of file:///path, or the place of redis://host:port/number; ConfigError else."""
-    parts = urlsplit(url)
-    if "://" not in url and parts.scheme not in ("redis", "rediss"):
-        return Path(url).expanduser()
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Path(unquote(parts.path))
-    if parts.scheme not in ("redis", "rediss"):
-        raise ConfigError(
-            f"keys are kept in a file (a path, or file:///path) or in Redis (redis://host:port/number); "
-            f"got {parts.scheme}://"
-        )
-    if parts.password is not None:
-        raise ConfigError("the URL of a Redis holds no password; it comes from the environment: SEEDVC_REDIS_PASSWORD")
-    try:
-        is_whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        is_whole = False
-    if not is_whole or not re.fullmatch(r"/?[0-9]{0,4}", parts.path) or parts.query or parts.fragment:
-        raise ConfigError("the place of the keys is no Redis; it should be redis://host:port/number")
-    return RedisPlace(url)
-
-
 def place_of(url: str) -> Path | BucketPlace:
     """The folder of a path or of file:///path, or the place of s3://bucket/prefix?options; ConfigError else."""
     if "://" not in url:
@@ -84,6 +52,50 @@ def place_of(url: str) -> Path | BucketPlace:
     raise ConfigError(
         f"voices are kept in a folder (a path, or file:///path) or in S3 (s3://bucket/prefix); got {parts.scheme}://"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RedisPlace:
+    """A database of a Redis server. User and password come from the environment."""
+
+    host: str
+    port: int = 6379
+    database: int = 0
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return f"redis{'s' * self.tls}://{self.host}:{self.port}/{self.database}"
+
+
+def place_of_keys(url: str) -> Path | RedisPlace:
+    """The file of a path or of file:///path, or the place of redis://host:port/database; ConfigError else."""
+    scheme, _, rest = url.partition(":")
+    if scheme in ("redis", "rediss"):
+        return _redis_place(url)
+    if "://" not in url:
+        return Path(url).expanduser()
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    raise ConfigError(
+        f"keys are kept in a file (a path, or file:///path) or in Redis (redis://host:port); got {scheme}://"
+    )
+
+
+def _redis_place(url: str) -> RedisPlace:
+    if "@" in url:
+        raise ConfigError(
+            "the URL of Redis holds no credentials; they come from the environment (SEEDVC_REDIS_USERNAME, "
+            "SEEDVC_REDIS_PASSWORD)"
+        )
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port == 0 or not _DATABASE.fullmatch(parts.path) or parts.query or parts.fragment:
+        raise ConfigError(f"{url!r} names no Redis; it should be redis://host:port, or redis://host:port/database")
+    return RedisPlace(host, port or 6379, int(parts.path.strip("/") or 0), parts.scheme == "rediss")
 
 
 def _bucket_place(url: str) -> BucketPlace:

@@ -119,7 +119,7 @@ class AccessArgs(Strict):
     its value."""
     keys: str | None = None
     """Where further keys are kept, which `seedvc keys` makes: a file that only its owner can read, or
-    `redis://host:port/number`. Each has an owner and may have limits; the key above has none."""
+    `redis://host:port/database`. Each has an owner and may have limits; the key above has none."""
     consent: Literal["optional", "required"] = "optional"
     """Whether who adds a voice has to state that its speaker agreed; the statement is kept with the voice."""
     open: bool = False

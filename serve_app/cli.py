@@ -89,7 +89,7 @@ def parser() -> Parser:
     for action in (making, showing, revoking):
         action.add_argument(
             "--keys", metavar="PLACE", default=DEFAULT_KEYS,
-            help=f"as access.keys of the Serve config: a file, or redis://host:port/number (default: {DEFAULT_KEYS})",
+            help=f"as access.keys of the Serve config: a file, or redis://host:port/database (default: {DEFAULT_KEYS})",
         )  # fmt: skip
 
     call = commands.add_parser("call", help="speak live in another voice")

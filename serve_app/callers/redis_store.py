@@ -18,7 +18,7 @@ from serve_app.callers.counts import Counts
 from serve_app.callers.key import Key
 from serve_app.callers.store import KeysAway
 
-PASSWORD_VARIABLE = "SEEDVC_REDIS_PASSWORD"
+USERNAME_ENV, PASSWORD_ENV = "SEEDVC_REDIS_USERNAME", "SEEDVC_REDIS_PASSWORD"
 _PREFIX = "seedvc:"
 _KEYS = f"{_PREFIX}keys"
 _ANSWER_S = 2.0
@@ -45,9 +45,13 @@ class RedisKeys:
 
     def __init__(self, place: RedisPlace) -> None:
         self.counts: Counts = self
-        self._redis: Redis = Redis.from_url(
-            place.url,
-            password=os.environ.get(PASSWORD_VARIABLE) or None,
+        self._redis: Redis = Redis(
+            host=place.host,
+            port=place.port,
+            db=place.database,
+            ssl=place.tls,
+            username=os.environ.get(USERNAME_ENV) or None,
+            password=os.environ.get(PASSWORD_ENV) or None,
             decode_responses=True,
             socket_timeout=_ANSWER_S,
             socket_connect_timeout=_ANSWER_S,

@@ -9,7 +9,7 @@ from serve_app.callers.store import KeysAway, KeyStore
 
 
 def open_keys(url: str) -> KeyStore:
-    """The store at a file's path or at redis://host:port/number; ConfigError for what is neither."""
+    """The store at a file's path or at redis://host:port/database; ConfigError for what is neither."""
     place = place_of_keys(url)
     if isinstance(place, RedisPlace):
         from serve_app.callers.redis_store import RedisKeys  # loads only where it is used

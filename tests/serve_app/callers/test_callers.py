@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -139,6 +140,8 @@ class RedisServer:
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("not installed: redis-server (see `make test-programs`)")
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
