@@ -66,7 +66,7 @@ demo: $(DEMO)
 	$(BIN)/python -m benchmarks.demo
 
 serve: $(SERVICE)
-	$(BIN)/python -m serve_app.cli serve configs/local.yaml $(if $(LAN),--lan)
+	$(BIN)/python -m serve_app.cli serve configs/local.yaml $(if $(filter 1,$(LAN)),--lan)
 
 # What the end-to-end tests drive: two browsers, a TURN server, somebody else's WHIP client and the compiler it needs, a
 # sound server (Firefox's microphone too) and what PortAudio reaches it by.

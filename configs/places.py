@@ -42,8 +42,14 @@ def place_of(url: str) -> Path | BucketPlace:
     if "://" not in url:
         if _NEARLY_A_URL.match(url):
             raise ConfigError(f"{url!r} is neither a folder nor a URL such as s3://bucket/prefix")
-        return Path(url).expanduser()
-    parts = urlsplit(url)
+        try:
+            return Path(url).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{url!r} is the folder of a user that is not known here") from None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError(f"{url.partition('://')[0]}:// is followed by no name of a bucket") from None
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return Path(unquote(parts.path))
     if parts.scheme == "s3":

@@ -81,7 +81,7 @@ class Calls:
         live, told = self.ladder.live, Told()
         now_s = asyncio.get_running_loop().time()
         for mode in MODES:
-            block_ms = self.ladder.fitted(Wanted.of(mode), now_s).block_ms
+            block_ms = self.ladder.fitted(Wanted(mode), now_s).block_ms
             usual_ms = usual_delay_ms(live, mode, block_ms, self.ladder.usual_ms)
             told[mode] = {
                 "block_ms": block_ms,
@@ -97,15 +97,24 @@ class Calls:
             return None
         return {"usual": self.ladder.live.steps, "fewest": 1, "most": MAX_STEPS}
 
-    def start(self, wishes: Wishes, offer: Offer | str, tell: Tell | None = None, *, local: bool = False) -> Call:
+    def start(
+        self,
+        wishes: Wishes,
+        offer: Offer | str,
+        tell: Tell | None = None,
+        *,
+        local: bool = False,
+        comes_back: bool = False,
+    ) -> Call:
         """Starts a call, whose answer `answered` waits for. `tell` gets what the client did not ask for.
 
-        A `local` client runs on this machine, and may be reached there.
+        A `local` client runs on this machine, and may be reached there. One that `comes_back` takes the place of a call
+        of its own, and so is no reason for the others to fall behind.
 
         Raises:
             CallsFull: no place is free.
         """
-        self._require_room()
+        self._require_room(comes_back)
         call = Call(self._new_id(), self._new_id(), self, wishes, tell)
         self._calls[call.session_id] = call
         self._by_listen_id[call.listen_id] = call
@@ -180,7 +189,7 @@ class Calls:
         if not task.cancelled() and (error := task.exception()) is not None and session.answer.done():
             log.error("session failed", exc_info=error, extra={"session": session.session_id})
 
-    def _require_room(self) -> None:
+    def _require_room(self, comes_back: bool) -> None:
         if self._retiring:
             self.metrics.refused.inc()
             raise CallsFull("this server goes away; call again", self.args.retry_after_s)
@@ -188,7 +197,7 @@ class Calls:
             self.metrics.refused.inc()
             message = f"{self.args.max_calls} calls are running, which is the limit; try again soon"
             raise CallsFull(message, self.args.retry_after_s)
-        if self._calls and self.ladder.rung(asyncio.get_running_loop().time()).refuses:
+        if self._calls and not comes_back and self.ladder.rung(asyncio.get_running_loop().time()).refuses:
             self.metrics.refused.inc()
             message = f"this server falls behind with {self.live} calls and takes no more; try again soon"
             raise CallsFull(message, self.args.retry_after_s)

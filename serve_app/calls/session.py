@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from configs.schema import ConfigError, Mode
 from configs.serve import RtcArgs
-from serve_app.calls.capacity import Failing
+from serve_app.calls.failing import Failing
 from serve_app.calls.ladder import Adaptation, Ladder, Wanted
 from serve_app.calls.protocol import Candidate, Change, End, Start, Stop, Told, Wishes, parse, problem
 from serve_app.errors import Refused, Unavailable, VoiceNotFound, refusal
@@ -213,7 +213,7 @@ class Call(Session):
             "bypass": settings.bypass,
             "delay_ms": self._stream.delay_ms,
             "usual_delay_ms": round(self._stream.usual_delay_ms),
-            "adapts": self._adaptation.wanted.adapts,
+            "adapts": self._adaptation.adapts,
             "adapted": self._adaptation.told,
         }
 
@@ -338,13 +338,13 @@ class Call(Session):
         """A stream with the settings that the client wishes for; Refused where they cannot work."""
         wishes, ladder = self._wishes, self._room.ladder
         mode = wishes.mode or DEFAULT_MODE
-        wanted = Wanted.of(mode, block_ms=wishes.block_ms, steps=wishes.steps, adapt=wishes.adapt)
+        wanted = Wanted(mode, wishes.block_ms, wishes.steps, wishes.adapt)
         fitted = ladder.fitted(wanted, asyncio.get_running_loop().time())
         try:
             stream = self._room.open_stream(wishes.voice, mode=mode, bypass=wishes.bypass, **fitted._asdict())
         except ConfigError as error:
             raise Refused(422, "invalid_message", str(error)) from None
-        return stream, Adaptation(ladder, stream, wanted)
+        return stream, Adaptation(ladder, stream, wanted, "the server")
 
     async def _watch(self) -> None:
         """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""

@@ -89,12 +89,14 @@ class SocketCall:
         return message
 
     async def _start(self, start: Start) -> Call:
+        comes_back = False
         if start.replaces is not None:
             with suppress(Refused, Unavailable):  # it has ended already, or its server has
                 await self._rtc.ask(start.replaces, HangUp(replaced=True))
+                comes_back = True
         offer = check_offer(start.sdp, "sendrecv")
         wishes = Wishes.model_validate(start.model_dump(include=set(Wishes.model_fields)))
-        return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket))
+        return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket), comes_back=comes_back)
 
     async def _read(self, call: Call) -> None:
         """Hands on what the client says, as rarely as on the data channel. Ends the call when the client leaves."""
