@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from webrtc.bridge import HISTORY, Extension
-from webrtc.upsample import RATE_IN_HZ
+from webrtc.upsample import RATE_IN_HZ, Upsampler
 from webrtc.upsample import RATE_OUT_HZ as RATE_HZ
-from webrtc.upsample import Upsampler
 
 Samples = NDArray[np.float32]  # (T,) mono, full scale at 1
 
