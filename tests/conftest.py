@@ -1,7 +1,10 @@
 """Settings that every test shares: one torch thread, which tests run side by side, what a left-out test means on CI."""
 
+import fcntl
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +32,7 @@ GIVING_WAY = (
     "tests/webrtc/test_browser_offers.py",
     "tests/webrtc/test_page.py",
 )
-"""How the names of tests begin that may run beside the others, which start Ray or play sound by the clock: these only
+"""How the names of tests begin that give way to the others, which start Ray or play sound by the clock: these only
 compute, or wait for what is their own."""
 NICENESS = 10
 
@@ -55,6 +58,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """With `-n 2` the others come first: they take longest, and their process must not give way yet."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: gives_way(item.nodeid))
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[None]:
+    """Holds a lock of all processes on a file or folder that is there anyway."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """With `-n 2` a test marked `alone` waits until no other runs. This stands outside of what pytest-timeout times."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    here = Path(__file__)
+    with ExitStack() as stack:
+        with locked(here.parent, fcntl.LOCK_EX):  # who waits to be alone lets no other begin
+            alone = item.get_closest_marker("alone") is not None
+            stack.enter_context(locked(here, fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
