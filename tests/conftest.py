@@ -16,7 +16,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 GIVING_WAY = (
     "tests/benchmarks/",
     "tests/cluster/",
-    "tests/e2e/test_page",
+    "tests/e2e/test_pages.py",
     "tests/fuzz/",
     "tests/serve_app/recordings/",
     "tests/serve_app/test_cli.py",
