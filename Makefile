@@ -83,7 +83,7 @@ test-programs:
 		|| echo "not installed:" $$missing "- the tests that need them are left out (on Debian: apt-get install $(TEST_PACKAGES))"
 
 test: $(TESTS) test-programs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Left out too: what trains, fuzzes, judges by networks, or starts a Python for each test.
 LONGER := tests/fuzz tests/training tests/benchmarks tests/serve_app/test_cli.py tests/serve_app/test_elevenlabs.py \
