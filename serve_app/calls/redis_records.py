@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
@@ -23,7 +22,6 @@ from serve_app.metrics import SessionStoreMetrics
 
 log = logging.getLogger("seedvc.calls")
 
-USERNAME_ENV, PASSWORD_ENV = "SEEDVC_REDIS_USERNAME", "SEEDVC_REDIS_PASSWORD"
 PREFIX = "seedvc:session:"
 ANSWER_S = 1.0
 """How long a connection and an answer may take, each."""
@@ -62,22 +60,30 @@ class RedisRecords:
         self.is_away = False
 
     @classmethod
-    def at(cls, place: RedisPlace, metrics: SessionStoreMetrics, **options: Any) -> RedisRecords:
-        """Records at that place, with the credentials of the environment."""
+    def at(
+        cls,
+        place: RedisPlace,
+        metrics: SessionStoreMetrics,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        **options: float,
+    ) -> RedisRecords:
+        """Records at that place; `options` are those of the constructor."""
         pool = BlockingConnectionPool(
             max_connections=MAX_CONNECTIONS,
             timeout=ANSWER_S,
             host=place.host,
             port=place.port,
             db=place.database,
-            username=os.environ.get(USERNAME_ENV) or None,
-            password=os.environ.get(PASSWORD_ENV) or None,
+            username=username,
+            password=password,
             socket_timeout=ANSWER_S,
             socket_connect_timeout=ANSWER_S,
             retry=Retry(NoBackoff(), 0),
             connection_class=SSLConnection if place.tls else Connection,
         )
-        return cls(Redis(connection_pool=pool), metrics, **options)
+        return cls(Redis.from_pool(pool), metrics, **options)
 
     def keep(self, session_id: str, record: Record) -> None:
         """Keeps the record, and renews it until the call is over."""
@@ -171,6 +177,9 @@ class RedisRecords:
         except (RedisError, OSError) as error:
             self._metrics.errors.inc()
             raise Unavailable("the session store does not answer; name a voice, or try again soon") from error
+        finally:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # which redis may lose while it opens a connection
         self._metrics.answer.observe(1000 * (now() - asked_s))
         return given
 

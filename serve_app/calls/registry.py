@@ -135,7 +135,7 @@ class Calls:
         self._require_room(has_place=old is not None, comes_back=comes_back)
         if old is not None:
             old.stop(REPLACED)
-        call = Call(self._new_id(), self._new_id(), self, wishes, tell, key_id)
+        call = Call(self._new_id(), self._new_id(), self, wishes, tell, key_id, replaces)
         self._calls[call.session_id] = call
         self._by_listen_id[call.listen_id] = call
         self.metrics.live.set(self.live)
@@ -145,6 +145,9 @@ class Calls:
     def remember(self, call: Call) -> None:
         """Keeps what a call is like now, so that its client can have it again."""
         self.records.keep(call.session_id, Record(owner=self.owner, wishes=call.wishes, key_id=call.key_id))
+        if call.replaces is not None:
+            self.records.drop(call.replaces)
+            call.replaces = None
 
     def listen(self, call_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
         """Adds a listener, whose answer `answered` waits for. `call_id` is the listen id or the session id of the call.

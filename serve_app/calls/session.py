@@ -194,10 +194,19 @@ class Call(Session):
     """
 
     def __init__(
-        self, session_id: str, listen_id: str, room: Room, wishes: Wishes, tell: Tell | None, key_id: str | None
+        self,
+        session_id: str,
+        listen_id: str,
+        room: Room,
+        wishes: Wishes,
+        tell: Tell | None,
+        key_id: str | None,
+        replaces: str | None,
     ) -> None:
         super().__init__(session_id)
         self.listen_id, self.key_id = listen_id, key_id
+        self.replaces = replaces
+        """The session whose record this call's own will take the place of."""
         self._room, self._wishes, self._tell_socket = room, wishes, tell
         self._adaptation: Adaptation | None = None
         self._stream: CallStream | None = None

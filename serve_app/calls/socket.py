@@ -60,15 +60,12 @@ class SocketCall:
     async def _serve(self, group: asyncio.TaskGroup) -> int:
         """The whole call; the code that the socket closes with."""
         self.tell(self._rtc.hello)
-        start = await self._first()
-        local, key_id = is_local(self._socket), key_id_of(self._socket)
+        start, local, key_id = await self._first(), is_local(self._socket), key_id_of(self._socket)
         call = await self._rtc.start(start, self.tell, local=local, key_id=key_id)
         reader = group.create_task(self._read(call))
         try:
             await call.answered()
             self.tell(ready(call))
-            if start.replaces is not None:
-                self._rtc.calls.records.drop(start.replaces)  # this call has its own
             await call.over.wait()
         finally:
             call.stop(LEFT)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from configs.places import sessions_of
 from serve_app.calls.records import MemoryRecords, Records
 from serve_app.metrics import SessionStoreMetrics
+
+USERNAME_ENV, PASSWORD_ENV = "SEEDVC_REDIS_USERNAME", "SEEDVC_REDIS_PASSWORD"
 
 
 def open_records(url: str, metrics: SessionStoreMetrics) -> Records:
@@ -14,4 +18,5 @@ def open_records(url: str, metrics: SessionStoreMetrics) -> Records:
         return MemoryRecords()
     from serve_app.calls.redis_records import RedisRecords  # redis loads only where it is used
 
-    return RedisRecords.at(place, metrics)
+    username, password = (os.environ.get(name) or None for name in (USERNAME_ENV, PASSWORD_ENV))
+    return RedisRecords.at(place, metrics, username=username, password=password)
