@@ -30,9 +30,9 @@ class Recorded:
     server: list[Message] = field(default_factory=list)
     """The server's reports, one a second."""
     own: list[CallerStats] = field(default_factory=list)
-    session: str = ""
     settings: Message = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
+    session: str = ""
 
     @property
     def seconds(self) -> float:

@@ -118,7 +118,8 @@ def _invalid(model: type[BaseModel], tree: Tree, place: str = "") -> Iterator[st
 def _sentence(place: str, error: Any) -> str:
     at = (place + ".".join(map(str, error["loc"]))).rstrip(".") or "top level"
     came = error["input"]
-    told = f" (it is {came!r:.80})" if isinstance(came, str | int | float | None) else ""
+    is_shown = isinstance(came, str | int | float | None) and "@" not in str(came)  # credentials of a URL
+    told = f" (it is {came!r:.80})" if is_shown else ""
     return f"{at}: {error['msg'].removeprefix('Value error, ')}{told}"
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -26,7 +27,7 @@ from tests.serve_app.redis_server import requires_redis
 
 START_TIMEOUT_S = 120.0
 BACK_WITHIN_S = 60.0
-WANTED = {"mode": "constant", "block_ms": 360, "adapt": False}
+WANTED: dict[str, Any] = {"mode": "constant", "block_ms": 360, "adapt": False}
 
 
 @pytest.fixture
@@ -35,6 +36,9 @@ def server(tmp_path: Path) -> Iterator[tuple[str, int]]:
     config, log, port = tmp_path / "local.yaml", tmp_path / "log", free_port()
     tree = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
     tree["http_options"]["port"] = port
+    for deployment in tree["applications"][0]["deployments"]:
+        if deployment["name"] == "Stages":
+            deployment["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 1}  # which start sooner than two
     config.write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "serve_app.cli", "serve", str(config), "--stand-ins"]
     with log.open("wb") as output:
