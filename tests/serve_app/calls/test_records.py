@@ -174,6 +174,16 @@ async def test_a_call_that_was_ended_on_purpose_does_not_come_back(replicas: Ope
     await found(here.room.calls.records, call.session_id, None)
 
 
+async def test_a_socket_takes_over_a_session_of_whip(replicas: Open) -> None:
+    others: dict[str, Rtc] = {}
+    there, here = (Replica(replicas(), name, others) for name in ("there", "here"))
+    wishes = Wishes(voice="clara", mode="constant", bypass=True)
+    whip = await there.rtc.publish(wishes, audio_offer("sendonly"), key_id="k1")
+    await found(here.room.calls.records, whip.session_id, Record(owner="there", wishes=wishes, key_id="k1"))
+    assert (await here.start(replaces=whip.session_id, key_id="k1")).wishes == wishes
+    await until(lambda: there.room.calls.live == 0, "the other one has ended")
+
+
 async def test_a_client_that_comes_back_gets_its_own_place(replicas: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     others: dict[str, Rtc] = {}
     there, here = (Replica(replicas(), name, others) for name in ("there", "here"))
