@@ -13,7 +13,7 @@ import pytest
 from configs.places import sessions_of
 from configs.schema import ConfigError, read_yaml
 from configs.serve import Limits, RtcArgs
-from serve_app.calls import redis_records
+from serve_app.calls import redis_records, rtc
 from serve_app.calls.protocol import Start, Wishes, parse
 from serve_app.calls.records import MemoryRecords, Record, Records
 from serve_app.calls.redis_records import MAX_UNWRITTEN, RedisRecords
@@ -208,6 +208,17 @@ async def test_a_client_that_comes_back_gets_its_own_place(replicas: Open, monke
     assert (await here.start(replaces=back.session_id)).voice == "martin"
 
 
+async def test_a_replica_that_hangs_keeps_no_call_from_coming_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hung(NamedOwners):
+        async def ask(self, owner: str, method: str, *args: Any) -> Any:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(rtc, "REPLACE_S", 0.05)
+    here = Replica(MemoryRecords())
+    here.rtc._owners = Hung("here", {})
+    assert (await here.start(replaces="there~1", voice="clara")).voice == "clara"
+
+
 def test_a_start_names_a_voice_or_the_call_that_had_it() -> None:
     with pytest.raises(Refused, match="names a voice, or in 'replaces'"):
         parse('{"type": "start", "sdp": "v=0"}')
@@ -328,14 +339,14 @@ async def test_a_session_whose_owner_is_gone_is_not_found(server: RedisServer) -
     async with opening(server) as opened:
         there, records = opened(), opened(lost_after_s=0.3)
         room = CallRoom(owner="here", records=records)
-        rtc = Rtc(room.calls, Silent("here", {}), list, room.args)
+        silent = Rtc(room.calls, Silent("here", {}), list, room.args)
         there.keep("there~1", RECORD)
         await found(records, "there~1")
         with pytest.raises(Unavailable):
-            await rtc.ask("there~1", Find())
+            await silent.ask("there~1", Find())
         there.leave("there~1")
         await asyncio.sleep(0.4)
         with pytest.raises(Refused) as refused:
-            await rtc.ask("there~1", Find())
+            await silent.ask("there~1", Find())
         assert refused.value.status == "session_not_found"
         assert await records.find("there~1") == RECORD, "its client may still come back"
