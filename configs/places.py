@@ -1,4 +1,4 @@
-"""Where voices are kept: the URL of the setting `voices`, read and checked."""
+"""Where voices and the records of sessions are kept: the URLs of `voices` and `sessions`, read and checked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from configs.schema import ConfigError
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9](?:[a-z0-9-]|\.(?!\.)){1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._=-]{1,128}(?:/(?!$)|$)){0,8}")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
+_DATABASE = re.compile(r"/?|/[0-9]{1,4}")
 _NEARLY_A_URL = re.compile(r"(?:s3|file|https?):", re.IGNORECASE)
 _TRUTH = {"true": True, "false": False}
 _OPTIONS = ("endpoint", "region", "path_style", "presigned_s")
@@ -57,6 +58,42 @@ def place_of(url: str) -> Path | BucketPlace:
     raise ConfigError(
         f"voices are kept in a folder (a path, or file:///path) or in S3 (s3://bucket/prefix); got {parts.scheme}://"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RedisPlace:
+    """A database of a Redis server. User and password come from the environment."""
+
+    host: str
+    port: int = 6379
+    database: int = 0
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return f"redis{'s' * self.tls}://{self.host}:{self.port}/{self.database}"
+
+
+def sessions_of(url: str) -> RedisPlace | None:
+    """The place of redis://host:port/database, None for `memory`; ConfigError else."""
+    if url == "memory":
+        return None
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("redis", "rediss") or not rest:
+        shown = f"{scheme}://" if rest else repr(url)
+        raise ConfigError(f"records of sessions are kept in `memory` or in Redis (redis://host:port); got {shown}")
+    if "@" in rest:
+        raise ConfigError(
+            "the URL of Redis holds no credentials; they come from the environment (SEEDVC_REDIS_USERNAME, "
+            "SEEDVC_REDIS_PASSWORD)"
+        )
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port == 0 or not _DATABASE.fullmatch(parts.path) or parts.query or parts.fragment:
+        raise ConfigError(f"{url!r} names no Redis; it should be redis://host:port, or redis://host:port/database")
+    return RedisPlace(host, port or 6379, int(parts.path.strip("/") or 0), scheme == "rediss")
 
 
 def _bucket_place(url: str) -> BucketPlace:

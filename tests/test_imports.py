@@ -137,8 +137,8 @@ def test_recordings_in_files_know_nothing_of_calls() -> None:
     ("module", "without"),
     [
         ("stages.types", {"torch", "torchaudio", "ray", "av"}),
-        ("serve_app.graph.deployments", {"av", "aiortc", "torch", "boto3"}),
-        ("serve_app.cli", {"ray", "torch", "av", "fastapi", "boto3"}),
+        ("serve_app.graph.deployments", {"av", "aiortc", "torch", "boto3", "redis"}),
+        ("serve_app.cli", {"ray", "torch", "av", "fastapi", "boto3", "redis"}),
         ("serve_app.commands.local_call", {"ray", "aiortc", "fastapi", "websockets", "boto3"}),
     ],
 )

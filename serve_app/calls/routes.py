@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response, WebSocket
 
 from serve_app.calls.protocol import MAX_MESSAGE_BYTES, Wishes
-from serve_app.calls.rtc import PREFIX, Find, HangUp, Listen, Opened, Patch, Rtc, is_local
+from serve_app.calls.rtc import PREFIX, Find, HangUp, Listen, Opened, Patch, Rtc, is_local, key_id_of
 from serve_app.calls.sdp import check_offer
 from serve_app.calls.socket import SocketCall
 from serve_app.errors import Refused
@@ -39,7 +39,8 @@ def calls_router(rtc: Rtc) -> APIRouter:
     async def publish(request: Request, wishes: Annotated[Wishes, Query()]) -> Response:
         """WHIP: an offer that sends sound; sendrecv also gets the converted sound back."""
         offer = await body_of(request, SDP_TYPE)
-        return created(request, await rtc.publish(wishes, offer, local=is_local(request)), rtc.ice_servers())
+        session = await rtc.publish(wishes, offer, local=is_local(request), key_id=key_id_of(request))
+        return created(request, session, rtc.ice_servers())
 
     @router.post("/whep/{listen_id}", status_code=201, openapi_extra=_takes(SDP_TYPE), response_class=Response)
     async def listen(request: Request, listen_id: str) -> Response:

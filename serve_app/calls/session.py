@@ -11,11 +11,22 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from configs.schema import ConfigError, Mode
+from configs.schema import ConfigError
 from configs.serve import RtcArgs
 from serve_app.calls.failing import Failing
 from serve_app.calls.ladder import Adaptation, Ladder, Wanted
-from serve_app.calls.protocol import Candidate, Change, End, Start, Stop, Told, Wishes, parse, problem
+from serve_app.calls.protocol import (
+    DEFAULT_MODE,
+    Candidate,
+    Change,
+    End,
+    Start,
+    Stop,
+    Told,
+    Wishes,
+    parse,
+    problem,
+)
 from serve_app.errors import Refused, Unavailable, VoiceNotFound, refusal
 from serve_app.metrics import SessionMetrics
 from stages.call import CallStream
@@ -28,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("seedvc.calls")
 
-DEFAULT_MODE: Mode = "lowest"
 MAX_WAITING_CHANGES = 8
 TELL_FAILURES_EVERY_S = 5.0
 OPUS_MS = 33.0
@@ -80,9 +90,13 @@ class Room(Protocol):
     adapt_every_s: float
     ladder: Ladder
 
+    def remember(self, call: Call) -> None:
+        """Keeps what a call is like now, so that its client can have it again."""
+
 
 LEFT = End("stopped", "the client left")
 FAILED = End("internal_error", "something failed on our side")
+REPLACED = End("replaced", "the same client called again")
 
 
 class Life(IntEnum):
@@ -179,9 +193,20 @@ class Call(Session):
     `listen_id` lets others listen; only `session_id` can end the call.
     """
 
-    def __init__(self, session_id: str, listen_id: str, room: Room, wishes: Wishes, tell: Tell | None) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        listen_id: str,
+        room: Room,
+        wishes: Wishes,
+        tell: Tell | None,
+        key_id: str | None,
+        replaces: str | None,
+    ) -> None:
         super().__init__(session_id)
-        self.listen_id = listen_id
+        self.listen_id, self.key_id = listen_id, key_id
+        self.replaces = replaces
+        """The session whose record this call's own will take the place of."""
         self._room, self._wishes, self._tell_socket = room, wishes, tell
         self._adaptation: Adaptation | None = None
         self._stream: CallStream | None = None
@@ -199,6 +224,26 @@ class Call(Session):
     def voice(self) -> str:
         """The id of the voice that it is heard in."""
         return self._wishes.voice if self._stream is None else str(self._stream.settings.voice)
+
+    @property
+    def wishes(self) -> Wishes:
+        """What its client wants by now: what another call like this one starts with."""
+        assert self._stream is not None and self._adaptation is not None
+        wanted = self._adaptation.wanted
+        return Wishes(
+            voice=self.voice,
+            mode=wanted.mode,
+            block_ms=wanted.block_ms,
+            steps=wanted.steps,
+            bypass=self._stream.settings.bypass,
+            adapt=wanted.adapt,
+        )
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether its client, when it is over, may want it again: nobody has ended it on purpose."""
+        end = self.end.result()
+        return end is LEFT or end.reason in ("replaced", "media_failed", "shutting_down", "internal_error")
 
     @property
     def settings(self) -> Told:
@@ -228,6 +273,7 @@ class Call(Session):
             peer = room.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
+            room.remember(self)
             try:
                 async with asyncio.TaskGroup() as group:
                     parts = [self._play(), self._watch(), self._adapt(), self._follow_changes()]
@@ -303,6 +349,7 @@ class Call(Session):
                     log.error("change failed", exc_info=error, extra={"session": self.session_id})
                 tell(problem(error))
             else:
+                self._room.remember(self)
                 tell({"type": "settings", **self.settings})
 
     async def _follow_failures(self) -> None:

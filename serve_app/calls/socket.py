@@ -8,11 +8,10 @@ from contextlib import suppress
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from serve_app.calls.protocol import Start, Told, Wishes, parse, problem, write
-from serve_app.calls.rtc import HangUp, Rtc, is_local
-from serve_app.calls.sdp import check_offer
+from serve_app.calls.protocol import Start, Told, parse, problem, write
+from serve_app.calls.rtc import Rtc, is_local, key_id_of
 from serve_app.calls.session import LEFT, Call
-from serve_app.errors import AtCapacity, Refused, Unavailable, first_cause, refusal
+from serve_app.errors import AtCapacity, Refused, first_cause, refusal
 from webrtc.guard import Allowance
 from webrtc.peer import MESSAGES_AT_ONCE, MESSAGES_PER_S
 
@@ -61,7 +60,8 @@ class SocketCall:
     async def _serve(self, group: asyncio.TaskGroup) -> int:
         """The whole call; the code that the socket closes with."""
         self.tell(self._rtc.hello)
-        call = await self._start(await self._first())
+        start, local, key_id = await self._first(), is_local(self._socket), key_id_of(self._socket)
+        call = await self._rtc.start(start, self.tell, local=local, key_id=key_id)
         reader = group.create_task(self._read(call))
         try:
             await call.answered()
@@ -87,16 +87,6 @@ class SocketCall:
         if not isinstance(message, Start):
             raise Refused(409, "invalid_message", f"the first message is {message.type!r}; it must be 'start'")
         return message
-
-    async def _start(self, start: Start) -> Call:
-        comes_back = False
-        if start.replaces is not None:
-            with suppress(Refused, Unavailable):  # it has ended already, or its server has
-                await self._rtc.ask(start.replaces, HangUp(replaced=True))
-                comes_back = True
-        offer = check_offer(start.sdp, "sendrecv")
-        wishes = Wishes.model_validate(start.model_dump(include=set(Wishes.model_fields)))
-        return self._rtc.calls.start(wishes, offer, self.tell, local=is_local(self._socket), comes_back=comes_back)
 
     async def _read(self, call: Call) -> None:
         """Hands on what the client says, as rarely as on the data channel. Ends the call when the client leaves."""
