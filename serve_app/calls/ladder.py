@@ -231,22 +231,6 @@ class Wanted:
         """Whether steps keep their number."""
         return self.steps is not None if self.adapt is None else not self.adapt
 
-    @property
-    def holds_block(self) -> bool:
-        """Whether blocks keep their size."""
-        return self.block_ms is not None if self.adapt is None else not self.adapt
-
-    @property
-    def holds_steps(self) -> bool:
-        """Whether steps keep their number."""
-        return self.steps is not None if self.adapt is None else not self.adapt
-
-    @property
-    def adapt(self) -> bool | None:
-        """What a client says to want the same from the start; see `of`."""
-        named = {name for name in ("block_ms", "steps") if getattr(self, name) is not None}
-        return None if self.held == named else not self.held - named
-
     def usual(self, live: LiveSettings) -> Fitted:
         """Block size and steps of a call that keeps up."""
         block_ms = call_mode(live, self.mode).block_ms if self.block_ms is None else self.block_ms
