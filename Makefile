@@ -1,6 +1,6 @@
 # Every command works in a fresh clone: it makes .venv and installs what it uses, in the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-fast test-programs check fuzz bench lock clean
+.PHONY: help demo serve serve-redis test test-fast test-programs check fuzz bench lock clean
 .DELETE_ON_ERROR:
 
 # The first interpreter that torch and Ray have wheels for; `make PYTHON=/path/to/python3` overrides.
@@ -10,6 +10,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # What is installed already: the service itself, and what else the demo, the benchmarks and the tests use.
 SERVICE := .venv/.installed
+STANDINS := .venv/.installed-standins
 DEMO := .venv/.installed-demo
 BENCH := .venv/.installed-bench
 TESTS := .venv/.installed-test
@@ -22,6 +23,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 help:
 	@echo "make demo    convert the recordings of samples/ through the graph into demo-out/"
 	@echo "make serve   serve configs/local.yaml on 127.0.0.1:8000 until Ctrl-C"
+	@echo "make serve-redis  the same with a Redis and an S3 server beside it, which go with it"
 	@echo "make test    run all tests"
 	@echo "make test-fast  run most of those that need neither Ray nor a browser nor other programs, in minutes"
 	@echo "make check   format, lint and type checks"
@@ -48,6 +50,10 @@ $(SERVICE): pyproject.toml constraints.txt | $(BIN)/python
 		pathlib.Path(sysconfig.get_path("platlib"), "torchaudio", "lib").glob("*.so")]'
 	@touch $@
 
+$(STANDINS): $(SERVICE)
+	$(INSTALL) --editable '.[standins]'
+	@touch $@
+
 $(DEMO): $(SERVICE)
 	$(INSTALL) --editable '.[demo]'
 	# the judge of voices; its requirements are the extra above, but for one that has to be compiled
@@ -59,14 +65,17 @@ $(BENCH): $(DEMO)
 	@touch $@
 
 $(TESTS): $(BENCH)
-	$(INSTALL) --editable '.[demo,quality,test]'
+	$(INSTALL) --editable '.[demo,quality,standins,test]'
 	@touch $@
 
 demo: $(DEMO)
 	$(BIN)/python -m benchmarks.demo
 
 serve: $(SERVICE)
-	$(BIN)/python -m serve_app.cli serve configs/local.yaml $(if $(LAN),--lan)
+	$(BIN)/python -m serve_app.cli serve configs/local.yaml $(if $(filter 1,$(LAN)),--lan)
+
+serve-redis: $(STANDINS)
+	$(BIN)/python -m serve_app.cli serve configs/local.yaml --stand-ins $(if $(LAN),--lan)
 
 # What the end-to-end tests drive: two browsers, a TURN server, somebody else's WHIP client and the compiler it needs, a
 # sound server (Firefox's microphone too) and what PortAudio reaches it by. And a Redis.
@@ -83,7 +92,7 @@ test-programs:
 		|| echo "not installed:" $$missing "- the tests that need them are left out (on Debian: apt-get install $(TEST_PACKAGES))"
 
 test: $(TESTS) test-programs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Left out too: what trains, fuzzes, judges by networks, or starts a Python for each test.
 LONGER := tests/fuzz tests/training tests/benchmarks tests/serve_app/test_cli.py tests/serve_app/test_elevenlabs.py \

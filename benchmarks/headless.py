@@ -32,6 +32,7 @@ class Recorded:
     own: list[CallerStats] = field(default_factory=list)
     settings: Message = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
+    session: str = ""
 
     @property
     def seconds(self) -> float:
@@ -56,7 +57,7 @@ async def calling(
         try:
             ready = await signalling.start(await caller.offer(), **settings)
             await caller.accept(ready["sdp"])
-            recorded.settings = ready["settings"]
+            recorded.session, recorded.settings = ready["session"], ready["settings"]
             if network is not None:
                 network.attach(caller.transport)
             await asyncio.wait_for(caller.connected.wait(), CONNECT_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Where voices and keys are kept: the URLs of the settings `voices` and `access.keys`, read and checked."""
+"""Where voices, keys and the records of sessions are kept: the URLs of the settings, read and checked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _REGION = re.compile(r"[a-z0-9-]{1,64}")
 _DATABASE = re.compile(r"/?|/[0-9]{1,4}")
 _NEARLY_A_URL = re.compile(r"(?:s3|file|https?):", re.IGNORECASE)
 _TRUTH = {"true": True, "false": False}
+_REDIS = ("redis", "rediss")
+REDIS_USERNAME_ENV, REDIS_PASSWORD_ENV = "SEEDVC_REDIS_USERNAME", "SEEDVC_REDIS_PASSWORD"
 _OPTIONS = ("endpoint", "region", "path_style", "presigned_s")
 _WEEK_S = 7 * 86400
 """The longest life of a presigned URL, by the signature's own rule."""
@@ -43,8 +45,11 @@ def place_of(url: str) -> Path | BucketPlace:
     if "://" not in url:
         if _NEARLY_A_URL.match(url):
             raise ConfigError(f"{url!r} is neither a folder nor a URL such as s3://bucket/prefix")
-        return Path(url).expanduser()
-    parts = urlsplit(url)
+        return _path(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError(f"{url.partition('://')[0]}:// is followed by no name of a bucket") from None
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return Path(unquote(parts.path))
     if parts.scheme == "s3":
@@ -56,7 +61,7 @@ def place_of(url: str) -> Path | BucketPlace:
 
 @dataclass(frozen=True, slots=True)
 class RedisPlace:
-    """A database of a Redis server. User and password come from the environment."""
+    """A database of a Redis server. User and password come from the environment, and are the same for all places."""
 
     host: str
     port: int = 6379
@@ -69,32 +74,50 @@ class RedisPlace:
 
 def place_of_keys(url: str) -> Path | RedisPlace:
     """The file of a path or of file:///path, or the place of redis://host:port/database; ConfigError else."""
-    scheme, _, rest = url.partition(":")
-    if scheme in ("redis", "rediss"):
+    scheme = url.partition(":")[0]
+    if scheme in _REDIS:
         return _redis_place(url)
     if "://" not in url:
-        return Path(url).expanduser()
-    parts = urlsplit(url)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Path(unquote(parts.path))
+        return _path(url)
+    if url.startswith(("file:///", "file://localhost/")):
+        return Path(unquote(urlsplit(url).path))
     raise ConfigError(
         f"keys are kept in a file (a path, or file:///path) or in Redis (redis://host:port); got {scheme}://"
     )
 
 
+def sessions_of(url: str) -> RedisPlace | None:
+    """The place of redis://host:port/database, None for `memory`; ConfigError else."""
+    if url == "memory":
+        return None
+    scheme, _, rest = url.partition("://")
+    if scheme not in _REDIS or not rest:
+        shown = f"{scheme}://" if rest else repr(url)
+        raise ConfigError(f"records of sessions are kept in `memory` or in Redis (redis://host:port); got {shown}")
+    return _redis_place(url)
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{text!r} is in the folder of a user that is not known here") from None
+
+
 def _redis_place(url: str) -> RedisPlace:
     if "@" in url:
         raise ConfigError(
-            "the URL of Redis holds no credentials; they come from the environment (SEEDVC_REDIS_USERNAME, "
-            "SEEDVC_REDIS_PASSWORD)"
+            "the URL of Redis holds no credentials; they come from the environment "
+            f"({REDIS_USERNAME_ENV}, {REDIS_PASSWORD_ENV})"
         )
-    parts = urlsplit(url)
+    mistake = ConfigError(f"{url!r} names no Redis; it should be redis://host:port, or redis://host:port/database")
     try:
+        parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        host, port = None, None
+        raise mistake from None
     if not host or port == 0 or not _DATABASE.fullmatch(parts.path) or parts.query or parts.fragment:
-        raise ConfigError(f"{url!r} names no Redis; it should be redis://host:port, or redis://host:port/database")
+        raise mistake
     return RedisPlace(host, port or 6379, int(parts.path.strip("/") or 0), parts.scheme == "rediss")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from configs.places import place_of, place_of_keys
+from configs.places import place_of, place_of_keys, sessions_of
 from configs.schema import ConfigError, Positive, Strict
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -154,6 +154,9 @@ class ServeArgs(Strict):
     """Threads per replica; one keeps results equal bit for bit and several replicas out of each other's way."""
     voices: str = "data/voices"
     """Voice store: a folder that every replica can read, or `s3://bucket/prefix`."""
+    sessions: str = "memory"
+    """Where the records are by which a call comes back as it was: `memory` (of each ingress replica, for its own calls)
+    or `redis://host:port/database`."""
     encoder: StageArgs = StageArgs()
     diffusion: StageArgs = StageArgs()
     vocoder: StageArgs = StageArgs()
@@ -183,6 +186,12 @@ class ServeArgs(Strict):
     @classmethod
     def _place_of_voices_known(cls, url: str) -> str:
         place_of(url)
+        return url
+
+    @field_validator("sessions")
+    @classmethod
+    def _place_of_sessions_known(cls, url: str) -> str:
+        sessions_of(url)
         return url
 
     @model_validator(mode="after")

@@ -115,6 +115,7 @@ def parser() -> Parser:
     )
     serve.add_argument("--metrics-port", type=_whole(1, 65535), metavar="PORT", help="for Prometheus, on 127.0.0.1")
     serve.add_argument("--lan", action="store_true", help="let the local network in: by HTTPS, with a key")
+    serve.add_argument("--stand-ins", action="store_true", help="with a Redis and an S3 server of its own, to try both")
     serve.add_argument("--certificate", type=Path, metavar="FILE", help="PEM, for --lan (default: one that it makes)")
     serve.add_argument("--private-key", type=Path, metavar="FILE", help="of that certificate, PEM, unencrypted")
 

@@ -230,13 +230,17 @@ def _health_router(recordings: Recordings, rtc: Rtc | None, stages: Mapping[str,
     async def readyz() -> JSONResponse:
         """503 with reasons where the store or a stage does not answer or the server goes; else 200.
 
-        `full` lists what has no room now. Answers count for 2 s, so this may be asked often.
+        `full` lists what has no room now, `away` what the service does without. Answers count for 2 s, so this may be
+        asked often.
         """
         if reasons := await readiness.reasons():
             detail = {"status": "not_ready", "message": "; ".join(reasons), "reasons": reasons}
             return JSONResponse({"detail": detail}, 503)
         full = {"conversions": recordings.is_full, "calls": rtc is not None and rtc.calls.is_full}
-        return JSONResponse({"status": "ready", "full": [what for what, is_full in full.items() if is_full]})
+        told: dict[str, Any] = {"status": "ready", "full": [what for what, is_full in full.items() if is_full]}
+        if rtc is not None and rtc.calls.records.is_away:
+            told["away"] = ["the session store"]
+        return JSONResponse(told)
 
     return router
 

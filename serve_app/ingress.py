@@ -20,12 +20,13 @@ from serve_app.calls.ice import ice_servers_of, own_ice_servers
 from serve_app.calls.owners import ServeOwners, stopping
 from serve_app.calls.registry import Calls
 from serve_app.calls.rtc import Opened, Rtc, Wanted
+from serve_app.calls.stores import open_records
 from serve_app.errors import StoreAway
 from serve_app.graph.handles import ServeBackend, ServeStages, StageHandle, sign_of_life
 from serve_app.graph.listen import listen_at_node
 from serve_app.http import create_app
 from serve_app.keys import KeyMark, checked_access
-from serve_app.metrics import BlockMetrics, SessionMetrics
+from serve_app.metrics import BlockMetrics, SessionMetrics, SessionStoreMetrics
 from serve_app.recordings.conversion import SourceStream
 from serve_app.recordings.service import Recordings
 from serve_app.threads import in_thread
@@ -72,6 +73,7 @@ class Ingress:
             open_stream=self._backend.call_streams.call,
             open_peer=partial(open_peer, args.rtc),
             metrics=SessionMetrics(),
+            records=open_records(args.sessions, SessionStoreMetrics()),
         )
         ice_servers_of(args.rtc)  # a mistake in them fails here, not at the first client
         self._rtc = Rtc(self._calls, owners, partial(ice_servers_of, args.rtc), args.rtc)
@@ -83,6 +85,8 @@ class Ingress:
         }
         self._drain = asyncio.create_task(self._retire())
         self._drain.add_done_callback(log_failed_drain)
+        self._record_keeping = asyncio.create_task(self._calls.records.run())
+        self._record_keeping.add_done_callback(log_failed_records)
         self._tending = asyncio.create_task(self._tend_voices())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -153,6 +157,12 @@ def log_failed_drain(drain: asyncio.Task[None]) -> None:
     """Logs why the drain failed. Without it, this replica takes calls until it goes, and then cuts them off."""
     if not drain.cancelled() and (error := drain.exception()) is not None:
         log.error("calls are not told when this replica goes away", exc_info=error)
+
+
+def log_failed_records(keeping: asyncio.Task[None]) -> None:
+    """Logs why records are no longer written. Without them, a client that comes back has to say what it wants."""
+    if not keeping.cancelled() and (error := keeping.exception()) is not None:
+        log.error("records of sessions are no longer written", exc_info=error)
 
 
 def open_peer(args: RtcArgs, *, loopback: bool = False, **options: Any) -> Peer:

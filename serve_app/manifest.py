@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import yaml
 
-from configs.places import BucketPlace, place_of
+from configs.places import BucketPlace, RedisPlace, place_of, place_of_keys, sessions_of
 from configs.schema import ConfigError
 from configs.serve import AccessArgs
 from serve_app.instance import REPLICA_SETTINGS
@@ -28,6 +28,8 @@ GPU = "nvidia.com/gpu"
 BUCKET_SECRET = "seedvc-s3"
 """The Secret whose entries become environment variables (AWS_ACCESS_KEY_ID and the like), where voices are in S3. Pods
 that have a role of their own do without it."""
+REDIS_SECRET = "seedvc-redis"
+"""The same where records of calls are in Redis: SEEDVC_REDIS_PASSWORD, and SEEDVC_REDIS_USERNAME where it has one."""
 KEY_SECRET, KEY_ENTRY = "seedvc", "api-key"
 """The Secret, and what in it is the API key: other machines reach a cluster, so it starts with one only."""
 DRAIN_S = 600
@@ -75,15 +77,25 @@ def _in_bucket(args: Tree) -> bool:
     return isinstance(place_of(args.get("voices", "")), BucketPlace)
 
 
+def _in_redis(args: Tree) -> bool:
+    """Whether records of sessions or keys are there."""
+    keys = args.get("access", {}).get("keys")
+    return sessions_of(args.get("sessions", "memory")) is not None or (
+        keys is not None and isinstance(place_of_keys(keys), RedisPlace)
+    )
+
+
 def _with_secrets(group: Tree, args: Tree) -> Tree:
-    """Gives the containers of a group of pods what they need of Secrets: the API key, and what a bucket asks for."""
+    """Gives the containers of a group of pods what they need of Secrets: the API key, what bucket and Redis ask for."""
     access = AccessArgs.model_validate(args.get("access", {}))
     for container in group["template"]["spec"]["containers"]:
         if not access.open:
             source = {"secretKeyRef": {"name": KEY_SECRET, "key": KEY_ENTRY}}
             container["env"] = [{"name": access.api_key_env, "valueFrom": source}]
-        if _in_bucket(args):
-            container["envFrom"] = [{"secretRef": {"name": BUCKET_SECRET, "optional": True}}]
+        secrets = [BUCKET_SECRET] * _in_bucket(args)
+        secrets += [REDIS_SECRET] * _in_redis(args)
+        if secrets:
+            container["envFrom"] = [{"secretRef": {"name": name, "optional": True}} for name in secrets]
     return group
 
 

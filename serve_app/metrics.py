@@ -50,6 +50,16 @@ class BlockMetrics:
             self._concealed.inc()
 
 
+class SessionStoreMetrics:
+    """How an ingress replica gets on with the store of its sessions' records."""
+
+    def __init__(self) -> None:
+        self.answer = Histogram("seedvc_sessions_store_ms", "time of one answer of the session store", MS_BOUNDARIES)
+        self.errors = Counter("seedvc_sessions_store_errors", "requests to the session store that failed")
+        self.dropped = Counter("seedvc_sessions_store_dropped", "records left unwritten, as too many waited")
+        self.away = Gauge("seedvc_sessions_store_away", "1 while the session store does not answer")
+
+
 class SessionMetrics:
     """Gauges and counters of an ingress replica's calls."""
 

@@ -24,7 +24,8 @@ def give_way() -> None:
     """The calling thread, and those that it starts, leave most of a core to others. On Linux only: elsewhere a thread
     has no niceness of its own."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with suppress(OSError):  # who gives way more already may not give way less
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def come_last() -> None:

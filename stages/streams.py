@@ -31,7 +31,7 @@ class Streams:
     @property
     def recording_steps(self) -> int | None:
         """Steps of a recording where none are asked for; None where any number is rendered in one."""
-        return self._preset.file.steps if self._preset.temperature > 0 else None
+        return None if self._preset.renders_in_one else self._preset.file.steps
 
     def recording(
         self,

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from webrtc.bridge import HISTORY, Extension
+from webrtc.upsample import RATE_IN_HZ, Upsampler
 from webrtc.upsample import RATE_OUT_HZ as RATE_HZ
-from webrtc.upsample import Upsampler
 
 Samples = NDArray[np.float32]  # (T,) mono, full scale at 1
 
@@ -114,9 +114,10 @@ class Playout:
 
     @property
     def delay_ms(self) -> float:
-        """How long the last few blocks waited for their turn."""
+        """How long the last few blocks waited for their turn; no sound waits longer than the bound and a block."""
         lately = list(self._early)[-LEAST_KNOWN:]
-        return max(0.0, float(np.mean(lately)) + self._delay) / MS if lately else 0.0
+        waited = float(np.mean(lately)) + self._delay if lately else 0.0
+        return float(np.clip(waited, 0, self._max + self._block / RATE_IN_HZ * RATE_HZ)) / MS
 
     @property
     def slew_s(self) -> float:

@@ -14,8 +14,11 @@ DAY_S = 86400
 class Counts(Protocol):
     """Counts by name. Methods that ask a storage raise KeysAway."""
 
-    async def take(self, name: str, member: str, most: int, for_s: float) -> int:
-        """Takes or renews one of `most` places for a while; which number of place it is, 0 where none is free."""
+    async def take(self, name: str, member: str, most: int, for_s: float, old: str | None = None) -> int:
+        """Takes or renews one of `most` places for a while, or takes over that of an `old` member, where it has one.
+
+        Returns the number of places that are taken then, 0 where none is free.
+        """
 
     async def give_back(self, name: str, member: str) -> None:
         """Frees a place early."""
@@ -33,13 +36,14 @@ class MemoryCounts:
         self._sums: dict[str, tuple[int, float]] = {}
         self._swept_s = now()
 
-    async def take(self, name: str, member: str, most: int, for_s: float) -> int:
+    async def take(self, name: str, member: str, most: int, for_s: float, old: str | None = None) -> int:
         """As Counts."""
         self._sweep()
         now = self._now()
         held = {other: until for other, until in self._places[name].items() if until > now}
         self._places[name] = held
-        if member not in held and len(held) >= most:
+        has_place = member in held or (old is not None and held.pop(old, None) is not None)
+        if not has_place and len(held) >= most:
             return 0
         held[member] = now + for_s
         return len(held)

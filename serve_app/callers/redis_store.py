@@ -13,12 +13,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from configs.places import RedisPlace
+from configs.places import REDIS_PASSWORD_ENV, REDIS_USERNAME_ENV, RedisPlace
 from serve_app.callers.counts import Counts
 from serve_app.callers.key import Key
 from serve_app.callers.store import KeysAway
 
-USERNAME_ENV, PASSWORD_ENV = "SEEDVC_REDIS_USERNAME", "SEEDVC_REDIS_PASSWORD"
 _PREFIX = "seedvc:"
 _KEYS = f"{_PREFIX}keys"
 _ANSWER_S = 2.0
@@ -26,7 +25,7 @@ _TAKE = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
+local held = redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('ZREM', KEYS[1], ARGV[4]) == 1
 if not held and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
 redis.call('EXPIRE', KEYS[1], math.ceil(tonumber(ARGV[3])))
@@ -50,8 +49,8 @@ class RedisKeys:
             port=place.port,
             db=place.database,
             ssl=place.tls,
-            username=os.environ.get(USERNAME_ENV) or None,
-            password=os.environ.get(PASSWORD_ENV) or None,
+            username=os.environ.get(REDIS_USERNAME_ENV) or None,
+            password=os.environ.get(REDIS_PASSWORD_ENV) or None,
             decode_responses=True,
             socket_timeout=_ANSWER_S,
             socket_connect_timeout=_ANSWER_S,
@@ -80,10 +79,10 @@ class RedisKeys:
         """Hangs up."""
         await self._redis.aclose()
 
-    async def take(self, name: str, member: str, most: int, for_s: float) -> int:
+    async def take(self, name: str, member: str, most: int, for_s: float, old: str | None = None) -> int:
         """As Counts."""
         with _answering():
-            return int(await _of(self._take(keys=[_PREFIX + name], args=[member, most, for_s])))
+            return int(await _of(self._take(keys=[_PREFIX + name], args=[member, most, for_s, old or ""])))
 
     async def give_back(self, name: str, member: str) -> None:
         """As Counts."""

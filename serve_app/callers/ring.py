@@ -122,12 +122,14 @@ class Caller:
             with suppress(KeysAway):
                 await counts.give_back(name, member)
 
-    async def begin_call(self, retry_after_s: int) -> Lease | None:
-        """A place for one more call; None where nothing limits or counts it. Raises AtCapacity or Refused."""
+    async def begin_call(self, session_id: str, retry_after_s: int, replaces: str | None = None) -> Lease | None:
+        """A place for a call, where it replaces another of this caller's that one's; None where nothing limits or
+        counts it. Raises AtCapacity or Refused.
+        """
         if self._key is None or self._ring is None:
             return None
-        lease = Lease(self._key, self._ring)
-        await lease.begin(retry_after_s)
+        lease = Lease(self._key, self._ring, session_id)
+        await lease.begin(retry_after_s, replaces)
         return lease
 
     def token(self) -> str:
@@ -149,9 +151,9 @@ def caller_of(scope: Scope) -> Caller:
 class Lease:
     """The place of a running call, which has to be renewed, and its minutes."""
 
-    def __init__(self, key: Key, ring: KeyRing) -> None:
+    def __init__(self, key: Key, ring: KeyRing, session_id: str) -> None:
         self._key, self._ring = key, ring
-        self._member = secrets.token_hex(8)
+        self._member = _member(session_id)
         self._uncounted_ms = 0
 
     @property
@@ -163,12 +165,13 @@ class Lease:
         calls = self._key.limits.calls
         return 2**31 if calls is None else calls
 
-    async def begin(self, retry_after_s: int) -> None:
-        """Takes the place; AtCapacity or Refused where the key's limits say no."""
+    async def begin(self, retry_after_s: int, replaces: str | None = None) -> None:
+        """Takes a place, or that of the session it replaces; AtCapacity or Refused where the key's limits say no."""
         minutes = self._key.limits.minutes_a_day
         if minutes is not None and await self._ring.add_ms(self._key, 0) >= minutes * 60_000:
             raise self._ring.used_up(self._key, f"{minutes} minutes of calls a day")
-        if not await self._ring.counts.take(self._name, self._member, self._most, LEASE_S):
+        old = None if replaces is None else _member(replaces)
+        if not await self._ring.counts.take(self._name, self._member, self._most, LEASE_S, old):
             self._ring.metrics.refused(self._key.name)
             message = f"this key may have {self._most} calls at once, which is its limit; end one, or try again soon"
             raise AtCapacity(message, retry_after_s, "too_many_concurrent_requests")
@@ -196,6 +199,11 @@ class Lease:
     async def end(self) -> None:
         """Gives the place back."""
         await self._ring.counts.give_back(self._name, self._member)
+
+
+def _member(session_id: str) -> str:
+    """Names a call's place. Who reads the store cannot end the call, as its id is not in it."""
+    return digest_of(session_id).hex()[:32]
 
 
 class KeyRing:

@@ -117,8 +117,9 @@ class Ladder:
         """
         lost = (report.concealed - report.failed) - (before.concealed - before.failed)
         done = report.done - before.done
-        self._heard_s = now_s
         self.usual_ms = report.usual_ms or self.usual_ms
+        if done + lost:
+            self._heard_s = now_s
         if done + lost and now_s - self._moved_s >= SETTLE_S:
             self._seen.append(_Seen(now_s, done + lost, lost, report.needed_ms if done else None))
         while self._seen and self._seen[0].at_s < now_s - max(LATER_S, HOLD_S):
@@ -164,10 +165,12 @@ class Ladder:
             return False
         seen = self._since(now_s, HOLD_S)
         blocks, lost = sum(one.blocks for one in seen), sum(one.lost for one in seen)
-        needed_ms = self._needed_ms(now_s, HOLD_S, 75)
-        if blocks < LEAST_KNOWN or needed_ms is None or lost > QUIET_SHARE * blocks:
+        if lost > QUIET_SHARE * blocks:
             return False
-        return self._rungs[self._at].refuses or self._carries(self._at - 1, needed_ms, MORE_ROOM)
+        if self._rungs[self._at].refuses:  # the rung below has the same blocks
+            return True
+        needed_ms = self._needed_ms(now_s, HOLD_S, 75)
+        return blocks >= LEAST_KNOWN and needed_ms is not None and self._carries(self._at - 1, needed_ms, MORE_ROOM)
 
     def _needed_ms(self, now_s: float, seconds: float, percentile: float) -> float | None:
         known = [seen.needed_ms for seen in self._since(now_s, seconds) if seen.needed_ms is not None]
@@ -198,37 +201,35 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a call's client asked for: None leaves the choice to the server, `held` is not adapted."""
+    """What a call's client asked for; None leaves the choice to the server.
+
+    `adapt` True: all may be adapted, False: nothing, None: all but what is named.
+    """
 
     mode: Mode
-    block_ms: int | None
-    steps: int | None
-    held: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(
-        cls, mode: Mode, *, block_ms: int | None = None, steps: int | None = None, adapt: bool | None = None
-    ) -> Wanted:
-        """At the start of a call. What is named is held, unless `adapt` says whether all or nothing is."""
-        return cls(mode, None, None)._after(block_ms, steps, adapt)
+    block_ms: int | None = None
+    steps: int | None = None
+    adapt: bool | None = None
 
     def changed(self, change: Change) -> Wanted:
         """After a change. Another mode brings its own block size along."""
         mode = change.mode or self.mode
-        kept = self if mode == self.mode else replace(self, mode=mode, block_ms=None, held=self.held - {"block_ms"})
-        return kept._after(change.block_ms, change.steps, change.adapt)
-
-    def _after(self, block_ms: int | None, steps: int | None, adapt: bool | None) -> Wanted:
-        named = {name for name, value in (("block_ms", block_ms), ("steps", steps)) if value is not None}
-        held = self.held | named
-        if adapt is not None:
-            held = frozenset() if adapt else frozenset({"block_ms", "steps"})
-        return Wanted(self.mode, block_ms or self.block_ms, steps or self.steps, held)
+        return Wanted(
+            mode,
+            change.block_ms or (self.block_ms if mode == self.mode else None),
+            change.steps or self.steps,
+            self.adapt if change.adapt is None else change.adapt,
+        )
 
     @property
-    def adapts(self) -> bool:
-        """Whether anything may be adapted."""
-        return len(self.held) < 2
+    def holds_block(self) -> bool:
+        """Whether blocks keep their size."""
+        return self.block_ms is not None if self.adapt is None else not self.adapt
+
+    @property
+    def holds_steps(self) -> bool:
+        """Whether steps keep their number."""
+        return self.steps is not None if self.adapt is None else not self.adapt
 
     def usual(self, live: LiveSettings) -> Fitted:
         """Block size and steps of a call that keeps up."""
@@ -239,17 +240,20 @@ class Wanted:
         """The same on a rung of the ladder."""
         block_ms, steps = self.usual(live)
         return Fitted(
-            block_ms if "block_ms" in self.held else max(block_ms, rung.block_ms),
-            steps if "steps" in self.held else min(steps, rung.steps),
+            block_ms if self.holds_block else max(block_ms, rung.block_ms),
+            steps if self.holds_steps else min(steps, rung.steps),
         )
 
 
 class Adaptation:
-    """One call on the ladder: `step` every `ADAPT_EVERY_S`. Its clock is the one of the stream."""
+    """One call on the ladder: `step` every `ADAPT_EVERY_S`. Its clock is the one of the stream.
 
-    def __init__(self, ladder: Ladder, stream: CallStream, wanted: Wanted) -> None:
+    `computer` is what clients are told to be too slow.
+    """
+
+    def __init__(self, ladder: Ladder, stream: CallStream, wanted: Wanted, computer: str) -> None:
         self.wanted = wanted
-        self._ladder, self._stream = ladder, stream
+        self._ladder, self._stream, self._computer = ladder, stream, computer
         self._before = stream.report
         self._shorter_since_s: float | None = None
 
@@ -260,7 +264,7 @@ class Adaptation:
         """
         before, report = self._before, self._stream.report
         self._before = report
-        if self.wanted.adapts:
+        if not self._is_held:
             self._ladder.follow(before, report, now_s)
         settings, fitted = self._stream.settings, self._ladder.fitted(self.wanted, now_s)
         is_shorter = fitted.block_ms < settings.block_ms
@@ -271,6 +275,16 @@ class Adaptation:
             return False
         self._stream.change(**fitted._asdict())
         return True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether anything may be adapted that has an effect."""
+        return not (self.wanted.holds_block and (self._ladder.renders_in_one or self.wanted.holds_steps))
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether it is too costly by its own choice, which is no reason for others to climb."""
+        return self.wanted.holds_block or (self.wanted.holds_steps and not self._ladder.renders_in_one)
 
     @property
     def told(self) -> Told | None:
@@ -288,7 +302,7 @@ class Adaptation:
             does.append(f"longer blocks, {more_ms} ms more delay")
         why = f"blocks of {usual.block_ms} ms came too late"
         if needed_ms is not None and needed_ms > ROOM * usual.block_ms:
-            why = f"this computer needs {needed_ms:.0f} ms for {usual.block_ms} ms"
+            why = f"{self._computer} needs {needed_ms:.0f} ms for {usual.block_ms} ms"
         return {
             **usual._asdict(),
             "more_delay_ms": more_ms,

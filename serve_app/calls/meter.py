@@ -24,9 +24,14 @@ class Meter:
         self._retry_after_s = retry_after_s
         self._following: set[asyncio.Task[None]] = set()
 
-    async def start(self, caller: Caller, start: Callable[[], Call]) -> Call:
-        """A call that has begun; AtCapacity or Refused where the key's limits say no."""
-        lease = await caller.begin_call(self._retry_after_s)
+    async def start(
+        self, caller: Caller, session_id: str, start: Callable[[], Call], replaces: str | None = None
+    ) -> Call:
+        """A call that has begun; AtCapacity or Refused where the key's limits say no.
+
+        One that replaces another of the same key has that one's place.
+        """
+        lease = await caller.begin_call(session_id, self._retry_after_s, replaces)
         if lease is None:
             return start()
         try:

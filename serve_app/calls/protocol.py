@@ -14,6 +14,7 @@ from serve_app.errors import Refused, refusal
 MAX_MESSAGE_BYTES = 65536
 MAX_CANDIDATE = 1024
 MAX_BLOCK_MS = 1000
+DEFAULT_MODE: Mode = "lowest"
 
 BlockMs = Annotated[int, Field(ge=40, le=MAX_BLOCK_MS, multiple_of=20)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
@@ -48,10 +49,9 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Wishes(Message):
-    """What a client asks for when it starts a call; None takes the server's own choice."""
+class Settings(Message):
+    """What a client asks for beside the voice; None takes the server's own choice."""
 
-    voice: VoiceId
     mode: Mode | None = None
     block_ms: BlockMs | None = None
     steps: Steps | None = None
@@ -60,13 +60,44 @@ class Wishes(Message):
     """Whether blocks may get longer and steps fewer where the computer falls behind. None: all but what is named."""
 
 
-class Start(Wishes):
+class Wishes(Settings):
+    """All that a call starts with."""
+
+    voice: VoiceId
+
+
+class Start(Settings):
     """The first message on a socket."""
 
     type: Literal["start"]
     sdp: Sdp
+    voice: VoiceId | None = None
     replaces: Annotated[str, Field(max_length=128)] | None = None
-    """An older session of the same client, whose lost connection the server may not have noticed. It ends first."""
+    """An older session of the same client, whose lost connection the server may not have noticed. It ends first, and
+    what this message does not name is as it was there."""
+
+    @model_validator(mode="after")
+    def _voice_known(self) -> Start:
+        if self.voice is None and self.replaces is None:
+            raise ValueError("a 'start' names a voice, or in 'replaces' the session whose voice it takes")
+        return self
+
+    def wishes(self, before: Wishes | None) -> Wishes:
+        """What is named here, and else what the replaced session had, where that is known. None is the default.
+
+        Raises:
+            Refused: neither names a voice.
+        """
+        named = self.model_dump(include=set(Wishes.model_fields), exclude_unset=True)
+        if self.voice is None:
+            named.pop("voice", None)
+        kept = Told() if before is None else before.model_dump()
+        if "mode" in named and (named["mode"] or DEFAULT_MODE) != kept.get("mode"):
+            kept.pop("block_ms", None)  # another mode brings its own block size along
+        if "voice" not in kept | named:
+            message = "nothing is known (any more) of the session that 'replaces' names; name a voice"
+            raise Refused(404, "session_not_found", message)
+        return Wishes.model_validate(kept | named)
 
 
 class IceCandidate(BaseModel):

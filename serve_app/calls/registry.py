@@ -19,7 +19,18 @@ from configs.serve import RtcArgs
 from serve_app.callers.ring import OPERATOR, Caller
 from serve_app.calls.ladder import ADAPT_EVERY_S, Ladder, Wanted
 from serve_app.calls.protocol import End, Told, Wishes
-from serve_app.calls.session import Call, Life, Listener, MakeFeatures, OpenPeer, OpenStream, Session, Tell
+from serve_app.calls.records import MemoryRecords, Record, Records
+from serve_app.calls.session import (
+    REPLACED,
+    Call,
+    Life,
+    Listener,
+    MakeFeatures,
+    OpenPeer,
+    OpenStream,
+    Session,
+    Tell,
+)
 from serve_app.errors import CallsFull, Refused
 from serve_app.metrics import SessionMetrics
 from stages.settings import delay_ms, usual_delay_ms
@@ -44,12 +55,14 @@ class Calls:
         open_stream: OpenStream,
         open_peer: OpenPeer,
         metrics: SessionMetrics,
+        records: Records | None = None,
         stats_every_s: float = STATS_EVERY_S,
         adapt_every_s: float = ADAPT_EVERY_S,
     ) -> None:
         self.owner, self.args = owner, args
         self.make_features, self.open_stream, self.open_peer = make_features, open_stream, open_peer
         self.metrics, self.stats_every_s, self.adapt_every_s = metrics, stats_every_s, adapt_every_s
+        self.records = records or MemoryRecords()
         self.ladder = Ladder(preset.live, renders_in_one=preset.renders_in_one)
         self._calls: dict[str, Call] = {}
         self._by_listen_id: dict[str, Call] = {}
@@ -82,7 +95,7 @@ class Calls:
         live, told = self.ladder.live, Told()
         now_s = asyncio.get_running_loop().time()
         for mode in MODES:
-            block_ms = self.ladder.fitted(Wanted.of(mode), now_s).block_ms
+            block_ms = self.ladder.fitted(Wanted(mode), now_s).block_ms
             usual_ms = usual_delay_ms(live, mode, block_ms, self.ladder.usual_ms)
             told[mode] = {
                 "block_ms": block_ms,
@@ -106,21 +119,38 @@ class Calls:
         *,
         local: bool = False,
         caller: Caller = OPERATOR,
+        session_id: str | None = None,
+        replaces: str | None = None,
+        comes_back: bool = False,
     ) -> Call:
         """Starts a call, whose answer `answered` waits for. `tell` gets what the client did not ask for.
 
-        A `local` client runs on this machine, and may be reached there. The voice has to be one of `caller`'s.
+        A `local` client runs on this machine, and may be reached there. The voice has to be one of `caller`'s. The
+        session has a `session_id` that `new_id` has made. The call that it `replaces` ends, and leaves it its place.
+        Where it `comes_back` from another replica, it is no more work than there was.
 
         Raises:
             CallsFull: no place is free.
         """
-        self._require_room()
-        call = Call(self._new_id(), self._new_id(), self, wishes, tell, caller)
+        old = self._calls.get(replaces or "")
+        if old is not None and old.end.done() and old.end.result() is REPLACED:
+            old = None  # its place is given away
+        self._require_room(has_place=old is not None, comes_back=comes_back)
+        if old is not None:
+            old.stop(REPLACED)
+        call = Call(session_id or self.new_id(), self.new_id(), self, wishes, tell, caller, replaces)
         self._calls[call.session_id] = call
         self._by_listen_id[call.listen_id] = call
         self.metrics.live.set(self.live)
         self._begin(call, call.run(offer, local))
         return call
+
+    def remember(self, call: Call) -> None:
+        """Keeps what a call is like now, so that its client can have it again."""
+        self.records.keep(call.session_id, Record(owner=self.owner, wishes=call.wishes, key_id=call.caller.key_id))
+        if call.replaces is not None:
+            self.records.drop(call.replaces)
+            call.replaces = None
 
     def listen(self, call_id: str, offer: Offer | str, *, local: bool = False) -> Listener:
         """Adds a listener, whose answer `answered` waits for. `call_id` is the listen id or the session id of the call.
@@ -134,7 +164,7 @@ class Calls:
         if len(call.listeners) >= MAX_LISTENERS:
             message = f"{MAX_LISTENERS} listeners hear this session, which is the limit"
             raise CallsFull(message, self.args.retry_after_s)
-        listener = Listener(self._new_id())
+        listener = Listener(self.new_id())
         call.listeners.append(listener)
         self._listeners[listener.session_id] = listener
         listener.end.add_done_callback(lambda _: call.listeners.remove(listener))
@@ -180,29 +210,33 @@ class Calls:
 
     def _forget(self, session: Session, task: asyncio.Task[None]) -> None:
         self._calls.pop(session.session_id, None)
-        if isinstance(session, Call):
-            self._by_listen_id.pop(session.listen_id)
         self._listeners.pop(session.session_id, None)
         self.metrics.forget(session.session_id)
         self.metrics.live.set(self.live)
         session.finish()
+        if isinstance(session, Call):
+            self._by_listen_id.pop(session.listen_id)
+            (self.records.leave if session.may_come_back else self.records.drop)(session.session_id)
         if not task.cancelled() and (error := task.exception()) is not None and session.answer.done():
             log.error("session failed", exc_info=error, extra={"session": session.session_id})
 
-    def _require_room(self) -> None:
+    def _require_room(self, *, has_place: bool, comes_back: bool) -> None:
         if self._retiring:
             self.metrics.refused.inc()
             raise CallsFull("this server goes away; call again", self.args.retry_after_s)
+        if has_place:
+            return
         if self.is_full:
             self.metrics.refused.inc()
             message = f"{self.args.max_calls} calls are running, which is the limit; try again soon"
             raise CallsFull(message, self.args.retry_after_s)
-        if self._calls and self.ladder.rung(asyncio.get_running_loop().time()).refuses:
+        if self._calls and not comes_back and self.ladder.rung(asyncio.get_running_loop().time()).refuses:
             self.metrics.refused.inc()
             message = f"this server falls behind with {self.live} calls and takes no more; try again soon"
             raise CallsFull(message, self.args.retry_after_s)
 
-    def _new_id(self) -> str:
+    def new_id(self) -> str:
+        """An id for one session of this replica."""
         return f"{self.owner}~{secrets.token_urlsafe(18)}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +16,20 @@ from starlette.requests import HTTPConnection
 from configs.serve import RtcArgs
 from serve_app.callers.ring import OPERATOR, Caller
 from serve_app.calls.meter import Meter
-from serve_app.calls.protocol import End, Told, Wishes
-from serve_app.calls.registry import Calls, owner_of
+from serve_app.calls.protocol import DEFAULT_MODE, End, Start, Told, Wishes
+from serve_app.calls.records import Record
+from serve_app.calls.registry import Calls, no_session, owner_of
 from serve_app.calls.sdp import check_offer, trickled
-from serve_app.calls.session import DEFAULT_MODE, Call, Session, Tell
-from serve_app.errors import Refused
+from serve_app.calls.session import REPLACED, Call, Session, Tell
+from serve_app.errors import Refused, Unavailable
 from webrtc.ice import IceServer
 from webrtc.sdp import Offer
 
 PREFIX = "/v1/rtc"
 IceServers = Callable[[], Sequence[IceServer]]
 """The STUN and TURN servers with fresh credentials."""
+REPLACE_S = 2.0
+"""How long a client that calls again waits for another replica to end its old call."""
 
 
 class Owners(Protocol):
@@ -105,16 +109,75 @@ class Rtc:
             "default_mode": DEFAULT_MODE,
         }
 
-    async def start(
-        self, wishes: Wishes, offer: Offer, tell: Tell | None = None, *, local: bool, caller: Caller
+    async def start(self, start: Start, tell: Tell, *, local: bool = False, caller: Caller = OPERATOR) -> Call:
+        """Starts the call of a socket. What `start` does not name is as it was in the call that it replaces; that one
+        ends, wherever it is.
+        """
+        offer = _sent_and_received(start)
+        if start.replaces is None:
+            return await self._metered(start.wishes(None), offer, tell, local=local, caller=caller)
+        record = await self._record_of(start.replaces, caller, is_needed=start.voice is None)
+        wishes = start.wishes(None if record is None else record.wishes)
+        has_ended = await self._end_elsewhere(start.replaces)
+        return await self._metered(
+            wishes,
+            offer,
+            tell,
+            local=local,
+            caller=caller,
+            replaces=start.replaces,
+            comes_back=has_ended or record is not None,
+        )
+
+    async def _metered(
+        self,
+        wishes: Wishes,
+        offer: Offer,
+        tell: Tell | None = None,
+        *,
+        local: bool,
+        caller: Caller,
+        replaces: str | None = None,
+        comes_back: bool = False,
     ) -> Call:
-        """Starts a call, as far as the limits of its caller's key allow."""
-        start = partial(self.calls.start, wishes, offer, tell, local=local, caller=caller)
-        return await self._meter.start(caller, start)
+        """Starts a call of this replica, as far as the limits of its caller's key allow."""
+        session_id = self.calls.new_id()
+        start = partial(
+            self.calls.start,
+            wishes,
+            offer,
+            tell,
+            local=local,
+            caller=caller,
+            session_id=session_id,
+            replaces=replaces,
+            comes_back=comes_back,
+        )
+        return await self._meter.start(caller, session_id, start, replaces)
+
+    async def _record_of(self, session_id: str, caller: Caller, *, is_needed: bool) -> Record | None:
+        """What is known of the session that is replaced; nothing of another key's."""
+        try:
+            record = await self.calls.records.find(session_id)
+        except Unavailable:
+            if is_needed:
+                raise
+            return None  # the client names what it wants
+        return record if record is not None and record.key_id == caller.key_id else None
+
+    async def _end_elsewhere(self, session_id: str) -> bool:
+        """Ends a session of another replica; False where it was not there, or was not seen to end in time."""
+        if owner_of(session_id) == self._owners.name:
+            return False
+        with suppress(Refused, Unavailable, TimeoutError):
+            async with asyncio.timeout(REPLACE_S):
+                await self.ask(session_id, HangUp(replaced=True))
+                return True
+        return False
 
     async def publish(self, wishes: Wishes, offer: str, *, local: bool = False, caller: Caller = OPERATOR) -> Opened:
         """Starts a call without a socket. It lasts until its client or its media leave."""
-        call = await self.start(wishes, check_offer(offer, "sendrecv"), local=local, caller=caller)
+        call = await self._metered(wishes, check_offer(offer, "sendrecv"), local=local, caller=caller)
         await call.answered()
         # In a context of its own: Serve ties calls made in a request's context to that request.
         hold = asyncio.create_task(self._owners.hold("wait_session", call.session_id), context=Context())
@@ -126,8 +189,19 @@ class Rtc:
         """Has the owner of a session do something to it; Refused where owner or session are gone."""
         if owner_of(session_id) == self._owners.name:
             return await self.act(session_id, wanted)
-        answer: Opened | None = await self._owners.ask(owner_of(session_id), "act_on_session", session_id, wanted)
+        try:
+            answer: Opened | None = await self._owners.ask(owner_of(session_id), "act_on_session", session_id, wanted)
+        except Unavailable:
+            if await self._is_gone(session_id):
+                raise no_session(session_id) from None
+            raise
         return answer
+
+    async def _is_gone(self, session_id: str) -> bool:
+        """Whether a session's owner, which does not answer, has not written of it lately either."""
+        with suppress(Unavailable):
+            return await self.calls.records.is_gone(session_id)
+        return False
 
     async def act(self, session_id: str, wanted: Wanted) -> Opened | None:
         """Does it to a session of this replica."""
@@ -153,13 +227,16 @@ class Rtc:
 
 
 STOPPED = End("stopped", "the call was ended")
-REPLACED = End("replaced", "the same client called again")
 
 
 def opened(session: Session) -> Opened:
     """An answered session, as its client gets to know it."""
     listen_id = session.listen_id if isinstance(session, Call) else None
     return Opened(session.session_id, session.etag, session.answer.result(), listen_id)
+
+
+def _sent_and_received(start: Start) -> Offer:
+    return check_offer(start.sdp, "sendrecv")
 
 
 def is_local(connection: HTTPConnection) -> bool:

@@ -11,12 +11,23 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from configs.schema import ConfigError, Mode
+from configs.schema import ConfigError
 from configs.serve import RtcArgs
-from serve_app.callers.ring import OPERATOR, Caller
-from serve_app.calls.capacity import Failing
+from serve_app.callers.ring import Caller
+from serve_app.calls.failing import Failing
 from serve_app.calls.ladder import Adaptation, Ladder, Wanted
-from serve_app.calls.protocol import Candidate, Change, End, Start, Stop, Told, Wishes, parse, problem
+from serve_app.calls.protocol import (
+    DEFAULT_MODE,
+    Candidate,
+    Change,
+    End,
+    Start,
+    Stop,
+    Told,
+    Wishes,
+    parse,
+    problem,
+)
 from serve_app.errors import Refused, Unavailable, VoiceNotFound, refusal
 from serve_app.metrics import SessionMetrics
 from stages.call import CallStream
@@ -29,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("seedvc.calls")
 
-DEFAULT_MODE: Mode = "lowest"
 MAX_WAITING_CHANGES = 8
 TELL_FAILURES_EVERY_S = 5.0
 OPUS_MS = 33.0
@@ -81,9 +91,13 @@ class Room(Protocol):
     adapt_every_s: float
     ladder: Ladder
 
+    def remember(self, call: Call) -> None:
+        """Keeps what a call is like now, so that its client can have it again."""
+
 
 LEFT = End("stopped", "the client left")
 FAILED = End("internal_error", "something failed on our side")
+REPLACED = End("replaced", "the same client called again")
 
 
 class Life(IntEnum):
@@ -187,11 +201,13 @@ class Call(Session):
         room: Room,
         wishes: Wishes,
         tell: Tell | None,
-        caller: Caller = OPERATOR,
+        caller: Caller,
+        replaces: str | None,
     ) -> None:
         super().__init__(session_id)
-        self._caller = caller
-        self.listen_id = listen_id
+        self.listen_id, self.caller = listen_id, caller
+        self.replaces = replaces
+        """The session whose record this call's own will take the place of."""
         self._room, self._wishes, self._tell_socket = room, wishes, tell
         self._adaptation: Adaptation | None = None
         self._stream: CallStream | None = None
@@ -211,6 +227,26 @@ class Call(Session):
         return self._wishes.voice if self._stream is None else str(self._stream.settings.voice)
 
     @property
+    def wishes(self) -> Wishes:
+        """What its client wants by now: what another call like this one starts with."""
+        assert self._stream is not None and self._adaptation is not None
+        wanted = self._adaptation.wanted
+        return Wishes(
+            voice=self.voice,
+            mode=wanted.mode,
+            block_ms=wanted.block_ms,
+            steps=wanted.steps,
+            bypass=self._stream.settings.bypass,
+            adapt=wanted.adapt,
+        )
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether its client, when it is over, may want it again: nobody has ended it on purpose."""
+        end = self.end.result()
+        return end is LEFT or end.reason in ("replaced", "media_failed", "shutting_down", "internal_error")
+
+    @property
     def settings(self) -> Told:
         """What is in effect."""
         assert self._stream is not None and self._adaptation is not None
@@ -223,7 +259,7 @@ class Call(Session):
             "bypass": settings.bypass,
             "delay_ms": self._stream.delay_ms,
             "usual_delay_ms": round(self._stream.usual_delay_ms),
-            "adapts": self._adaptation.wanted.adapts,
+            "adapts": self._adaptation.adapts,
             "adapted": self._adaptation.told,
         }
 
@@ -231,13 +267,14 @@ class Call(Session):
         """The whole call: opens both sides, joins them until the end, closes both."""
         room = self._room
         async with AsyncExitStack() as stack:
-            await room.make_features(self._wishes.voice, self._caller)
+            await room.make_features(self._wishes.voice, self.caller)
             self._stream, self._adaptation = self._open_stream()
             stack.callback(self._stream.close)
             hear = partial(self.hear, tell=self._tell_channel)
             peer = room.open_peer(on_frame=self._stream.push, on_message=hear, direction="sendrecv", loopback=local)
             stack.push_async_callback(peer.close)
             await self.answer_with(peer, offer)
+            room.remember(self)
             try:
                 async with asyncio.TaskGroup() as group:
                     parts = [self._play(), self._watch(), self._adapt(), self._follow_changes()]
@@ -300,7 +337,7 @@ class Call(Session):
             change, tell = await self._changes.get()
             try:
                 if change.voice is not None:
-                    await self._room.make_features(change.voice, self._caller)
+                    await self._room.make_features(change.voice, self.caller)
                 wanted = self._adaptation.wanted.changed(change)
                 fitted = self._room.ladder.fitted(wanted, asyncio.get_running_loop().time())
                 self._stream.change(voice=change.voice, bypass=change.bypass, mode=wanted.mode, **fitted._asdict())
@@ -313,6 +350,7 @@ class Call(Session):
                     log.error("change failed", exc_info=error, extra={"session": self.session_id})
                 tell(problem(error))
             else:
+                self._room.remember(self)
                 tell({"type": "settings", **self.settings})
 
     async def _follow_failures(self) -> None:
@@ -323,7 +361,7 @@ class Call(Session):
             failure = await self._failures.get()
             if isinstance(failure, VoiceNotFound):
                 try:
-                    await self._room.make_features(failure.voice_id, self._caller)
+                    await self._room.make_features(failure.voice_id, self.caller)
                 except Exception as error:
                     failure = error
             if refusal(failure) is None and not is_logged:
@@ -348,13 +386,13 @@ class Call(Session):
         """A stream with the settings that the client wishes for; Refused where they cannot work."""
         wishes, ladder = self._wishes, self._room.ladder
         mode = wishes.mode or DEFAULT_MODE
-        wanted = Wanted.of(mode, block_ms=wishes.block_ms, steps=wishes.steps, adapt=wishes.adapt)
+        wanted = Wanted(mode, wishes.block_ms, wishes.steps, wishes.adapt)
         fitted = ladder.fitted(wanted, asyncio.get_running_loop().time())
         try:
             stream = self._room.open_stream(wishes.voice, mode=mode, bypass=wishes.bypass, **fitted._asdict())
         except ConfigError as error:
             raise Refused(422, "invalid_message", str(error)) from None
-        return stream, Adaptation(ladder, stream, wanted)
+        return stream, Adaptation(ladder, stream, wanted, "the server")
 
     async def _watch(self) -> None:
         """Tells how the call is doing, and ends it when nobody speaks or it lasts too long."""

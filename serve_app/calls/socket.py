@@ -9,11 +9,10 @@ from contextlib import suppress
 from fastapi import WebSocket, WebSocketDisconnect
 
 from serve_app.callers.ring import caller_of
-from serve_app.calls.protocol import Start, Told, Wishes, parse, problem, write
-from serve_app.calls.rtc import HangUp, Rtc, is_local
-from serve_app.calls.sdp import check_offer
+from serve_app.calls.protocol import Start, Told, parse, problem, write
+from serve_app.calls.rtc import Rtc, is_local
 from serve_app.calls.session import LEFT, Call
-from serve_app.errors import AtCapacity, Refused, Unavailable, first_cause, refusal
+from serve_app.errors import AtCapacity, Refused, first_cause, refusal
 from webrtc.guard import Allowance
 from webrtc.peer import MESSAGES_AT_ONCE, MESSAGES_PER_S
 
@@ -62,7 +61,8 @@ class SocketCall:
     async def _serve(self, group: asyncio.TaskGroup) -> int:
         """The whole call; the code that the socket closes with."""
         self.tell(self._rtc.hello)
-        call = await self._start(await self._first())
+        start, local, caller = await self._first(), is_local(self._socket), caller_of(self._socket.scope)
+        call = await self._rtc.start(start, self.tell, local=local, caller=caller)
         reader = group.create_task(self._read(call))
         try:
             await call.answered()
@@ -88,15 +88,6 @@ class SocketCall:
         if not isinstance(message, Start):
             raise Refused(409, "invalid_message", f"the first message is {message.type!r}; it must be 'start'")
         return message
-
-    async def _start(self, start: Start) -> Call:
-        if start.replaces is not None:
-            with suppress(Refused, Unavailable):  # it has ended already, or its server has
-                await self._rtc.ask(start.replaces, HangUp(replaced=True))
-        offer = check_offer(start.sdp, "sendrecv")
-        wishes = Wishes.model_validate(start.model_dump(include=set(Wishes.model_fields)))
-        caller = caller_of(self._socket.scope)
-        return await self._rtc.start(wishes, offer, self.tell, local=is_local(self._socket), caller=caller)
 
     async def _read(self, call: Call) -> None:
         """Hands on what the client says, as rarely as on the data channel. Ends the call when the client leaves."""

@@ -58,6 +58,10 @@ class CardSide:
         self._far_end, self._begun = far_end, True
         self._left_s = delay_s + TAIL_S
 
+    def delayed(self, delay_s: float) -> None:
+        """The voice may be later than before."""
+        self._left_s = max(self._left_s, delay_s + TAIL_S)
+
     def disconnect(self) -> None:
         """From now on there is silence."""
         self._far_end = None

@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from serve_app.access import is_address
 from serve_app.commands import UserMistake
-from serve_app.commands.private_files import FOLDER_MODE, read_private, write_private
+from serve_app.commands.private_files import read_private, write_private
 
 VALID = timedelta(days=365)  # Apple's systems take no more than 825 days
 RENEWED_BEFORE = timedelta(days=30)
@@ -91,7 +91,6 @@ def given_certificate(file: Path, key_file: Path, now: datetime) -> Certificate:
 
 
 def _own_key(file: Path) -> ec.EllipticCurvePrivateKey:
-    file.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     if not file.exists():
         private_key = ec.generate_private_key(ec.SECP256R1())
         pem = private_key.private_bytes(

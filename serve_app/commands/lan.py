@@ -75,7 +75,8 @@ class Lan:
         if sys.stdout.isatty():
             picture = StringIO()
             segno.make(link, micro=False).terminal(picture, border=2, compact=True)
-            print(picture.getvalue(), flush=True)
+            sys.stdout.write(f"{picture.getvalue()}\n")
+            sys.stdout.flush()
 
 
 def open_lan(tree: dict[str, Any], certificate: Path | None, private_key: Path | None) -> Lan:
@@ -135,7 +136,8 @@ def _accesses(tree: dict[str, Any]) -> list[dict[str, Any]]:
     accesses = []
     for application in tree["applications"]:
         if application["import_path"] != APPLICATION:
-            continue
+            other = application["import_path"]
+            raise UserMistake(f"--lan serves {APPLICATION} alone, which asks for a key; {other} may ask for none")
         args = application["args"] = application.get("args") or {}
         access = args["access"] = args.get("access") or {}
         accesses.append(access)

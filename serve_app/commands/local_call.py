@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import secrets
 import threading
 import time
@@ -23,6 +22,7 @@ from serve_app.commands import UserMistake
 from serve_app.commands.card_side import CardSide, Hold
 from serve_app.commands.convert import made_voice, reference_of
 from serve_app.commands.display import Display, blocks_told, ms
+from serve_app.commands.machine import cores
 from serve_app.commands.soundcard import FRAME_S
 from webrtc.downsample import Downsampler
 from webrtc.files.codecs import Samples
@@ -47,7 +47,7 @@ def opened(args: argparse.Namespace) -> Iterator[Hold]:
     from webrtc.files import NotAudio
 
     # More threads gain little on networks of this size, and one busy core holds all of them up.
-    set_threads(max(1, (os.cpu_count() or 1) // 2))
+    set_threads(max(1, cores() // 2))
     try:
         stages = load(args.preset or PRESET)
         voice = made_voice(stages, reference)
@@ -61,9 +61,7 @@ async def _hold(args: argparse.Namespace, stages: LocalStages, voice: Voice, car
     """Converts until it is cancelled."""
     from configs import ConfigError
 
-    wanted = Wanted.of(
-        args.mode or "lowest", block_ms=args.block_ms, steps=args.steps, adapt=False if args.hold else None
-    )
+    wanted = Wanted(args.mode or "lowest", args.block_ms, args.steps, False if args.hold else None)
     fitted = wanted.usual(stages.preset.live)
     try:
         stream = stages.call_streams.call(
@@ -71,7 +69,8 @@ async def _hold(args: argparse.Namespace, stages: LocalStages, voice: Voice, car
         )
     except ConfigError as error:
         raise UserMistake(str(error)) from error
-    adaptation = Adaptation(Ladder(stages.preset.live, renders_in_one=stages.preset.renders_in_one), stream, wanted)
+    ladder = Ladder(stages.preset.live, renders_in_one=stages.preset.renders_in_one)
+    adaptation = Adaptation(ladder, stream, wanted, "this computer")
     far_end, display = Converter(stream), Display()
     settings = stream.settings
     told = {"mode": settings.mode, "block_ms": settings.block_ms, "bypass": settings.bypass}
@@ -83,16 +82,17 @@ async def _hold(args: argparse.Namespace, stages: LocalStages, voice: Voice, car
         async with asyncio.TaskGroup() as group:
             group.create_task(far_end.play())
             group.create_task(_show(far_end, stream, card_side, display))
-            group.create_task(_adapt(adaptation, stream, display))
+            group.create_task(_adapt(adaptation, stream, card_side, display))
     finally:
         card_side.disconnect()
         stream.close()
 
 
-async def _adapt(adaptation: Adaptation, stream: CallStream, display: Display) -> None:
+async def _adapt(adaptation: Adaptation, stream: CallStream, card_side: CardSide, display: Display) -> None:
     while True:
         await asyncio.sleep(ADAPT_EVERY_S)
         if adaptation.step(asyncio.get_running_loop().time()):
+            card_side.delayed(stream.delay_ms / 1000)
             display.adapt({"block_ms": stream.settings.block_ms, "adapted": adaptation.told})
 
 

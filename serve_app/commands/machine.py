@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,8 @@ def _told_in(file: Path, name: str) -> Iterator[str]:
 
 
 def measure(preset: str, weights: str | None = None, *, quick: bool = False) -> Measured:
-    """Measures a block in processes of one thread, as replicas are; quickly: only as many at once as there are cores.
+    """Measures a block in processes of one thread, as replicas are. Quickly: only as many at once as there are cores,
+    and giving way to calls that have begun.
 
     Raises:
         UserMistake: the networks cannot be loaded.
@@ -76,7 +78,7 @@ def measure(preset: str, weights: str | None = None, *, quick: bool = False) -> 
     n_cores = cores()
     try:
         with ExitStack() as stack:
-            children = [stack.enter_context(_child(preset, weights)) for _ in range(min(n_cores, AT_ONCE))]
+            children = [stack.enter_context(_child(preset, weights, last=quick)) for _ in range(min(n_cores, AT_ONCE))]
             for child in children:
                 _answer(child)  # "ready"
             alone = _blocks(children[:1], repeats, at_most_s) if not quick else None
@@ -92,7 +94,8 @@ def _blocks(children: Sequence[subprocess.Popen[str]], repeats: int, at_most_s: 
     """Seconds of all blocks by stage, which the children computed at the same time."""
     for child in children:
         assert child.stdin is not None
-        print(repeats, at_most_s, file=child.stdin, flush=True)
+        child.stdin.write(f"{repeats} {at_most_s}\n")
+        child.stdin.flush()
     took: list[dict[str, list[float]]] = [json.loads(_answer(child)) for child in children]
     return {stage: [seconds for each in took for seconds in each[stage]] for stage in took[0]}
 
@@ -102,9 +105,10 @@ def _sums(took: dict[str, list[float]]) -> list[float]:
 
 
 @contextmanager
-def _child(preset: str, weights: str | None) -> Iterator[subprocess.Popen[str]]:
-    """A process that measures; it ends with the block."""
-    command = [sys.executable, "-m", "stages.timing", preset, *([weights] if weights else [])]
+def _child(preset: str, weights: str | None, *, last: bool) -> Iterator[subprocess.Popen[str]]:
+    """A process that measures, after all others where it comes `last`; it ends with the block."""
+    first = ["nice", "-n", "19"] if last and shutil.which("nice") else []
+    command = [*first, sys.executable, "-m", "stages.timing", preset, *([weights] if weights else [])]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with subprocess.Popen(command, **pipes, env=os.environ | threads, text=True) as process:

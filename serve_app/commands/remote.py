@@ -17,7 +17,7 @@ from serve_app.names import shown
 
 _CONNECT_S = 10.0
 _REMOVE_S = 10.0
-_BORROWED_S = 120
+_BORROWED_S = 180
 """How long the server keeps a voice that was made for one use, should this process be killed before it removes it."""
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
     from serve_app.commands.lan import Lan
+    from serve_app.commands.stand_ins import StandIns
 
 CONFIG = Path(__file__).parents[2] / "configs" / "local.yaml"
 
@@ -29,8 +30,8 @@ def run(args: argparse.Namespace) -> None:
     from serve_app import instance
 
     tree, schema = read_config(Path(args.config or CONFIG))
-    if (lan := _lan(args, tree)) is not None:
-        schema = type(schema).model_validate(tree)
+    lan, stand_ins = _lan(args, tree), _stand_ins(args, tree)
+    schema = type(schema).model_validate(tree)
     _refuse_taken(schema.http_options.host, schema.http_options.port)
     options: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, instance.needed_cpus(tree))}
     if args.metrics_port is not None:
@@ -39,7 +40,11 @@ def run(args: argparse.Namespace) -> None:
     _end_by_signals()
     with suppress(KeyboardInterrupt):
         try:
-            with nullcontext() if lan is None else lan.environment(), instance.running_ray(**options):
+            with (
+                nullcontext() if lan is None else lan.environment(),
+                nullcontext() if stand_ins is None else stand_ins.running(),
+                instance.running_ray(**options),
+            ):
                 _end_by_signals()  # Ray has put its own handler in place, which aborts
                 _serve(schema, {"log_level": "WARNING"} | (tree.get("logging_config") or {}), lan)
         except instance.GraphFailed as failure:
@@ -57,6 +62,17 @@ def _lan(args: argparse.Namespace, tree: dict[str, Any]) -> Lan | None:
     from serve_app.commands.lan import open_lan
 
     return open_lan(tree, args.certificate, args.private_key)
+
+
+def _stand_ins(args: argparse.Namespace, tree: dict[str, Any]) -> StandIns | None:
+    """Redis and S3 of its own; None where they were not asked for."""
+    if not args.stand_ins:
+        return None
+    from serve_app.commands.stand_ins import StandIns
+
+    stand_ins = StandIns()
+    stand_ins.put_into(tree)
+    return stand_ins
 
 
 def _serve(schema: ServeDeploySchema, logging_config: dict[str, Any], lan: Lan | None) -> None:

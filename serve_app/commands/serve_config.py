@@ -118,8 +118,8 @@ def _invalid(model: type[BaseModel], tree: Tree, place: str = "") -> Iterator[st
 def _sentence(place: str, error: Any) -> str:
     at = (place + ".".join(map(str, error["loc"]))).rstrip(".") or "top level"
     came = error["input"]
-    is_shown = isinstance(came, str | int | float | None) and "@" not in str(came)  # somebody's password in a URL
-    told = f" (it is {came!r:.80})" if is_shown else ""
+    is_ours = error["type"] == "value_error"  # which tells what came itself, or keeps a secret that is in it
+    told = f" (it is {came!r:.80})" if isinstance(came, str | int | float | None) and not is_ours else ""
     return f"{at}: {error['msg'].removeprefix('Value error, ')}{told}"
 
 

@@ -106,9 +106,9 @@ class Dialer:
                 self._display.one_step()
             card_side.connect(caller, settings["delay_ms"] / 1000)
             stack.callback(card_side.disconnect)
-            await self._follow(signalling, caller)
+            await self._follow(signalling, caller, card_side)
 
-    async def _follow(self, signalling: Signalling, caller: Caller) -> None:
+    async def _follow(self, signalling: Signalling, caller: Caller, card_side: CardSide) -> None:
         """Shows what the server reports, until the call ends on that side or the connection is lost."""
         loop = asyncio.get_running_loop()
         lost = CallFailed("connection_lost", "the connection to the server was lost")
@@ -120,6 +120,7 @@ class Dialer:
                         self._display.show(stats_line(message, await caller.follow()))
                     elif message["type"] == "settings":
                         self._display.adapt(message)
+                        card_side.delayed(message["delay_ms"] / 1000)
                     elif message["type"] == "error":
                         self._display.say(f"the server says: {message['message']}")
                     elif message["type"] == "end":

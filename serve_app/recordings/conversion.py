@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -61,6 +61,7 @@ class Conversion:
         self._pieces: asyncio.Queue[tuple[Samples, int] | None] = asyncio.Queue(_QUEUED)
         self._encoded: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED)
         self._encoder = RecordingEncoder(output_format)
+        self._decoded = asyncio.Event()
         self._context = AsyncExitStack()
 
     @property
@@ -72,6 +73,12 @@ class Conversion:
     def warnings(self) -> list[str]:
         """Warnings so far; complete when the last chunk has come."""
         return self._sound.warnings
+
+    async def decoded_within(self, seconds: float) -> None:
+        """Waits until all of the recording is decoded, so that its warnings are complete, but no longer than that."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._decoded.wait()
 
     def exact_header(self) -> bytes:
         """After the last chunk: the header with the true length, of the same size as the one that was sent."""
@@ -107,6 +114,7 @@ class Conversion:
         async with aclosing(_cleaned(pieces) if self._remove_noise else pieces) as source:
             async for piece in source:
                 await self._pieces.put(piece)
+        self._decoded.set()
         await self._pieces.put(None)
 
     async def _convert(self) -> None:

@@ -35,6 +35,8 @@ _REST_OF_FORM_S = 0.25
 """How long a recording that comes first waits for the fields behind it: a short form is here by then, and its fields
 count. Converting the first seconds of sound takes longer."""
 _LATE_FORMAT_S = 30.0
+_LATE_WARNINGS_S = 0.25
+"""How long the answer to a recording that is here as a whole waits for what its end tells, as that it is cut off."""
 _WITHOUT_EFFECT = {"model_id", "voice_settings"}
 _IN_TIME = "and counted, as the form was short; send it first: behind a long recording it comes too late"
 _LATE = "too late to count on /stream; send it before the recording"
@@ -189,6 +191,8 @@ class Answer(Response):
         async with conversion:
             async for chunk in conversion:
                 if not self._started:
+                    if recording.form_ended.is_set():
+                        await conversion.decoded_within(_LATE_WARNINGS_S)
                     await self._start(send, conversion, stream_warnings(recording, early, fields))
                 await _send_body(send, chunk, more=True)
             if not self._started:

@@ -25,6 +25,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from configs.places import BucketPlace
+from configs.schema import ConfigError
 from serve_app.errors import NotStored, StoreAway, VoiceDamaged, VoiceError, VoiceExists, VoiceNotFound
 from serve_app.voices.base import MAX_FILE_BYTES, MAX_RECORD_BYTES, REFERENCE, BaseVoiceStore, Entry
 from serve_app.voices.premade import PREMADE_FOLDER
@@ -47,6 +48,8 @@ _UPDATES = 50
 """How often an update begins again where others change the same record meanwhile."""
 _USED = "used"
 _MARK = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
+_OURS = re.compile(rf"voices/{VOICE_ID.pattern}/{_MARK.pattern}/.+")
+"""What a crash may leave; anything else in the bucket is somebody else's."""
 _FULL = {"QuotaExceeded", "StorageFull", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
 
 
@@ -84,7 +87,10 @@ class S3VoiceStore(BaseVoiceStore):
         super().__init__(premade)
         self._place = place
         region = place.region or os.environ.get("AWS_REGION")  # which boto3 does not read
-        self._client = _client(place.endpoint, region, place.path_style)
+        try:
+            self._client = _client(place.endpoint, region, place.path_style)
+        except BotoCoreError as error:  # a profile that is not there, for one
+            raise ConfigError(f"the storage of voices {place} cannot be opened: {error}") from error
         self._pool = ThreadPoolExecutor(AT_ONCE, "voices")
         self._known: dict[str, tuple[str, Entry | VoiceDamaged]] = {}
         self._knows_conditions = True
@@ -93,7 +99,7 @@ class S3VoiceStore(BaseVoiceStore):
 
     def check(self) -> None:
         """As VoiceStore."""
-        with self._asking():
+        with self._listing():
             self._client.list_objects_v2(Bucket=self._place.bucket, Prefix=self._key("records/"), MaxKeys=1)
 
     def ids(self) -> list[str]:
@@ -131,6 +137,8 @@ class S3VoiceStore(BaseVoiceStore):
             return
         try:
             is_there = self._read(voice_id).home == home
+        except VoiceDamaged:  # its recording may still be good
+            raise
         except VoiceNotFound:
             is_there = False
         if not is_there:  # it was deleted meanwhile, and its features with it but for these
@@ -274,7 +282,7 @@ class S3VoiceStore(BaseVoiceStore):
     def _remove_leftovers(self) -> None:
         """Removes old files that belong to no voice: what a crash of adding or deleting has left."""
         newest_s = datetime.now(UTC).timestamp() - LEFTOVER_AGE_S
-        old = [name for name, about in self._objects("voices/") if about.changed_s < newest_s]
+        old = [name for name, about in self._objects("voices/") if about.changed_s < newest_s and _OURS.fullmatch(name)]
         homes, unreadable = set(), set()
         for voice_id, found in self._read_all() if old else ():  # after the files: a voice that is new has new ones
             if isinstance(found, Entry):
@@ -296,11 +304,20 @@ class S3VoiceStore(BaseVoiceStore):
     def _objects(self, folder: str) -> Iterator[tuple[str, _Found]]:
         """What is in a folder, at any depth."""
         pages = self._client.get_paginator("list_objects_v2")
-        with self._asking():
+        with self._listing():
             for page in pages.paginate(Bucket=self._place.bucket, Prefix=self._key(folder)):
                 for item in page.get("Contents", []):
                     name = item["Key"].removeprefix(self._place.prefix)
                     yield name, _Found(item["ETag"], item["LastModified"].timestamp())
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        try:
+            with self._asking():
+                yield
+        except _Denied:  # all of it, not one object
+            self._tell("403 AccessDenied")
+            raise
 
     def _get(self, name: str, max_bytes: int) -> _Found:
         """An object, or as much of it; FileNotFoundError where there is none."""
@@ -363,11 +380,11 @@ class S3VoiceStore(BaseVoiceStore):
             return _Changed()
         if status == 501:
             return _NotOffered()
+        if status == 403:
+            return _Denied(str(_away()))
         self._tell(f"{status} {code}")
         if status == 507 or code in _FULL:
             return NotStored(f"voices cannot be changed now: {os.strerror(errno.ENOSPC)}")
-        if status == 403:
-            return _Denied(str(_away()))
         if status >= 500:
             self._away_until_s = monotonic() + AWAY_S
         return _away()

@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from configs import load_preset
 from configs.serve import ServeArgs
 from serve_app.commands import serve_config
-from serve_app.manifest import BUCKET_SECRET, CLAIM, MANIFEST, SERVE_CONFIG, generate
+from serve_app.manifest import BUCKET_SECRET, CLAIM, MANIFEST, REDIS_SECRET, SERVE_CONFIG, generate
 
 CRD = Path(__file__).parent / "kuberay-rayservices-crd.yaml"
 FOLDER = MANIFEST.parent
@@ -105,17 +105,22 @@ def test_only_the_folders_differ_from_the_serve_config(served: Tree) -> None:
     assert written == told
 
 
-def test_voices_in_s3_stay_there(schema: Tree, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "in_redis", [{"sessions": "redis://redis:6379/1"}, {"access": {"keys": "redis://redis:6379/2"}}], ids=str
+)
+def test_voices_in_s3_and_sessions_or_keys_in_redis_stay_there(schema: Tree, tmp_path: Path, in_redis: Tree) -> None:
     config = yaml.safe_load(SERVE_CONFIG.read_text())
-    config["applications"][0]["args"]["voices"] = "s3://voices/of/us?endpoint=http://minio:9000"
+    places = {"voices": "s3://voices/of/us?endpoint=http://minio:9000", **in_redis}
+    config["applications"][0]["args"] |= places
     (tmp_path / "s3.yaml").write_text(yaml.safe_dump(config))
     tree: Tree = yaml.safe_load(generate(tmp_path / "s3.yaml"))
     assert problems(schema, tree) == []
     served = yaml.safe_load(tree["spec"]["serveConfigV2"])
-    assert served["applications"][0]["args"]["voices"] == "s3://voices/of/us?endpoint=http://minio:9000"
+    assert places.items() <= served["applications"][0]["args"].items()
     for pod in pods(tree):
         (container,) = pod["containers"]
-        assert container["envFrom"] == [{"secretRef": {"name": BUCKET_SECRET, "optional": True}}]
+        secrets = [{"secretRef": {"name": name, "optional": True}} for name in (BUCKET_SECRET, REDIS_SECRET)]
+        assert container["envFrom"] == secrets
 
 
 def pods(manifest: Tree) -> list[Tree]:

@@ -51,7 +51,7 @@ LOUDEST_CLICK = 2.0
 """Energy above 9 kHz in 5 ms, over what speech itself has."""
 BYPASS_S = 3.0
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone, pytest.mark.timeout(240)]
 Report = Callable[[str, object], None]
 
 

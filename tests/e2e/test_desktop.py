@@ -43,6 +43,7 @@ sys.exit(code)
 _missing = [name for name in PROGRAMS if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.alone,
     pytest.mark.skipif(bool(_missing), reason=f"not installed: {', '.join(_missing)} (see `make test-programs`)"),
 ]
 

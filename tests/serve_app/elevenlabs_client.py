@@ -1,4 +1,4 @@
-"""What a user of the ElevenLabs SDK writes, nothing changed but `base_url`; runs in an environment of its own.
+"""What a user of the ElevenLabs SDK writes, nothing changed but `base_url`; runs where the SDK is found.
 
 Usage: elevenlabs_client.py URL RECORDING REFERENCE; prints what came back as JSON.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elevenlabs import ElevenLabs, VoiceSettings  # type: ignore[import-not-found]  # lives in the environment this script runs in
+from elevenlabs import ElevenLabs, VoiceSettings  # type: ignore[import-not-found]  # found by PYTHONPATH
 from elevenlabs.core.api_error import ApiError  # type: ignore[import-not-found]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,19 +25,17 @@ SOURCE = ROOT / "samples" / "sources" / "garden.flac"
 VERSIONS = ("2.74.1", "2.78.0")
 
 
-def sdk_python(version: str) -> Path:
-    """The interpreter of an environment with that SDK, made once and kept beside the packages of this one."""
-    home = ROOT / ".venv" / "sdk" / version
-    python = home / "bin" / "python"
+def with_sdk(version: str) -> dict[str, str]:
+    """An environment in which this interpreter has that SDK, fetched once; what it requires is here already."""
+    home = ROOT / ".venv" / "elevenlabs" / version
     done = home / ".installed"
     if not done.exists():
-        venv.create(home, with_pip=False, clear=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(home)]
         installed = subprocess.run([*pip, f"elevenlabs=={version}"], capture_output=True, text=True)
         if installed.returncode:
             pytest.skip(f"the ElevenLabs SDK {version} cannot be installed: {installed.stderr.strip()[-300:]}")
         done.touch()
-    return python
+    return os.environ | {"PYTHONPATH": str(home)}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +54,9 @@ def url(backend: EchoBackend, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_sdk_works_with_a_changed_base_url(url: str, backend: EchoBackend, version: str) -> None:
     client = str(Path(__file__).with_name("elevenlabs_client.py"))
-    command = [str(sdk_python(version)), client, url, str(SOURCE), str(PREMADE_FOLDER / "angus.flac")]
+    command = [sys.executable, client, url, str(SOURCE), str(PREMADE_FOLDER / "angus.flac")]
     backend.calls.clear()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=with_sdk(version))
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
 
@@ -102,5 +100,6 @@ def test_the_sdk_works_with_a_changed_base_url(url: str, backend: EchoBackend, v
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_versions_call_different_paths(version: str) -> None:
     code = "import elevenlabs.speech_to_speech.raw_client as c; print('voice-changer' in open(c.__file__).read())"
-    shown = subprocess.run([str(sdk_python(version)), "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=with_sdk(version))
     assert shown.stdout.strip() == str(version == VERSIONS[1]), "both families are covered"

@@ -16,6 +16,7 @@ from serve_app.cli import main
 from serve_app.commands import UserMistake
 from serve_app.commands.certificate import RENEWED_BEFORE, VALID, given_certificate, kept_certificate
 from serve_app.commands.lan import Lan, open_lan
+from serve_app.commands.serve_config import APPLICATION
 from serve_app.instance import free_port
 from tests.serve_app.processes import ROOT
 
@@ -149,6 +150,12 @@ def test_options_that_do_not_fit_are_told(
 ) -> None:
     assert main(["serve", config(tmp_path, free_port()), *options]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_an_application_that_may_ask_for_no_key_is_not_opened(state: Path) -> None:
+    tree = {"applications": [{"import_path": APPLICATION, "args": {}}, {"import_path": "other:app", "args": {}}]}
+    with pytest.raises(UserMistake, match="other:app may ask for none"):
+        open_lan(tree, None, None)
 
 
 def test_a_machine_without_a_network_is_told(

@@ -128,6 +128,7 @@ def page(server: Server) -> Iterator[Page]:
 
 
 @pytest.mark.e2e
+@pytest.mark.alone
 def test_a_call_over_the_network_with_the_key_of_the_link(server: Server, page: Page) -> None:
     page.goto(f"{server.url}/#key={server.key}")
     expect(page.get_by_test_id("voice").first).to_be_visible(timeout=60000)

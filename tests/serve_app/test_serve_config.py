@@ -63,6 +63,7 @@ def test_each_misspelt_key_is_told_with_its_place_and_the_nearest() -> None:
         ({}, {"Stages": {"autoscaling_config": {"min_replicas": 3, "max_replicas": 2}}}, "max_replicas (2) must be"),
         ({}, {"Stages": {"num_replicas": 2}}, "num_replicas is not allowed when autoscaling_config is provided"),
         ({}, {"Ingress": {"max_ongoing_requests": 32}}, "max_ongoing_requests of Ingress is 32"),
+        ({"voices": "s3://AKIA:very-secret@bucket/a"}, {}, "holds no credentials"),
         ({}, {"Stages": {"name": "Stagse"}}, "there is no deployment Stagse; the nearest is Stages"),
     ],
 )
@@ -73,6 +74,7 @@ def test_settings_that_cannot_work_are_told(args: Tree, deployments: dict[str, T
     for deployment in application["deployments"]:
         deployment |= deployments.get(deployment["name"], {})
     assert [told for told in problems(wrong) if complaint in told], problems(wrong)
+    assert "very-secret" not in "".join(problems(wrong))
 
 
 def test_all_of_it_is_listed_by_check_and_the_first_by_serve(

@@ -305,6 +305,16 @@ def test_a_stall_of_the_frames_is_known_as_delay_and_goes_away() -> None:
     assert playout.delay_ms < 30  # not slewed: up to a frame, and the spare
 
 
+def test_no_more_delay_is_told_than_sound_can_wait() -> None:
+    clocked = Clocked(max_ms=300)
+    for _ in range(10):
+        clocked.push(tone(BLOCK_TICKS))
+        for _ in range(BLOCK_TICKS):
+            clocked.frame()
+    clocked.playout.frame(clocked.ticks * 0.02 + 5.0)  # a machine that stood still, and blocks that are lost
+    assert clocked.playout.delay_ms <= 300 + BLOCK_TICKS * 20
+
+
 def test_a_pause_of_the_stream_says_nothing_about_late_blocks() -> None:
     clocked = Clocked()
     for _ in range(LEAST_KNOWN + 2):

@@ -6,6 +6,7 @@ import { probe, size } from "./files.js";
 const BUSY = new Set([429, 503]); // of the server: what passes by itself
 const FIRST_WAIT_S = 2;
 const LONGEST_WAIT_S = 30;
+const MOST_TRIES = 60; // about half an hour
 const TICK_MS = 500; // between two looks at the time that is left
 const SHORT_BY_S = 1; // what a result may lack before it is told
 
@@ -30,6 +31,7 @@ export class Conversion {
   result = null; // a Blob
   saved = false; // the result was downloaded
   tries = 0;
+  waitsFor = ""; // why it is tried again
   giveUp = new AbortController();
 
   constructor(file) {
@@ -183,7 +185,7 @@ export class Conversions extends EventTarget {
   }
 
   #refused(conversion, error) {
-    if (BUSY.has(error.status)) return this.#hold(conversion, error.retryAfterS);
+    if (BUSY.has(error.status) && conversion.tries < MOST_TRIES) return this.#hold(conversion, error);
     if (error.status === 401 && error.code !== "quota_exceeded") {
       this.#locked = true;
       this.#enter(conversion, "waiting");
@@ -195,11 +197,12 @@ export class Conversions extends EventTarget {
     this.#enter(conversion, "failed");
   }
 
-  /** The server has no room: nothing is sent until the time that it names, each time longer. */
-  #hold(conversion, retryAfterS) {
+  /** The server has no room, or a part of it does not answer: nothing is sent for a while, each time longer. */
+  #hold(conversion, { status, message, retryAfterS }) {
     const waitS = Math.min(LONGEST_WAIT_S, FIRST_WAIT_S * 1.5 ** conversion.tries);
     conversion.tries += 1;
-    this.#heldUntil = performance.now() + 1000 * Math.max(waitS, retryAfterS ?? 0);
+    conversion.waitsFor = status === 429 ? "The server is full" : message.replace(/[.]$/, "");
+    this.#heldUntil = Math.max(this.#heldUntil, performance.now() + 1000 * Math.max(waitS, retryAfterS ?? 0));
     clearInterval(this.#tick);
     this.#tick = setInterval(() => {
       if (this.heldS === 0) clearInterval(this.#tick);

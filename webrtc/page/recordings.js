@@ -310,14 +310,14 @@ class Row {
   }
 
   #words(conversions) {
-    const { state, sent, convertedS, durationS, problem, warning, tries } = this.#conversion;
+    const { state, sent, convertedS, durationS, problem, warning, tries, waitsFor } = this.#conversion;
     switch (state) {
       case "waiting":
         if (conversions.locked) return "Waiting for the key.";
         if (tries === 0) return "Waiting for its turn.";
         return conversions.heldS > 0
-          ? `The server is full: next try in ${conversions.heldS} s.`
-          : "The server is full: trying again.";
+          ? `${waitsFor}: next try in ${conversions.heldS} s.`
+          : `${waitsFor}: trying again.`;
       case "sending":
         return sent > 0 ? `Sending: ${Math.round(100 * sent)} %` : "Sending";
       case "converting":

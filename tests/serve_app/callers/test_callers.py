@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,12 +27,14 @@ from serve_app.calls import meter
 from serve_app.calls.ice import ice_servers_of
 from serve_app.calls.rtc import Rtc
 from serve_app.cli import main
+from serve_app.commands.stand_ins import REDIS
 from serve_app.http import create_app
 from serve_app.voices.folder import FolderVoiceStore
 from serve_app.voices.service import Voices
 from tests.serve_app.calls.fakes import CallRoom, audio_offer
 from tests.serve_app.calls.test_rtc import NamedOwners, next_of, start
 from tests.serve_app.fakes import EchoBackend, recordings_over, tone, wait_until, wav_file
+from tests.serve_app.redis_server import RedisServer, requires_redis
 
 OPERATOR = "sesame"
 SPEECH = "/v1/speech-to-speech"
@@ -79,14 +79,16 @@ class Replica:
 
 
 @contextmanager
-def replica(folder: Path, keys: str | None, *, consent: bool = False, operator: str = OPERATOR) -> Iterator[Replica]:
+def replica(
+    folder: Path, keys: str | None, *, consent: bool = False, operator: str = OPERATOR, name: str = "here"
+) -> Iterator[Replica]:
     """A replica whose voices are in `folder`; several share it as they would on a cluster."""
     store = None if keys is None else checked_keys(keys)
-    room = OwnedRoom(RtcArgs(max_calls=8))
+    room = OwnedRoom(RtcArgs(max_calls=8), owner=name)
     recordings = recordings_over(EchoBackend(), FolderVoiceStore(folder), Limits())
     room.voices = recordings.voices
     rtcs: dict[str, Rtc] = {}
-    rtcs["here"] = rtc = Rtc(room.calls, NamedOwners("here", rtcs), lambda: ice_servers_of(room.args), room.args)
+    rtcs[name] = rtc = Rtc(room.calls, NamedOwners(name, rtcs), lambda: ice_servers_of(room.args), room.args)
     access = Access(operator, keys=store, consent_required=consent)
     with TestClient(create_app(recordings, rtc, access), base_url="http://localhost:8000") as client:
         yield Replica(client, room, store)
@@ -108,54 +110,39 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "LOOK_EVERY_S", 0.02)
 
 
-class RedisServer:
-    """A real one on a port of its own, whose data outlast it."""
+class LastingRedis(RedisServer):
+    """One whose data outlast it, with a database for each test."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url, self._folder = f"redis://127.0.0.1:{self.port}/0", folder
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__()
+        self._folder, self._used = folder, 0
+
+    def fresh_url(self) -> str:
+        self._used += 1
+        return f"{self.url}/{self._used}"
 
     def start(self) -> None:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--appendonly", "yes"]
         options += ["--appendfsync", "always", "--save", ""]
-        self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([REDIS, *options], stdout=subprocess.DEVNULL)
         wait_until(self._answers, "Redis listens")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as link:
-                link.sendall(b"PING\r\n")
-                return link.recv(16).startswith(b"+PONG")
-        except OSError:
-            return False
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("not installed: redis-server (see `make test-programs`)")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingRedis]:
+    server = LastingRedis(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
     server.kill()
 
 
-@pytest.fixture(params=["file", "redis"])
+@pytest.fixture(params=["file", pytest.param("redis", marks=requires_redis)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where keys are kept."""
     if request.param == "file":
         return str(tmp_path / "keys" / "keys.json")
-    server: RedisServer = request.getfixturevalue("redis")
-    server.number = getattr(server, "number", 0) + 1  # type: ignore[attr-defined]  # a database for each test
-    return f"redis://127.0.0.1:{server.port}/{server.number}"  # type: ignore[attr-defined]
+    server: LastingRedis = request.getfixturevalue("redis")
+    return server.fresh_url()
 
 
 def add_key(capsys: pytest.CaptureFixture[str], place: str, name: str, *limits: str) -> str:
@@ -305,8 +292,32 @@ def test_a_call_ends_when_the_minutes_of_the_day_are_used_up(
         assert one.publish(OPERATOR).status_code == 201
 
 
+def test_a_call_that_comes_back_keeps_its_place_and_its_private_voice(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ann, bob = add_key(capsys, place, "ann", "--calls", "1"), add_key(capsys, place, "bob")
+    with ExitStack() as stack:
+        one = stack.enter_context(replica(tmp_path, place))
+        lost, back = stack.enter_context(one.socket(ann)), stack.enter_context(one.socket(ann))
+        private = one.add_voice(ann).json()["voice_id"]
+        first = start(lost, voice=private)
+        with one.socket(bob) as stranger:
+            assert start(stranger, voice=None, replaces=first["session"])["code"] == "session_not_found"
+        with one.socket(ann) as other:
+            assert start(other, replaces="here~another")["code"] == "too_many_concurrent_requests"
+        second = start(back, voice=None, replaces=first["session"])
+        assert second["settings"]["voice"] == private
+        assert next_of(lost, "end")["reason"] == "replaced"
+        assert one.publish(ann).status_code == 429
+        if place.startswith("redis"):  # which another replica shares, that does not reach the first
+            two = stack.enter_context(replica(tmp_path, place, name="there"))
+            with two.socket(ann) as moved:
+                assert start(moved, voice=private, replaces=second["session"])["type"] == "ready"
+
+
+@requires_redis
 def test_calls_outlive_redis_and_everything_heals(
-    redis: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    redis: LastingRedis, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ring, "LEASE_S", 1.0)
     ann = add_key(capsys, redis.url, "ann", "--calls", "1")

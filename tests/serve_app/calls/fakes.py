@@ -12,6 +12,7 @@ import numpy as np
 from configs.schema import load_preset
 from configs.serve import RtcArgs
 from serve_app.callers.ring import OPERATOR, Caller
+from serve_app.calls.records import Records
 from serve_app.calls.registry import Calls
 from serve_app.errors import VoiceNotFound
 from serve_app.metrics import SessionMetrics
@@ -145,6 +146,7 @@ class CallRoom:
     gate: Gate = everything
     stats_every_s: float = 0.01
     adapt_every_s: float = 0.01
+    records: Records | None = None
     features_gate: asyncio.Event | None = None
     """Where set, voices are made ready only when it is."""
 
@@ -157,6 +159,7 @@ class CallRoom:
             open_stream=self.open_stream,
             open_peer=self.open_peer,
             metrics=SessionMetrics(),
+            records=self.records,
             stats_every_s=self.stats_every_s,
             adapt_every_s=self.adapt_every_s,
         )

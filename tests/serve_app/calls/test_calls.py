@@ -12,7 +12,7 @@ import pytest
 
 from configs.schema import Mode
 from configs.serve import RtcArgs
-from serve_app.calls.capacity import Failing
+from serve_app.calls.failing import Failing
 from serve_app.calls.protocol import End, Wishes
 from serve_app.calls.session import OPUS_MS, Call, stats_message
 from serve_app.errors import CallsFull, Refused, Unavailable, VoiceNotFound

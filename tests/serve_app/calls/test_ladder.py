@@ -17,6 +17,7 @@ from serve_app.errors import CallsFull
 from stages.call import BlockReport
 from stages.gate import tick_gains
 from stages.geometry import TICK_16K
+from stages.settings import call_mode
 from stages.types import Samples
 from tests.serve_app.calls.fakes import LIVE, CallRoom, QuickStages, audio_offer
 from tests.stages.virtual import run_virtual
@@ -111,7 +112,7 @@ def test_a_call_that_holds_its_blocks_keeps_them() -> None:
         held.call.hear('{"type":"change","adapt":true}', held._tell)
         await held.speak(5)
         assert held.call.settings["block_ms"] > 200
-        held.call.hear('{"type":"change","block_ms":60}', held._tell)
+        held.call.hear('{"type":"change","block_ms":60,"adapt":false}', held._tell)
         await held.speak(5)
         assert held.call.settings["block_ms"] == 60 and held.call.settings["adapted"] is None
         await held.stop()
@@ -196,7 +197,7 @@ def test_steps_are_given_up_before_delay_where_they_count() -> None:
     assert [rung.refuses for rung in rungs] == [False] * (len(rungs) - 1) + [True]
     ladder = Ladder(STEPPED, renders_in_one=False)
     follow(ladder, 0.0, 1, lost=4, needed_ms=130.0)
-    wanted = Wanted.of("lowest")
+    wanted = Wanted("lowest")
     assert wanted.on(ladder.rung(1.0), STEPPED) == (STEPPED.lowest.block_ms, 6)
 
 
@@ -235,10 +236,52 @@ def test_blocks_that_failed_say_nothing_about_the_machine() -> None:
 
 def test_what_is_asked_for_is_held_until_the_client_lets_go() -> None:
     high = Rung(steps=4, block_ms=500)
-    wanted = Wanted.of("lowest", block_ms=60, steps=20)
-    assert wanted.on(high, STEPPED) == (60, 20) and not wanted.adapts
+    wanted = Wanted("lowest", block_ms=60, steps=20)
+    assert wanted.on(high, STEPPED) == (60, 20)
     released = wanted.changed(Change(type="change", adapt=True))
     assert released.on(high, STEPPED) == (500, 4) and released.on(Rung(), STEPPED) == (60, 20)
     other = wanted.changed(Change(type="change", mode="constant"))
     assert other.on(high, STEPPED) == (500, 20)  # another mode brings its own block size
-    assert Wanted.of("lowest", steps=20, adapt=True).on(high, STEPPED) == (500, 4)
+    assert Wanted("lowest", steps=20, adapt=True).on(high, STEPPED) == (500, 4)
+    for change in (Change(type="change", mode="constant"), Change(type="change", steps=5)):
+        own_ms = call_mode(STEPPED, change.mode or "lowest").block_ms
+        assert Wanted("lowest", adapt=False).changed(change).on(high, STEPPED).block_ms == own_ms
+        assert Wanted("lowest", adapt=True).changed(change).on(high, STEPPED) == (500, 4)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "adapts"), [({"block_ms": 40}, False), ({"adapt": False}, False), ({"steps": 9}, True)]
+)
+def test_what_a_call_holds_makes_no_other_climb(wishes: dict[str, Any], adapts: bool) -> None:
+    async def run() -> None:
+        held = Held(lambda _: 200.0, **wishes)
+        await held.speak(6)
+        assert held.call.settings["adapts"] is adapts  # tiny renders in one step: to hold steps holds nothing
+        assert (held.room.calls.ladder.number > 0) is adapts
+        await held.stop()
+
+    run_virtual(run())
+
+
+def test_a_server_that_refused_takes_calls_again_though_nobody_speaks() -> None:
+    ladder = Ladder(LIVE, renders_in_one=True)
+    now_s = follow(ladder, 0.0, 20, lost=8, needed_ms=900.0)
+    assert ladder.rung(now_s).refuses
+    for _ in range(round(HOLD_S) + 2):
+        now_s += 1
+        ladder.follow(BlockReport(), BlockReport(), now_s)
+    assert not ladder.rung(now_s).refuses
+    assert ladder.rung(now_s + FORGET_S) == Rung()  # a call without blocks is no reason to remember
+
+
+def test_a_call_that_comes_back_is_taken_where_new_ones_are_refused() -> None:
+    async def run() -> None:
+        held = Held(lambda _: 900.0)
+        await held.speak(30)
+        calls = held.room.calls
+        with pytest.raises(CallsFull):
+            calls.start(Wishes(voice="clara"), audio_offer())
+        calls.start(Wishes(voice="clara"), audio_offer(), comes_back=True).stop(STOPPED)
+        await held.stop()
+
+    run_virtual(run())

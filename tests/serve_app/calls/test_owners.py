@@ -49,7 +49,7 @@ def run(replicas: int) -> None:
         ray_actor_options={"num_cpus": 0},  # the graph may have taken all there are
         request_router_config=to_owners,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=5,
     )(serve.ingress()(SilentIngress))
     serve.run(ingress.bind(), name=APP, route_prefix="/owned")
 

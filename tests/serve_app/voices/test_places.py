@@ -60,6 +60,8 @@ def test_a_place_is_read(url: str, place: object) -> None:
         ("s3://bucket?path_style=yes", "allowed are true and false"),
         ("s3://bucket?presigned_s=-1", "whole seconds from 0 to 604800"),
         ("s3://bucket?presigned_s=604801", "whole seconds from 0 to 604800"),
+        ("s3://[x/y", "followed by no name of a bucket"),
+        ("~nosuchuser/voices", "a user that is not known here"),
         ("s3://key:very-secret@bucket/a", "holds no credentials"),
         ("s3://bucket?endpoint=http://key:very-secret@host", "holds no credentials"),
     ],
