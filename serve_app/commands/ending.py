@@ -24,8 +24,10 @@ def ended_by_signals() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in _ENDING}
     heeded = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    came: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         for each in heeded:
             signal.signal(each, signal.SIG_IGN)
         try:
@@ -43,3 +45,5 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number in heeded:
             signal.signal(number, before[number])
+    if came:  # the loop was over before it could be left
+        leave(came[0])
