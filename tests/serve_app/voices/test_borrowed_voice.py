@@ -72,6 +72,7 @@ def calling(server: Server, recording: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [*command, "--in", recording, "--out", str(Path(recording).with_name("call.wav"))],
         cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
     )  # fmt: skip
     wait_until(lambda: server.room.calls.live == 1 or process.poll() is not None, "the call has begun", limit_s=60)
     assert process.poll() is None, process.stderr.read() if process.stderr else ""
