@@ -32,6 +32,8 @@ SETTINGS = {
     # Ray's switch for machines without a cluster; with it Ray binds loopback.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's own 15 lets a browser, or any other program, keep the replicas of a call from running.
+    "RAY_worker_niceness": "0",
 }
 """Environment of the driver and of all that it starts."""
 REPLICA_SETTINGS = {

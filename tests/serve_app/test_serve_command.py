@@ -204,6 +204,15 @@ def test_jobs_need_the_token(server: Server) -> None:
 
 
 @pytest.mark.e2e
+def test_replicas_run_as_soon_as_any_other_program(server: Server) -> None:
+    niceness = {os.getpriority(os.PRIO_PROCESS, pid) for pid in descendants(server.pid) if is_replica(pid)}
+    assert niceness == {os.getpriority(os.PRIO_PROCESS, server.pid)}
+
+
+def is_replica(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::ServeReplica")
+
+
 def test_the_token_is_private(server: Server) -> None:
     assert stat.S_IMODE(server.token_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(server.token_file.parent.stat().st_mode) == 0o700
