@@ -25,8 +25,13 @@ def machine(module: str) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", module, *map(_shown, sys.argv[1:])]),
     }
+
+
+def _shown(argument: str) -> str:
+    """As it was given, but for the folders of an absolute path, which are this machine's own."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def same_work() -> dict[str, object]:

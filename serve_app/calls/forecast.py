@@ -17,7 +17,8 @@ MEDIA_CORES = 0.1
 """Network, Opus and frames of one call, and its share of Ray's own processes. A call in blocks of 120 ms took 0.62 of a
 core in all, where a block took 42 ms (the same machine and day)."""
 PAGE_CORES = 0.5
-"""A browser with the page in a call: a headless Chromium took 0.38 of a core (AMD EPYC, 2026-11-28)."""
+"""A browser with the page in a call: a headless Chromium took 0.23 of a core (AMD EPYC, 2026-11-28); one that also
+cancels echo, or paints a large screen without a graphics card, takes more."""
 SHARED = 1.4
 """Two blocks at once that take longer than this, over one alone, do not have a core each."""
 

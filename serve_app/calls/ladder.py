@@ -148,7 +148,6 @@ class Ladder:
         """To the next rung, or past those that would not do either."""
         last = len(self._rungs) - 1
         if self._at == last:
-            self._seen.clear()
             return
         if now_s - self._tried_s <= FAILED_WITHIN_S:
             self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)

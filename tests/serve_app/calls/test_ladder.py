@@ -274,6 +274,15 @@ def test_a_server_that_refused_takes_calls_again_though_nobody_speaks() -> None:
     assert ladder.rung(now_s + FORGET_S) == Rung()  # a call without blocks is no reason to remember
 
 
+def test_a_server_that_still_falls_behind_goes_on_refusing() -> None:
+    ladder = Ladder(LIVE, renders_in_one=True)
+    now_s = follow(ladder, 0.0, 20, lost=8, needed_ms=900.0)
+    for tick in range(round(8 * HOLD_S)):  # long blocks come out in every other tick only
+        now_s += 0.5
+        ladder.follow(report(0, 0), report(0, tick % 2), now_s)
+        assert ladder.rung(now_s).refuses
+
+
 def test_a_call_that_comes_back_is_taken_where_new_ones_are_refused() -> None:
     async def run() -> None:
         held = Held(lambda _: 900.0)
