@@ -72,6 +72,15 @@ OutputFormatName = Annotated[
 ]
 
 
+class ConversionQuery(BaseModel):
+    """What both routes take in the query."""
+
+    output_format: OutputFormatName = DEFAULT_OUTPUT_FORMAT
+    enable_logging: bool = True
+    optimize_streaming_latency: Annotated[int | None, Field(ge=0, le=4)] = None
+    live: Annotated[bool, Field(description="take the path of a call instead of the one for recordings")] = False
+
+
 class LateFields:
     """The fields behind a recording on `/stream`, and which of them would change the result."""
 
@@ -118,17 +127,20 @@ class Answer(Response):
         recordings: Recordings,
         request: Request,
         voice_id: str,
+        query: ConversionQuery,
         *,
-        output_format: str,
-        live: bool,
         streaming: bool,
-        short_windows: bool = False,
     ) -> None:
         self._recordings = recordings
         self._request_id: str = request.state.request_id
         self._place: Place | None = getattr(request.state, "place", None)
         self._voice_id = voice_id
-        self._options: dict[str, Any] = {"output_format": output_format, "live": live, "streaming": short_windows}
+        short_windows = streaming and query.optimize_streaming_latency != 0
+        self._options: dict[str, Any] = {
+            "output_format": query.output_format,
+            "live": query.live,
+            "streaming": short_windows,
+        }
         self._streaming = streaming
         self._started = False
         super().__init__()
@@ -257,47 +269,20 @@ class Answer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
 
-StreamingLatency = Annotated[int | None, Query(ge=0, le=4)]
-Live = Annotated[bool, Query(description="take the path of a call instead of the one for recordings")]
-
-
 def recordings_router(recordings: Recordings) -> APIRouter:
     """The conversion routes under the paths that the two generations of ElevenLabs SDKs call."""
     router = APIRouter(tags=["speech to speech"])
 
-    async def convert(
-        request: Request,
-        voice_id: str,
-        output_format: OutputFormatName = DEFAULT_OUTPUT_FORMAT,
-        enable_logging: bool = True,
-        optimize_streaming_latency: StreamingLatency = None,
-        live: Live = False,
-    ) -> Response:
+    async def convert(request: Request, voice_id: str, query: Annotated[ConversionQuery, Query()]) -> Response:
         """Convert a recording and answer with the whole result."""
-        return Answer(recordings, request, voice_id, output_format=output_format, live=live, streaming=False)
+        return Answer(recordings, request, voice_id, query, streaming=False)
 
-    async def stream(
-        request: Request,
-        voice_id: str,
-        output_format: OutputFormatName = DEFAULT_OUTPUT_FORMAT,
-        enable_logging: bool = True,
-        optimize_streaming_latency: StreamingLatency = None,
-        live: Live = False,
-    ) -> Response:
+    async def stream(request: Request, voice_id: str, query: Annotated[ConversionQuery, Query()]) -> Response:
         """Convert a recording while it is being uploaded; fields that come behind it may come too late to count.
 
         `optimize_streaming_latency=0` begins later, and sounds like the plain route: it takes the same long windows.
         """
-        short = optimize_streaming_latency != 0
-        return Answer(
-            recordings,
-            request,
-            voice_id,
-            output_format=output_format,
-            live=live,
-            streaming=True,
-            short_windows=short,
-        )
+        return Answer(recordings, request, voice_id, query, streaming=True)
 
     for family in ("speech-to-speech", "voice-changer"):
         for path, handler in ((f"/{family}/{{voice_id}}", convert), (f"/{family}/{{voice_id}}/stream", stream)):

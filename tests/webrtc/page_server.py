@@ -155,6 +155,8 @@ class PageServer:
             else:
                 fields[part.name] = await part.text()
         self.heard.append({"type": "upload", "name": fields["name"], "sizes": sizes})
+        if "consent" in fields:
+            self.heard.append({"type": "consent", "value": fields["consent"]})
         if "remove_background_noise" in fields:
             self.heard.append({"type": "clean", "value": fields["remove_background_noise"]})
         self.voices.append(voice(f"v{len(self.voices)}", fields["name"], own=True))

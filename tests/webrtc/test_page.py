@@ -485,6 +485,7 @@ def test_a_voice_is_added_from_a_file_and_deleted(open_page: Open, server: PageS
     page.get_by_test_id("add-save").click()
     expect(page.get_by_role("radio", name="Grandmother")).to_be_checked()
     assert server.said("upload") == [{"type": "upload", "name": "Grandmother", "sizes": [microphone.stat().st_size]}]
+    assert [told["value"] for told in server.said("consent")] == ["The speaker agreed that this voice is used."]
     expect(page.get_by_test_id("voice-delete")).to_have_count(1)  # the premade ones have none
     page.get_by_role("button", name="Delete Grandmother").click()
     page.get_by_test_id("remove-confirm").click()
